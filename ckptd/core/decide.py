@@ -1,0 +1,316 @@
+"""(State, Command, Now) -> records and an answer, or a rejection that changes nothing.
+
+One function per verb. A verb over many tasks answers for each: a task that cannot be changed is
+said so and does not stop the others. Read next: `submit.py`, `plan.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptd.core.policy import Caller, Now, Policy
+from ckptd.core.records import (
+    ACTIVE,
+    ENDED,
+    PENDING,
+    STUCK,
+    AnyRecord,
+    CheckpointAsked,
+    Edited,
+    FreezeIntent,
+    GroupChanged,
+    GroupRemoved,
+    Moved,
+    Phase,
+    Removed,
+    Reset,
+    SignalIntent,
+    Spec,
+    StopIntent,
+)
+from ckptd.core.select import selected
+from ckptd.core.state import Group, Run, State, Task
+from ckptd.core.submit import entry, submit
+from ckptd.protocol import messages as m
+from ckptd.protocol.errors import BadRequest, Conflict, Denied, NotFound, Rejected
+
+SIGKILL = 9
+_pack = msgspec.msgpack.Encoder(order="sorted")
+
+
+class Case(msgspec.Struct, frozen=True):
+    """What every decision may look at."""
+
+    state: State
+    caller: Caller
+    now: Now
+    policy: Policy
+
+
+def decide(case: Case, command: m.Message) -> tuple[list[AnyRecord], m.Answer]:
+    """Return the records of a mutating command and its answer. Raises Rejected."""
+    match command:
+        case m.Submit():
+            return submit(case.state, command, case.caller, case.now, case.policy)
+        case m.GroupSet():
+            return _group_set(case, command)
+        case m.GroupRemove():
+            return _group_remove(case, command)
+        case m.Clean(dry_run=True):
+            return [], _each(case, command)[1]
+        case _:
+            return _each(case, command)
+
+
+def _each(case: Case, command: Any) -> tuple[list[AnyRecord], m.Changed]:
+    change = _CHANGES[type(command)]
+    records: list[AnyRecord] = []
+    rows: list[m.TaskChange] = []
+    for task in selected(case.state, command.select, case.caller):
+        error = None
+        try:
+            made = change(case, task, command)
+        except Rejected as refused:
+            if isinstance(command, m.Clean) and _is_wide(command.select):
+                continue  # `clean --all` means: all that can be cleaned
+            error, made = refused.reply(), []
+        records += made
+        rows.append(m.TaskChange(task.id, _phase_after(task, made).word, error))
+    return records, m.Changed(tuple(rows))
+
+
+def _is_wide(select: m.Selector) -> bool:
+    return not (select.ids or select.last or select.keys)
+
+
+def _phase_after(task: Task, made: list[AnyRecord]) -> Phase:
+    for record in reversed(made):
+        match record:
+            case Moved():
+                return record.phase
+            case StopIntent():
+                return Phase.STOPPING
+            case Reset():
+                return Phase.QUEUED
+            case FreezeIntent():
+                return Phase.PAUSED if record.frozen else Phase.RUNNING
+            case _:
+                pass
+    return task.phase
+
+
+def _conflict(task: Task, verb: str, hint: str = "") -> Conflict:
+    return Conflict(f"cannot {verb} task {task.id}: it is {task.phase.word}", hint)
+
+
+# --- ending ---------------------------------------------------------------------------------
+
+
+def _cancel(case: Case, task: Task, command: m.Cancel) -> list[AnyRecord]:
+    if task.phase in PENDING or task.phase in STUCK:
+        return [Moved(task.id, case.now.at_ns, Phase.CANCELLED, command.reason or "cancel")]
+    run = task.run
+    if task.phase not in ACTIVE or run is None:
+        if task.phase is Phase.CANCELLED:
+            return []  # twice is the same as once
+        raise _conflict(task, "cancel", "it has ended already")
+    if run.stop is not None and run.stop.why == "cancel" and command.grace_s is None:
+        return []
+    spec = task.unpacked()
+    grace_s = spec.grace_s if command.grace_s is None else command.grace_s
+    return [stop(task, run, case, "cancel", grace_s=grace_s, ask=command.checkpoint)]
+
+
+def _kill(case: Case, task: Task, command: m.Kill) -> list[AnyRecord]:
+    if task.phase not in ACTIVE or task.run is None:
+        return _cancel(case, task, m.Cancel(command.select, reason=command.reason or "kill"))
+    run, now = task.run, case.now
+    return [StopIntent(task.id, run.attempt, now.at_ns, "kill", 2, 0, 0.0, case.caller.uid)]
+
+
+def stop(  # noqa: PLR0913 - a rung is made of this much
+    task: Task, run: Run, case: Case, why: str, *, grace_s: float, ask: bool, by: int | None = None
+) -> StopIntent:
+    """Return the first rung of the ladder: ask where the task makes checkpoints, else signal."""
+    by = case.caller.uid if by is None else by
+    asks = ask and run.cursor != "" and case.policy.ask_s > 0
+    wait_s = case.policy.ask_s if asks else grace_s
+    next_ns = case.now.at_ns + int(wait_s * 1e9)
+    return StopIntent(
+        task.id, run.attempt, case.now.at_ns, why, 0 if asks else 1, next_ns, grace_s, by
+    )
+
+
+def _clean(case: Case, task: Task, command: m.Clean) -> list[AnyRecord]:
+    if task.phase not in ENDED:
+        hint = "see: ckptctl quarantine" if task.phase is Phase.QUARANTINED else "cancel it first"
+        raise _conflict(task, "clean", hint)
+    if task.id in case.state.dependents:
+        raise _conflict(task, "clean", "other tasks still wait for how it ended")
+    if case.now.at_ns - task.until_ns < command.older_s * 1e9:
+        raise Conflict(f"cannot clean task {task.id}: it ended less than {command.older_s} s ago")
+    return [Removed(task.id, case.now.at_ns)]
+
+
+# --- running --------------------------------------------------------------------------------
+
+
+def _attempt(task: Task, verb: str) -> Run:
+    if task.phase not in ACTIVE or task.run is None:
+        raise _conflict(task, verb, "only a running task can do that")
+    return task.run
+
+
+def _signal(case: Case, task: Task, command: m.Signal) -> list[AnyRecord]:
+    run = _attempt(task, "signal")
+    if run.shim is None:
+        raise _conflict(task, "signal", "it is just being started; try again")
+    return [
+        SignalIntent(
+            task.id, run.attempt, case.now.at_ns, command.signal, command.tree, case.caller.uid
+        )
+    ]
+
+
+def _pause(case: Case, task: Task, _: m.Pause) -> list[AnyRecord]:
+    if task.phase is Phase.PAUSED:
+        return []
+    if task.phase in PENDING:
+        raise _conflict(task, "pause", f"it is not running; try: ckptctl hold {task.id}")
+    run = _attempt(task, "pause")
+    if task.phase is not Phase.RUNNING:
+        raise _conflict(task, "pause")
+    return [FreezeIntent(task.id, run.attempt, case.now.at_ns, True)]
+
+
+def _resume(case: Case, task: Task, command: m.Resume) -> list[AnyRecord]:
+    if task.phase is Phase.RUNNING:
+        return []
+    if task.phase is Phase.HELD:
+        return _release(case, task, m.Release(command.select))
+    if task.phase is not Phase.PAUSED or task.run is None:
+        raise _conflict(task, "resume", "only a paused task can be resumed")
+    return [FreezeIntent(task.id, task.run.attempt, case.now.at_ns, False)]
+
+
+def _checkpoint_now(case: Case, task: Task, _: m.CheckpointNow) -> list[AnyRecord]:
+    run = _attempt(task, "checkpoint")
+    return [CheckpointAsked(task.id, run.attempt, case.now.at_ns, run.asked + 1)]
+
+
+# --- waiting --------------------------------------------------------------------------------
+
+
+def _hold(case: Case, task: Task, _: m.Hold) -> list[AnyRecord]:
+    if task.phase is Phase.HELD:
+        return []
+    if task.phase not in PENDING:
+        hint = f"try: ckptctl pause {task.id}" if task.phase in ACTIVE else ""
+        raise _conflict(task, "hold", hint)
+    return [Moved(task.id, case.now.at_ns, Phase.HELD, "", task.until_ns)]
+
+
+def _release(case: Case, task: Task, _: m.Release) -> list[AnyRecord]:
+    if task.phase in STUCK:
+        return [Reset(task.id, case.now.at_ns, fresh=False)]
+    if task.phase is not Phase.HELD:
+        raise _conflict(task, "release", "only held, quarantined or blocked tasks can be")
+    phase, reason, until_ns = entry(case.state, task.needs, task.until_ns, case.now)
+    return [Moved(task.id, case.now.at_ns, phase, reason, until_ns)]
+
+
+def _drop(case: Case, task: Task, _: m.Drop) -> list[AnyRecord]:
+    if task.phase not in STUCK:
+        raise _conflict(task, "drop", "only quarantined or blocked tasks can be")
+    return [Moved(task.id, case.now.at_ns, Phase.FAILED, f"dropped: {task.reason}")]
+
+
+def _retry(case: Case, task: Task, command: m.Retry) -> list[AnyRecord]:
+    if task.phase in ACTIVE:
+        raise _conflict(task, "retry", "it is running; cancel it first")
+    if task.phase in (Phase.QUEUED, Phase.HELD):
+        raise _conflict(task, "retry", "it has not ended")
+    if task.phase is Phase.WAITING and task.reason not in ("backoff", "transient", "rate_limit"):
+        raise _conflict(task, "retry", f"it waits: {task.reason}")
+    return [Reset(task.id, case.now.at_ns, command.fresh)]
+
+
+def _edit(case: Case, task: Task, command: m.Edit) -> list[AnyRecord]:
+    only_priority = command == m.Edit(select=command.select, priority=command.priority)
+    if task.phase in ACTIVE and not only_priority:
+        raise _conflict(task, "edit", "only a task that is not running can be edited")
+    group = command.group if command.group is not None else task.group
+    if group not in case.state.groups:
+        raise NotFound(f"no group {group!r}", f"ckptctl group add {group}")
+    return [
+        Edited(
+            task.id,
+            case.now.at_ns,
+            group,
+            task.priority if command.priority is None else command.priority,
+            task.deadline_ns if command.deadline_ns is None else command.deadline_ns,
+            msgspec.Raw(_pack.encode(_edited_spec(task.unpacked(), command))),
+        )
+    ]
+
+
+def _edited_spec(spec: Spec, command: m.Edit) -> Spec:
+    changes: dict[str, Any] = {
+        name: value
+        for name in ("name", "argv", "cwd", "timeout_s", "grace_s", "labels")
+        if (value := getattr(command, name)) is not None
+    }
+    if command.retries is not None:
+        changes["max_failures"] = command.retries + 1
+    if "cwd" in changes and not changes["cwd"].startswith("/"):
+        raise BadRequest(f"cwd {changes['cwd']!r} is not an absolute path")
+    return replace(spec, **changes)
+
+
+# --- groups ---------------------------------------------------------------------------------
+
+
+def _group_set(case: Case, command: m.GroupSet) -> tuple[list[AnyRecord], m.Answer]:
+    _admin_only(case, "change groups")
+    old = case.state.groups.get(command.name) or Group(command.name)
+    parallel = old.parallel if command.parallel is None else command.parallel
+    paused = old.paused if command.paused is None else command.paused
+    return [GroupChanged(command.name, parallel, paused)], m.Done()
+
+
+def _group_remove(case: Case, command: m.GroupRemove) -> tuple[list[AnyRecord], m.Answer]:
+    _admin_only(case, "change groups")
+    if command.name == "default":
+        raise Conflict("the group 'default' stays")
+    if command.name not in case.state.groups:
+        raise NotFound(f"no group {command.name!r}")
+    left = sum(case.state.by_group.get(command.name, ()))
+    if left:
+        raise Conflict(
+            f"group {command.name!r} still has {left} tasks",
+            f"ckptctl cancel -g {command.name}; ckptctl clean -g {command.name}",
+        )
+    return [GroupRemoved(command.name)], m.Done()
+
+
+def _admin_only(case: Case, what: str) -> None:
+    if not case.caller.admin:
+        raise Denied(f"uid {case.caller.uid} may not {what}", "ask root or the daemon's owner")
+
+
+_CHANGES: dict[type[m.Message], Callable[[Case, Task, Any], list[AnyRecord]]] = {
+    m.Cancel: _cancel,
+    m.Kill: _kill,
+    m.Signal: _signal,
+    m.Pause: _pause,
+    m.Resume: _resume,
+    m.Hold: _hold,
+    m.Release: _release,
+    m.Drop: _drop,
+    m.Retry: _retry,
+    m.Edit: _edit,
+    m.CheckpointNow: _checkpoint_now,
+    m.Clean: _clean,
+}

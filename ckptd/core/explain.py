@@ -1,0 +1,135 @@
+"""Why a task is where it is, in one or two sentences that a person can act on."""
+
+from ckptd.core.policy import Now, Policy
+from ckptd.core.records import Phase
+from ckptd.core.state import Past, State, Task, ready_key
+
+_SIGNALS = {1: "HUP", 2: "INT", 3: "QUIT", 4: "ILL", 6: "ABRT", 7: "BUS", 8: "FPE", 9: "KILL",
+            10: "USR1", 11: "SEGV", 12: "USR2", 13: "PIPE", 14: "ALRM", 15: "TERM"}  # fmt: skip
+AHEAD_COUNTED_MAX = 10_000
+
+
+def explain(state: State, task: Task, now: Now, policy: Policy) -> str:
+    """Return the explanation."""
+    match task.phase:
+        case Phase.QUEUED:
+            text = _queued(state, task, policy)
+        case Phase.WAITING:
+            text = _waiting(state, task, now)
+        case Phase.HELD:
+            text = f"held by a person; `ckptctl release {task.id}` lets it go on"
+        case Phase.BLOCKED:
+            text = _blocked(state, task)
+        case Phase.QUARANTINED:
+            text = (
+                f"quarantined: {task.reason}. Its files are kept; `ckptctl logs {task.id}`, then "
+                f"`ckptctl quarantine release {task.id}` or `drop`"
+            )
+        case Phase.STOPPING:
+            text = _stopping(task, now)
+        case Phase.STARTING:
+            text = "its start is logged and under way"
+        case Phase.RUNNING:
+            text = _running(task, now)
+        case Phase.PAUSED:
+            text = f"frozen by a person; `ckptctl resume {task.id}`"
+        case _:
+            text = f"{task.phase.word}" + (f": {task.reason}" if task.reason else "")
+    last = task.run.past[-1] if task.run is not None and task.run.past else None
+    return f"{text}. Last attempt: {ending(last)}" if last is not None else text
+
+
+def ending(past: Past) -> str:
+    """Return how an attempt ended, in words."""
+    how = {
+        "exit": f"exited with {past.code}",
+        "oom": "killed by the kernel for want of memory (OOM)",
+        "lost": "lost: its supervisor was killed",
+        "reboot": "cut off when the machine went down",
+        "not_started": "never began",
+        "spawn_error": "could not be started",
+        "cancel": "stopped by cancel",
+        "kill": "killed by a person",
+        "timeout": "stopped: its timeout was over",
+        "deadline": "stopped: its deadline had passed",
+        "shutdown": "interrupted by a shutdown",
+    }.get(past.cause, past.cause)
+    if past.cause == "signal":
+        how = f"killed by SIG{_SIGNALS.get(past.signal, past.signal)}"
+    elif past.signal and past.cause != "oom":
+        how += f" (SIG{_SIGNALS.get(past.signal, past.signal)})"
+    if past.cause not in ("not_started", "spawn_error"):
+        how += f" after {(past.ended_ns - past.started_ns) / 1e9:.1f} s"
+    if past.lost_s and past.cause != "not_started":
+        how += f", {past.lost_s:.1f} s of work since the last checkpoint lost"
+    return f"{how} ({past.text})" if past.text else how
+
+
+def _queued(state: State, task: Task, policy: Policy) -> str:
+    group = state.groups.get(task.group)
+    if group is None:
+        return f"its group {task.group!r} does not exist"
+    if group.paused:
+        return f"group {group.name!r} is paused; `ckptctl group resume {group.name}`"
+    slots, used = group.parallel or policy.slots, state.slots_used(group.name)
+    if used < slots:
+        return "about to start"
+    heap = state.ready.get(task.group, [])
+    own = ready_key(task)
+    many = len(heap) > AHEAD_COUNTED_MAX
+    ahead = "many" if many else str(sum(1 for key in heap if key < own))
+    return (
+        f"all {slots} slots of group {group.name!r} are taken, {ahead} tasks are ahead; "
+        f"`ckptctl group set {group.name} --parallel N` changes that"
+    )
+
+
+def _waiting(state: State, task: Task, now: Now) -> str:
+    left = f"{max(0, task.until_ns - now.at_ns) / 1e9:.1f} s"
+    run = task.run
+    match task.reason:
+        case "after":
+            open_needs = [
+                f"{need.task} ({other.phase.word})"
+                for need in task.needs
+                if (other := state.tasks.get(need.task)) is not None and other.phase < 7
+            ]
+            return f"waits for tasks {', '.join(open_needs[:20]) or 'to be judged'}"
+        case "at":
+            return f"is to start in {left}"
+        case "backoff":
+            return f"tries again in {left}, after failure {run.failures if run else 0}"
+        case "rate_limit":
+            return f"asked to wait (rate limit), goes on in {left}; no failure is counted"
+        case _:
+            return f"met something transient, tries again in {left}; no failure is counted"
+
+
+def _blocked(state: State, task: Task) -> str:
+    if task.reason != "dependency":
+        return f"blocked: {task.reason}; `ckptctl retry --fresh {task.id}` starts from nothing"
+    unmet = ", ".join(
+        f"{need.task} ({other.phase.word if other else 'cleaned'}, wanted {need.when})"
+        for need in task.needs[:20]
+        for other in (state.tasks.get(need.task),)
+    )
+    return f"can never start as asked, it depends on {unmet}; `ckptctl release {task.id}` starts it"
+
+
+def _stopping(task: Task, now: Now) -> str:
+    stop = task.run.stop if task.run is not None else None
+    if stop is None:
+        return "stopping"
+    step = ("asked for a checkpoint", "got its stop signal", "killed")[stop.rung]
+    left = f", force in {max(0, stop.next_ns - now.at_ns) / 1e9:.1f} s" if stop.next_ns else ""
+    return f"stopping ({stop.why}): {step}{left}"
+
+
+def _running(task: Task, now: Now) -> str:
+    run = task.run
+    if run is None:
+        return "running"
+    text = f"runs for {max(0, now.at_ns - run.started_ns) / 1e9:.1f} s, attempt {run.attempt}"
+    if run.resumed_from:
+        text += f", resumed from checkpoint {run.resumed_from}"
+    return f"{text} ({run.warning})" if run.warning else text

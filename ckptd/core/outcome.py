@@ -1,0 +1,232 @@
+"""What a sighting means: from what the runner saw to the records that say so.
+
+The verdict on an end (done, try again, when, or give up) is worked out here once and stored as
+values, so that a changed policy never changes an old replay. Read next: `plan.py`, `retry.py`.
+"""
+
+from msgspec.structs import replace
+
+from ckptd.core import retry
+from ckptd.core.policy import Now, Policy
+from ckptd.core.port import EndSeen, MarkSeen, StartSeen
+from ckptd.core.records import ACTIVE, PENDING, AnyRecord, Ended, Marked, Phase, Started, Verdict
+from ckptd.core.state import Run, State, Task
+
+
+def started(state: State, seen: StartSeen) -> list[AnyRecord]:
+    """Return the record of a start, or nothing where it is already known or of another attempt."""
+    task = state.tasks.get(seen.task)
+    if task is None or task.run is None or task.phase not in ACTIVE:
+        return []
+    if task.run.attempt != seen.attempt or task.run.shim is not None:
+        return []
+    return [
+        Started(
+            seen.task,
+            seen.attempt,
+            seen.at_ns,
+            seen.shim,
+            seen.pid,
+            seen.resumed_from,
+            seen.warning,
+        )
+    ]
+
+
+def marked(state: State, seen: MarkSeen, now: Now) -> list[AnyRecord]:
+    """Return the record of durable progress, or nothing where nothing changed."""
+    task = state.tasks.get(seen.task)
+    if task is None or task.run is None or task.phase not in ACTIVE:
+        return []
+    run = task.run
+    if run.attempt != seen.attempt or (run.cursor, run.checkpoint) == (
+        seen.cursor,
+        seen.checkpoint,
+    ):
+        return []
+    return [
+        Marked(seen.task, seen.attempt, now.at_ns, seen.checkpoint, seen.checkpoint_ns, seen.cursor)
+    ]
+
+
+def ended(
+    state: State, seen: EndSeen, mark: MarkSeen | None, now: Now, policy: Policy
+) -> list[AnyRecord]:
+    """Return the record of an end with its verdict, or nothing where the attempt is not ours.
+
+    `mark` is the last word of the task's files about this attempt, where there is one.
+    """
+    task = state.tasks.get(seen.task)
+    if task is None or task.run is None or task.phase not in ACTIVE:
+        return []
+    run = task.run
+    if run.attempt != seen.attempt:
+        return []
+    if mark is not None:
+        run = replace(run, cursor=mark.cursor, checkpoint_ns=mark.checkpoint_ns)
+    started_ns = seen.started_ns or run.started_ns or run.intent_ns
+    ended_ns = max(seen.ended_ns or now.at_ns, started_ns)
+    verdict = _Judge(state, task, run, seen, mark, now, policy).verdict(ended_ns)
+    cause = (
+        run.stop.why if run.stop is not None and seen.cause in ("exit", "signal") else seen.cause
+    )
+    lost_s = 0.0
+    if verdict.phase is not Phase.SUCCEEDED and seen.cause != "not_started":
+        lost_s = max(0, ended_ns - max(started_ns, run.checkpoint_ns)) / 1e9
+    return [
+        Ended(
+            task=seen.task,
+            attempt=seen.attempt,
+            at_ns=now.at_ns,
+            cause=cause,
+            code=seen.code,
+            signal=seen.signal,
+            core=seen.core,
+            started_ns=started_ns,
+            ended_ns=ended_ns,
+            cpu_s=seen.cpu_s,
+            rss_bytes=seen.rss_bytes,
+            lost_s=lost_s,
+            cursor=run.cursor,
+            text=mark.problem if mark is not None and mark.problem else seen.text,
+            verdict=verdict,
+        )
+    ]
+
+
+class _Judge:
+    """One end under judgement; the counters are those after it."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - everything that the verdict may look at
+        self,
+        state: State,
+        task: Task,
+        run: Run,
+        seen: EndSeen,
+        mark: MarkSeen | None,
+        now: Now,
+        policy: Policy,
+    ) -> None:
+        self.state, self.task, self.run, self.seen = state, task, run, seen
+        self.mark, self.now, self.policy = mark, now, policy
+        self.spec = task.unpacked()
+        self.progressed = run.cursor not in ("", run.base)
+        self.failures, self.interruptions = run.failures, run.interruptions
+        # Progress since the start proves that the task gets on: the patience counters start anew.
+        self.stalls = 0 if self.progressed else run.stalls
+        self.crashes = 0 if self.progressed else run.crashes
+        self.host_deaths = 0 if self.progressed else run.host_deaths
+
+    def verdict(self, ended_ns: int) -> Verdict:
+        """Return the verdict; `ended_ns` is when the end really happened."""
+        self.ended_ns = min(ended_ns, self.now.at_ns)
+        stop = self.run.stop
+        if self.mark is not None and self.mark.problem:
+            return self._next(Phase.BLOCKED, "checkpoint")
+        if stop is not None:
+            return self._stopped(stop.why, stop.rung)
+        match self.seen.cause:
+            case "exit":
+                return self._exited(retry.exit_class(self.seen.code, self.spec.on_exit))
+            case "signal":
+                return self._failed(crash=self.seen.signal in retry.CRASH_SIGNALS)
+            case "oom":
+                return self._failed(crash=True)
+            case "spawn_error" if self.seen.code in retry.SPAWN_TRANSIENT:
+                return self._transient()
+            case "spawn_error":
+                self.failures += 1
+                return self._next(Phase.FAILED, "cannot start")
+            case "not_started":
+                return self._next(Phase.QUEUED, "")
+            case _:  # lost, reboot
+                return self._interrupted(host_death=True)
+
+    def _stopped(self, why: str, rung: int) -> Verdict:
+        if why in ("cancel", "kill"):
+            return self._next(Phase.CANCELLED, why)
+        clean_exit = self.seen.cause == "exit" and self.seen.code == 0
+        if clean_exit and rung == 0:
+            return self._next(Phase.SUCCEEDED, "")  # it was done before any signal was sent
+        if why == "deadline":
+            self.failures += 1
+            return self._next(Phase.FAILED, "deadline")
+        if why == "timeout":
+            return self._failed(crash=False)
+        return self._interrupted(host_death=False)  # shutdown
+
+    def _exited(self, meaning: str) -> Verdict:
+        if meaning == retry.OK:
+            return self._next(Phase.SUCCEEDED, "")
+        if meaning == retry.FAIL:
+            self.failures += 1
+            return self._next(Phase.FAILED, "permanent")
+        if meaning == retry.TRANSIENT:
+            return self._transient()
+        if meaning == retry.AGAIN:
+            self.stalls += not self.progressed
+            if self.stalls >= self.policy.stalls_max:
+                return self._next(Phase.QUARANTINED, "checkpointed without progress")
+            return self._next(Phase.QUEUED, "")
+        return self._failed(crash=False)
+
+    def _failed(self, *, crash: bool) -> Verdict:
+        self.failures += 1
+        self.stalls += 1
+        self.crashes += crash
+        limit = self.spec.max_failures
+        if self.failures >= limit if limit else not self.progressed:
+            return self._next(Phase.FAILED, "")
+        if crash and self.crashes >= self.policy.crashes_max:
+            return self._next(Phase.QUARANTINED, "crashes at the same place")
+        if self.stalls >= self.policy.stalls_max:
+            return self._next(Phase.QUARANTINED, "fails without progress")
+        # A failure after progress starts the delays anew.
+        delay_ns = retry.backoff_ns(
+            self.stalls, self.spec.backoff_s, self.spec.backoff_max_s, self._jitter()
+        )
+        return self._next(Phase.WAITING, "backoff", self.ended_ns + delay_ns)
+
+    def _transient(self) -> Verdict:
+        self.interruptions += 1
+        if self.interruptions > self.policy.interruptions_max:
+            return self._next(Phase.QUARANTINED, "too many interruptions")
+        asked_s = self.mark.retry_after_s if self.mark is not None else 0.0
+        if asked_s:
+            floor_ns = int(min(asked_s, self.policy.retry_after_max_s) * 1e9)
+            spread_ns = int(self._jitter() * floor_ns / 10)
+            return self._next(Phase.WAITING, "rate_limit", self.ended_ns + floor_ns + spread_ns)
+        delay_ns = retry.backoff_ns(
+            self.interruptions,
+            self.policy.transient_backoff_s,
+            self.policy.transient_backoff_max_s,
+            self._jitter(),
+        )
+        return self._next(Phase.WAITING, "transient", self.ended_ns + delay_ns)
+
+    def _interrupted(self, *, host_death: bool) -> Verdict:
+        self.interruptions += 1
+        died_with_us = host_death and not (self.seen.cause == "reboot" and self.state.clean)
+        self.host_deaths += died_with_us
+        if self.host_deaths >= self.policy.host_deaths_max and died_with_us:
+            return self._next(Phase.QUARANTINED, "died with the daemon or host again")
+        if self.interruptions > self.policy.interruptions_max:
+            return self._next(Phase.QUARANTINED, "too many interruptions")
+        return self._next(Phase.QUEUED, "")
+
+    def _jitter(self) -> float:
+        return retry.jitter(self.now.seed, self.task.id, self.run.attempt)
+
+    def _next(self, phase: Phase, reason: str, until_ns: int = 0) -> Verdict:
+        if phase in PENDING and self.run.attempt >= self.policy.attempts_max:
+            phase, reason, until_ns = Phase.QUARANTINED, "too many attempts", 0
+        return Verdict(
+            phase,
+            reason,
+            until_ns,
+            self.failures,
+            self.interruptions,
+            self.stalls,
+            self.crashes,
+            self.host_deaths,
+        )

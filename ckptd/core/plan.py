@@ -1,0 +1,333 @@
+"""What is wanted against what is there: intents first, effects once the intents are durable.
+
+`intents` looks only at tasks that were touched or whose timer is due, so a turn costs the same
+with ten tasks or a million. `effects` compares State with Observed (what this daemon has already
+ordered) and is the same after a replay as on every turn. Invariant: planning twice is planning
+once; no effect without a record that says so. Read next: `ckptd/daemon/loop.py`.
+"""
+
+import heapq
+from collections.abc import Iterable
+
+import msgspec
+
+from ckptd.core.decide import SIGKILL, Case, stop
+from ckptd.core.policy import Caller, Now, Policy
+from ckptd.core.port import Control, Delete, Deliver, Effect, Forget, Freeze, Start
+from ckptd.core.records import (
+    ACTIVE,
+    ENDED,
+    PENDING,
+    AnyRecord,
+    Moved,
+    Phase,
+    Removed,
+    SignalIntent,
+    StartIntent,
+    StopIntent,
+)
+from ckptd.core.state import Run, State, Task, due_ns, ready_key
+from ckptd.core.submit import entry, needs_fate
+
+_env = msgspec.msgpack.Decoder(dict[str, str])
+_NOBODY = Caller(-1, -1, admin=True)
+REMOVED_PER_TURN_MAX = 500
+
+
+class Adopt(msgspec.Struct, frozen=True, gc=False):
+    """Effect: find out what became of an attempt that this daemon did not order."""
+
+    task: int
+    attempt: int
+
+
+class Instance(msgspec.Struct, gc=False):
+    """What this daemon has ordered for one active attempt, and what it heard of it."""
+
+    attempt: int
+    rung: int = -1
+    frozen: bool = False
+    asked: int = 0
+    first: float = 0.0  # `done` as it was said first: the rate counts from there
+    done: float = 0.0
+    total: float = 0.0
+    text: str = ""
+    said_ns: int = 0
+    extended_ns: int = 0
+
+
+class Observed:
+    """Instances by task. In memory only: a new daemon starts with none and adopts."""
+
+    def __init__(self) -> None:
+        self.instances: dict[int, Instance] = {}
+
+    def of(self, task: int, attempt: int) -> Instance | None:
+        """Return what is known of this very attempt."""
+        instance = self.instances.get(task)
+        return instance if instance is not None and instance.attempt == attempt else None
+
+
+# --- intents --------------------------------------------------------------------------------
+
+
+def intents(
+    state: State,
+    observed: Observed,
+    touched: Iterable[int],
+    now: Now,
+    policy: Policy,
+    *,
+    starts: bool,
+) -> list[AnyRecord]:
+    """Return what is to be done now as records. Call again after applying them, until empty.
+
+    `starts` is False while draining or while the disk is full.
+    """
+    candidates = dict.fromkeys(touched)
+    while state.timers and state.timers[0][0] <= now.at_ns:  # Bound: each entry is popped once
+        candidates[heapq.heappop(state.timers)[1]] = None
+    case = Case(state, _NOBODY, now, policy)
+    records: list[AnyRecord] = []
+    for number in candidates:
+        task = state.tasks.get(number)
+        if task is not None:
+            records += _due(case, observed, task)
+            records += _dependents(case, task)
+        elif number in state.dependents:
+            records += _orphans(case, number)
+    if starts and not records:
+        records += _starts(state, now, policy)
+    if not records:
+        records += _retention(state, now, policy)
+    return records
+
+
+def _due(case: Case, observed: Observed, task: Task) -> list[AnyRecord]:
+    at_ns = case.now.at_ns
+    run = task.run
+    if task.phase in PENDING and task.deadline_ns and task.deadline_ns <= at_ns:
+        return [Moved(task.id, at_ns, Phase.FAILED, "deadline")]
+    if task.phase is Phase.WAITING:
+        if task.reason != "after" and task.until_ns <= at_ns:
+            return [Moved(task.id, at_ns, Phase.QUEUED, "")]
+        return []
+    if task.phase not in ACTIVE or run is None:
+        return []
+    if run.stop is not None:
+        return _next_rung(task, run, case)
+    if task.deadline_ns and task.deadline_ns <= at_ns:
+        return [_stop(task, run, case, "deadline")]
+    if not run.timeup_ns or run.timeup_ns > at_ns:
+        return []
+    instance = observed.of(task.id, run.attempt)
+    if instance is not None and instance.extended_ns > at_ns:
+        heapq.heappush(case.state.timers, (instance.extended_ns, task.id))
+        return []
+    return [_stop(task, run, case, "timeout")]
+
+
+def _stop(task: Task, run: Run, case: Case, why: str) -> StopIntent:
+    return stop(task, run, case, why, grace_s=task.unpacked().grace_s, ask=True, by=-1)
+
+
+def _next_rung(task: Task, run: Run, case: Case) -> list[AnyRecord]:
+    rung = run.stop
+    if rung is None or not rung.next_ns or rung.next_ns > case.now.at_ns:
+        return []
+    at_ns = case.now.at_ns
+    next_ns = at_ns + int(rung.grace_s * 1e9) if rung.rung == 0 else 0
+    return [
+        StopIntent(task.id, run.attempt, at_ns, rung.why, rung.rung + 1, next_ns, rung.grace_s, -1)
+    ]
+
+
+def _dependents(case: Case, task: Task) -> list[AnyRecord]:
+    """Return the moves of tasks that wait for this one, and of itself where it waits."""
+    waiting = case.state.dependents.get(task.id)
+    records: list[AnyRecord] = []
+    if waiting:
+        for number in sorted(waiting):
+            other = case.state.tasks.get(number)
+            if other is not None:
+                records += _judge(case, other)
+    return records
+
+
+def _orphans(case: Case, removed: int) -> list[AnyRecord]:
+    records: list[AnyRecord] = []
+    for number in sorted(case.state.dependents[removed]):
+        other = case.state.tasks.get(number)
+        if other is not None:
+            records += _judge(case, other)
+    return records
+
+
+def _judge(case: Case, task: Task) -> list[AnyRecord]:
+    waits = task.phase is Phase.WAITING and task.reason == "after"
+    blocked = task.phase is Phase.BLOCKED and task.reason == "dependency"
+    if not (waits or blocked):
+        return []
+    fate = needs_fate(case.state, task.needs)
+    if (fate == "wait" and waits) or (fate == "never" and blocked):
+        return []
+    phase, reason, until_ns = entry(case.state, task.needs, task.until_ns, case.now)
+    return [Moved(task.id, case.now.at_ns, phase, reason, until_ns)]
+
+
+def _starts(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
+    records: list[AnyRecord] = []
+    for name, heap in state.ready.items():
+        group = state.groups.get(name)
+        if not heap or group is None or group.paused:
+            continue
+        free = (group.parallel or policy.slots) - state.slots_used(name)
+        while free > 0 and heap and len(records) < policy.starts_per_turn_max:
+            task = _pop_ready(state, name, heap)
+            if task is None:
+                break
+            attempt = task.run.attempt + 1 if task.run is not None else 1
+            records.append(StartIntent(task.id, attempt, now.at_ns))
+            free -= 1
+    return records
+
+
+def _pop_ready(state: State, group: str, heap: list[int]) -> Task | None:
+    while heap:  # Bound: every pass pops one entry
+        key = heapq.heappop(heap)
+        task = state.tasks.get(key & ((1 << 48) - 1))
+        if task is None or task.phase is not Phase.QUEUED:
+            continue
+        if task.group == group and ready_key(task) == key:
+            return task
+    return None
+
+
+def _retention(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
+    records: list[AnyRecord] = []
+    oldest_ns = now.at_ns - int(policy.finished_age_s * 1e9)
+    while state.ended and len(records) < REMOVED_PER_TURN_MAX:
+        at_ns, number = state.ended[0]
+        if len(state.ended) <= policy.finished_max and at_ns > oldest_ns:
+            break
+        heapq.heappop(state.ended)
+        task = state.tasks.get(number)
+        if task is None or task.phase not in ENDED or task.until_ns != at_ns:
+            continue
+        if number not in state.dependents:
+            records.append(Removed(number, now.at_ns))
+    return records
+
+
+def wake_ns(state: State) -> int:
+    """Return when the next timer is due, 0 for none."""
+    while state.timers:  # Bound: stale entries are popped once
+        at_ns, number = state.timers[0]
+        task = state.tasks.get(number)
+        if task is not None and due_ns(task) == at_ns:
+            return at_ns
+        if task is not None and task.phase in ACTIVE:
+            return at_ns  # an extended timeout is not in State
+        heapq.heappop(state.timers)
+    return 0
+
+
+# --- effects --------------------------------------------------------------------------------
+
+
+def effects(
+    state: State, observed: Observed, touched: Iterable[int], news: Iterable[AnyRecord]
+) -> list[Effect | Adopt]:
+    """Return the orders that State wants and Observed has not had; Observed then has them."""
+    orders: list[Effect | Adopt] = []
+    for number in touched:
+        task = state.tasks.get(number)
+        if task is not None and task.phase in ACTIVE and task.run is not None:
+            orders += _active(state, observed, task, task.run)
+            continue
+        instance = observed.instances.pop(number, None)
+        if instance is not None:
+            orders.append(Forget(number, instance.attempt))
+    for record in news:
+        if isinstance(record, SignalIntent):
+            orders.append(Deliver(record.task, record.attempt, record.signal, record.tree))
+        elif isinstance(record, Removed):
+            orders.append(Delete(record.task))
+    return orders
+
+
+def adoption(state: State, observed: Observed) -> list[Adopt]:
+    """Return an order to find out about every attempt that an earlier daemon may have started.
+
+    Invariant: Observed then holds them all, so that `effects` starts none of them again.
+    """
+    found = []
+    for number in state.active:
+        task = state.tasks.get(number)
+        assert task is not None, "the index of active tasks is true"
+        run = task.run
+        assert run is not None, "an active task has an attempt"
+        observed.instances[number] = Instance(run.attempt, asked=run.asked)
+        found.append(Adopt(number, run.attempt))
+    return found
+
+
+def _active(state: State, observed: Observed, task: Task, run: Run) -> list[Effect | Adopt]:
+    instance = observed.of(task.id, run.attempt)
+    orders: list[Effect | Adopt] = []
+    if instance is None:
+        old = observed.instances.get(task.id)
+        if old is not None:
+            orders.append(Forget(task.id, old.attempt))
+        instance = observed.instances[task.id] = Instance(run.attempt)
+        if task.phase is Phase.STARTING:
+            orders.append(_start(state, task, run))
+        else:
+            orders.append(Adopt(task.id, run.attempt))
+    if run.asked > instance.asked:
+        instance.asked = run.asked
+        orders.append(Control(task.id, run.attempt, "", 0, run.asked))
+        signal = task.unpacked().checkpoint_signal
+        if signal:
+            orders.append(Deliver(task.id, run.attempt, signal, tree=False))
+    if run.frozen != instance.frozen:
+        instance.frozen = run.frozen
+        orders.append(Freeze(task.id, run.attempt, run.frozen))
+    if run.stop is not None and run.stop.rung > instance.rung:
+        instance.rung = run.stop.rung
+        orders += _climb(task, run)
+    return orders
+
+
+def _climb(task: Task, run: Run) -> list[Effect | Adopt]:
+    rung = run.stop
+    assert rung is not None, "only a stop has rungs"
+    if rung.rung == 0:
+        force_ns = rung.next_ns + int(rung.grace_s * 1e9)
+        return [Control(task.id, run.attempt, rung.why, force_ns, run.asked + 1)]
+    if rung.rung == 1:
+        return [
+            Control(task.id, run.attempt, rung.why, rung.next_ns, run.asked + 1),
+            Deliver(task.id, run.attempt, task.unpacked().stop_signal, tree=False),
+        ]
+    return [Deliver(task.id, run.attempt, SIGKILL, tree=True)]
+
+
+def _start(state: State, task: Task, run: Run) -> Start:
+    spec = task.unpacked()
+    env = _env.decode(state.envs[task.env]) if task.env else {}
+    return Start(
+        task=task.id,
+        attempt=run.attempt,
+        argv=spec.argv,
+        env={**env, **spec.env},
+        cwd=spec.cwd,
+        uid=task.uid,
+        gid=spec.gid,
+        stdin=spec.stdin,
+        umask=spec.umask,
+        memory_bytes=spec.memory_bytes,
+        epoch=state.epoch,
+        deadline_ns=task.deadline_ns,
+        fresh=run.fresh,
+    )

@@ -1,0 +1,44 @@
+"""The knobs that decisions depend on, and the moment they are taken at. Values only.
+
+`daemon/config.py` makes a Policy from the configuration, `daemon/clock.py` makes a Now once a turn.
+"""
+
+import msgspec
+
+
+class Policy(msgspec.Struct, frozen=True, gc=False):
+    """Defaults for tasks that do not say otherwise, and the bounds of patience."""
+
+    retries: int = -1  # -1: after a failure go on for as long as attempts make progress
+    backoff_s: float = 1.0
+    backoff_max_s: float = 900.0
+    transient_backoff_s: float = 10.0
+    transient_backoff_max_s: float = 900.0
+    timeout_s: float = 0.0
+    grace_s: float = 10.0
+    ask_s: float = 2.0  # for a checkpoint, before the stop signal, where a task makes them
+    stalls_max: int = 3  # failures in a row without progress
+    crashes_max: int = 2  # oom or crash deaths at the same cursor
+    host_deaths_max: int = 2  # deaths together with daemon or host, without progress
+    interruptions_max: int = 100
+    attempts_max: int = 1_000
+    retry_after_max_s: float = 86_400.0
+    finished_max: int = 100_000
+    finished_age_s: float = 30 * 86_400.0
+    slots: int = 1  # what `parallel = 0` stands for: processors
+    starts_per_turn_max: int = 64  # so that one turn stays short
+
+
+class Now(msgspec.Struct, frozen=True, gc=False):
+    """One turn's moment. `seed` is fresh randomness, the only source of jitter."""
+
+    at_ns: int
+    seed: int = 0
+
+
+class Caller(msgspec.Struct, frozen=True, gc=False):
+    """Who asks, by the kernel's word. An admin (root, the daemon's own uid) sees all tasks."""
+
+    uid: int
+    gid: int
+    admin: bool

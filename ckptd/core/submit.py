@@ -1,0 +1,223 @@
+"""Deciding a submit: from task specs to records, all accepted or none.
+
+Read next: `decide.py` (every other command), `plan.py` (what happens to a queued task).
+"""
+
+import hashlib
+import posixpath
+
+import msgspec
+
+from ckptd.core.policy import Caller, Now, Policy
+from ckptd.core.records import ENDED, AnyRecord, EnvStored, Need, Phase, Spec, Submitted
+from ckptd.core.state import State, Task
+from ckptd.protocol import limits
+from ckptd.protocol import messages as m
+from ckptd.protocol.errors import BadRequest, Conflict, Denied, NotFound
+
+_pack = msgspec.msgpack.Encoder(order="sorted")
+
+
+def submit(
+    state: State, command: m.Submit, caller: Caller, now: Now, policy: Policy
+) -> tuple[list[AnyRecord], m.Submitted]:
+    """Return the records and the ids. Raises Rejected: then nothing was accepted."""
+    return _Submit(state, caller, now, policy).accept(command)
+
+
+class _Submit:
+    """One submit being decided; it sees its own earlier tasks as if they were accepted."""
+
+    def __init__(self, state: State, caller: Caller, now: Now, policy: Policy) -> None:
+        self.state, self.caller, self.now, self.policy = state, caller, now, policy
+        self.records: list[AnyRecord] = []
+        self.next_id = state.next_id
+        self.new: set[int] = set()
+        self.keys: dict[str, tuple[int, bytes]] = {}
+
+    def accept(self, command: m.Submit) -> tuple[list[AnyRecord], m.Submitted]:
+        env = self._env(command.env)
+        taken = [self._task(asked, env) for asked in command.tasks]
+        ids, created = zip(*taken, strict=True)
+        if not any(created):
+            self.records.clear()  # nothing new: not even the environment
+        return self.records, m.Submitted(ids, created)
+
+    def _env(self, env: dict[str, str]) -> bytes:
+        if not env:
+            return b""
+        check_env(env)
+        data = _pack.encode(env)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        if digest in self.state.envs:
+            return digest
+        self.records.append(EnvStored(digest, data))
+        return digest
+
+    def _task(self, asked: m.TaskSpec, env: bytes) -> tuple[int, bool]:
+        check_spec(asked)
+        if asked.group not in self.state.groups:
+            known = ", ".join(sorted(self.state.groups))
+            raise NotFound(
+                f"no group {asked.group!r} (there are: {known})",
+                f"ckptctl group add {asked.group} --parallel 1",
+            )
+        digest = _pack.encode(asked) if asked.key else b""
+        digest = hashlib.blake2b(digest, digest_size=16).digest() if digest else b""
+        if asked.key:
+            known_id = self._known(asked.key, digest)
+            if known_id:
+                return known_id, False
+        needs = tuple(self._need(dependency) for dependency in asked.after)
+        number, self.next_id = self.next_id, self.next_id + 1
+        self.new.add(number)
+        self.keys[asked.key] = number, digest
+        phase, reason, until_ns = self._entry(asked, needs)
+        self.records.append(
+            Submitted(
+                task=number,
+                at_ns=self.now.at_ns,
+                uid=self.caller.uid,
+                group=asked.group,
+                priority=asked.priority,
+                env=env,
+                phase=phase,
+                reason=reason,
+                until_ns=until_ns,
+                deadline_ns=asked.deadline_ns,
+                key=asked.key,
+                needs=needs,
+                spec=msgspec.Raw(_pack.encode(self._spec(asked, digest))),
+            )
+        )
+        return number, True
+
+    def _known(self, key: str, digest: bytes) -> int:
+        number, old = self.keys.get(key, (0, b""))
+        if not number:
+            number = self.state.keys.get((self.caller.uid, key), 0)
+            task = self.state.tasks.get(number)
+            old = task.unpacked().digest if task is not None else b""
+        if number and old != digest:
+            raise Conflict(
+                f"key {key!r} names task {number}, which was submitted with another spec",
+                f"ckptctl show {number}; choose another key, or clean the old task",
+            )
+        return number
+
+    def _need(self, dependency: m.Dependency) -> Need:
+        number = dependency.task
+        if dependency.key:
+            own = self.keys.get(dependency.key)
+            stored = self.state.keys.get((self.caller.uid, dependency.key), 0)
+            number = own[0] if own else stored
+            if not number:
+                raise NotFound(f"cannot start after key {dependency.key!r}: no such task")
+        task = self.state.tasks.get(number)
+        if task is None and number not in self.new:
+            raise NotFound(f"cannot start after task {number}: no such task")
+        if task is not None and not (self.caller.admin or task.uid == self.caller.uid):
+            raise Denied(f"cannot start after task {number}: it is not yours")
+        return Need(number, dependency.when)
+
+    def _entry(self, asked: m.TaskSpec, needs: tuple[Need, ...]) -> tuple[Phase, str, int]:
+        at_ns = asked.at_ns
+        if not at_ns and asked.in_s:
+            at_ns = self.now.at_ns + int(asked.in_s * 1e9)
+        if asked.hold:
+            return Phase.HELD, "", at_ns
+        return entry(self.state, needs, at_ns, self.now)
+
+    def _spec(self, asked: m.TaskSpec, digest: bytes) -> Spec:
+        policy = self.policy
+        retries = policy.retries if asked.retries is None else asked.retries
+        return Spec(
+            argv=asked.argv,
+            cwd=asked.cwd,
+            name=asked.name or posixpath.basename(asked.argv[0])[: limits.NAME_CHARS_MAX],
+            gid=self.caller.gid,
+            labels=asked.labels,
+            env=asked.env,
+            timeout_s=asked.timeout_s or policy.timeout_s,
+            max_failures=retries + 1,
+            backoff_s=policy.backoff_s if asked.backoff_s is None else asked.backoff_s,
+            backoff_max_s=(
+                policy.backoff_max_s if asked.backoff_max_s is None else asked.backoff_max_s
+            ),
+            on_exit=dict(asked.on_exit),
+            stop_signal=asked.stop_signal,
+            grace_s=policy.grace_s if asked.grace_s is None else asked.grace_s,
+            checkpoint_signal=asked.checkpoint_signal,
+            memory_bytes=asked.memory_bytes,
+            stdin=asked.stdin,
+            umask=asked.umask,
+            digest=digest,
+        )
+
+
+def entry(state: State, needs: tuple[Need, ...], at_ns: int, now: Now) -> tuple[Phase, str, int]:
+    """Return (phase, reason, until_ns) of a task that may go on as far as it can."""
+    fate = needs_fate(state, needs)
+    if fate == "never":
+        return Phase.BLOCKED, "dependency", at_ns
+    if fate == "wait":
+        return Phase.WAITING, "after", at_ns
+    if at_ns > now.at_ns:
+        return Phase.WAITING, "at", at_ns
+    return Phase.QUEUED, "", 0
+
+
+def needs_fate(state: State, needs: tuple[Need, ...]) -> str:
+    """Return "met", "wait" or (one can never be met) "never"."""
+    fate = "met"
+    for need in needs:
+        task = state.tasks.get(need.task)
+        # A task of the same submit is not applied yet, a cleaned one cannot be judged any more.
+        if task is None and need.task < state.next_id:
+            return "never"
+        if task is None or task.phase not in ENDED:
+            fate = "wait"
+        elif not _met(task, need.when):
+            return "never"
+    return fate
+
+
+def _met(task: Task, when: str) -> bool:
+    return when == "any" or (task.phase is Phase.SUCCEEDED) == (when == "ok")
+
+
+def check_spec(asked: m.TaskSpec) -> None:
+    """Raise BadRequest for what the types cannot say about a spec."""
+    for word in asked.argv:
+        if "\0" in word:
+            raise BadRequest(f"argument {word!r} has a NUL byte, which no command can get")
+        if len(word.encode()) > limits.ARGV_BYTES_MAX:
+            raise BadRequest(
+                f"an argument of {len(word)} characters is over {limits.ARGV_BYTES_MAX} bytes",
+                "pass big input by a file",
+            )
+    if not asked.argv[0]:
+        raise BadRequest("the command's first word is empty")
+    for name, path in (("cwd", asked.cwd), ("stdin", asked.stdin or "/")):
+        if not path.startswith("/") or "\0" in path:
+            raise BadRequest(f"{name} {path!r} is not an absolute path")
+    for code in asked.on_exit:
+        if not (code.isascii() and code.isdigit() and int(code) < 256):
+            raise BadRequest(f"on_exit: {code!r} is not an exit code from 0 to 255")
+    first_s, most_s = asked.backoff_s, asked.backoff_max_s
+    if first_s is not None and most_s is not None and most_s < first_s:
+        raise BadRequest(f"backoff_max_s {most_s} is below backoff_s {first_s}")
+    check_env(asked.env)
+
+
+def check_env(env: dict[str, str]) -> None:
+    """Raise BadRequest for an environment that execve would refuse."""
+    size = 0
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise BadRequest(f"environment variable {name!r} cannot be set")
+        size += len(name) + len(value) + 2
+    if size > limits.ENV_BYTES_MAX:
+        raise BadRequest(
+            f"environment of {size} bytes is over {limits.ENV_BYTES_MAX}", "use --clean-env"
+        )

@@ -1,0 +1,25 @@
+"""Every bound of the protocol, each with its reason. Not tunable: clients rely on it."""
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+REQUEST_BYTES_MAX: Final = 4 << 20  # one request fits one log frame
+REPLY_BYTES_MAX: Final = 4 << 20  # a slow client costs at most SNDHWM times this
+TASKS_PER_SUBMIT_MAX: Final = 10_000  # keeps one turn of the loop under about 50 ms
+ROWS_PER_PAGE_MAX: Final = 1_000  # a page costs the loop a few milliseconds
+SCAN_PER_PAGE_MAX: Final = 5_000  # tasks looked at for one page, so that no query stalls the loop
+EVENTS_PER_PAGE_MAX: Final = 1_000
+OUTPUT_CHUNK_BYTES_MAX: Final = 256 << 10  # one `logs` reply
+HOLD_S_MAX: Final = 30.0  # a parked `wait` or `events` is answered "not yet" then
+WAITERS_MAX: Final = 4_096  # parked requests over all clients
+REQUESTS_REMEMBERED: Final = 16_384  # mutating requests whose answer can be repeated
+ARGV_BYTES_MAX: Final = 128 << 10  # execve allows one string of 128 KiB
+ENV_BYTES_MAX: Final = 1 << 20
+NAME_CHARS_MAX: Final = 128
+KEY_CHARS_MAX: Final = 256
+LABELS_MAX: Final = 32
+DEPENDENCIES_MAX: Final = 1_000
+SELECTED_MAX: Final = 10_000  # tasks that one mutating request may touch
+PRIORITY_MAX: Final = 1_000_000
+PARALLEL_MAX: Final = 10_000
+CONNECTIONS_PER_UID_MAX: Final = 64  # see the connection guard: libzmq aborts at EMFILE on ipc
