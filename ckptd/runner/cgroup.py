@@ -1,0 +1,297 @@
+"""Control groups, as far as this machine lets us: v2, else v1, a mix of both, or none.
+
+Every supervisor has one group for the tasks that it runs one after the other, named after its
+identity; the supervisor itself stays outside, so that no kill, freeze or memory limit hits it.
+(One per attempt would be prettier to look at, and costs 150 us per task on v1.)
+
+    v2   cgroup.kill, cgroup.freeze; memory.max and memory.events where that controller is ours
+    v1   memory: limit and OOM counter; freezer: freeze, and kill by freezing first
+
+Loaded by the supervisors: stdlib only. Read next: `stop.py` (what happens without any of it).
+"""
+
+import os
+
+_READ_BYTES_MAX = 65_536
+
+
+class Roots:
+    """Where our groups are made; "" where a hierarchy is not there for us."""
+
+    __slots__ = ("freezer", "memory", "unified", "unified_has_memory")
+
+    def __init__(self, unified: str = "", memory: str = "", freezer: str = "") -> None:
+        self.unified = unified
+        self.memory = memory  # v1
+        self.freezer = freezer  # v1
+        self.unified_has_memory = bool(unified) and "memory" in _words(
+            f"{unified}/cgroup.subtree_control"
+        )
+
+    def __str__(self) -> str:
+        parts = []
+        if self.unified:
+            does = "kill, freeze" + (", memory" if self.unified_has_memory else "")
+            parts.append(f"v2 {self.unified} ({does})")
+        if self.memory and not self.unified_has_memory:
+            parts.append(f"v1 {self.memory} (memory)")
+        if self.freezer and not self.unified:
+            parts.append(f"v1 {self.freezer} (freezer)")
+        return "; ".join(parts) or "none"
+
+
+class Group:
+    """The group of one supervisor. No method raises for a hierarchy that is missing or gone."""
+
+    __slots__ = ("_entries", "_paths", "freezer", "limit_bytes", "memory", "memory_v2", "unified")
+
+    def __init__(self, roots: Roots, name: str) -> None:
+        self.unified = f"{roots.unified}/{name}" if roots.unified else ""
+        self.memory_v2 = self.unified if roots.unified_has_memory else ""
+        self.memory = f"{roots.memory}/{name}" if roots.memory and not self.memory_v2 else ""
+        self.freezer = f"{roots.freezer}/{name}" if roots.freezer and not self.unified else ""
+        self.limit_bytes = 0
+        self._paths = [path for path in (self.unified, self.memory, self.freezer) if path]
+        self._entries: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.unified or self.freezer)
+
+    # --- the supervisor's side --------------------------------------------------------------
+
+    def make(self) -> None:
+        """Make the group and keep its doors open."""
+        for path in self._paths:
+            if not os.path.isdir(path):
+                _mkdir(path)
+            fd = _open(f"{path}/cgroup.procs", os.O_WRONLY)
+            if fd >= 0:
+                self._entries.append(fd)
+
+    def add(self, pid: int) -> None:
+        """Move a process in; what it forks from now on is born there."""
+        for fd in self._entries:
+            try:
+                os.write(fd, b"%d" % pid)
+            except OSError:  # the group was removed, or the process is gone
+                continue
+
+    def limit(self, memory_bytes: int) -> bool:
+        """Set the memory limit, 0 for none; False where there is no way to."""
+        if memory_bytes == self.limit_bytes:
+            return True
+        if self.memory_v2:
+            text = str(memory_bytes) if memory_bytes else "max"
+            is_set = _write(f"{self.memory_v2}/memory.max", text)
+            _write(f"{self.memory_v2}/memory.swap.max", "0" if memory_bytes else "max")
+        elif self.memory:
+            is_set = _write(f"{self.memory}/memory.limit_in_bytes", str(memory_bytes or -1))
+        else:
+            return False
+        if is_set:
+            self.limit_bytes = memory_bytes
+        return is_set
+
+    def oom_kills(self) -> int:
+        """Return how many processes of the group the kernel killed for want of memory."""
+        if self.memory_v2:
+            return _counter(f"{self.memory_v2}/memory.events", b"oom_kill")
+        if self.memory:
+            return _counter(f"{self.memory}/memory.oom_control", b"oom_kill")
+        return 0
+
+    # --- both sides -------------------------------------------------------------------------
+
+    def kill(self) -> bool:
+        """SIGKILL everything inside; False where there is no group to do it with."""
+        if self.unified and _write(f"{self.unified}/cgroup.kill", "1"):
+            return True
+        if not self:
+            return False
+        self.freeze(frozen=True)  # so that nothing forks away between listing and killing
+        for pid in self.pids():
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                continue
+        self.freeze(frozen=False)
+        return True
+
+    def freeze(self, *, frozen: bool) -> bool:
+        """Stop or continue everything inside; False where there is no freezer."""
+        if self.unified:
+            return _write(f"{self.unified}/cgroup.freeze", "1" if frozen else "0")
+        if self.freezer:
+            return _write(f"{self.freezer}/freezer.state", "FROZEN" if frozen else "THAWED")
+        return False
+
+    def pids(self) -> list[int]:
+        """Return the processes inside."""
+        path = self.unified or self.freezer
+        return [int(word) for word in _words(f"{path}/cgroup.procs")] if path else []
+
+    def remove(self) -> bool:
+        """Remove the group; False while something is inside."""
+        done = True
+        for path in self._paths:
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                done = False
+        return done
+
+
+# --- finding out what this machine has --------------------------------------------------------
+
+
+def discover(name: str) -> Roots:
+    """Return where this process can make groups, and make the parent of them all there."""
+    mounts = _mounts()
+    own = _own_paths()
+    unified = _unified(mounts.get("", ""), own.get("", "/"), name)
+    if unified and "memory" in _words(f"{unified}/cgroup.subtree_control"):
+        return Roots(unified)
+    memory = _made(mounts.get("memory", ""), own.get("memory", "/"), name)
+    freezer = _made(mounts.get("freezer", ""), own.get("freezer", "/"), name)
+    return Roots(unified, memory, "" if unified else freezer)
+
+
+def sweep(roots: Roots, is_gone: "IsGone") -> None:
+    """Remove the groups that killed supervisors left, where nothing is inside any more."""
+    for root in (roots.unified, roots.memory, roots.freezer):
+        for name in os.listdir(root) if root else []:
+            pid, dot, ticks = name.partition(".")
+            if dot and pid.isdigit() and ticks.isdigit() and is_gone(int(pid), int(ticks)):
+                Group(roots, name).remove()
+
+
+def _mounts() -> dict[str, str]:
+    """Return controller -> mount point; "" is v2. Source: proc_pid_mountinfo(5)."""
+    found: dict[str, str] = {}
+    for line in _lines("/proc/self/mountinfo"):
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        point = left.split(" ")[4]
+        if kind == "cgroup2":
+            found[""] = point
+        elif kind == "cgroup":
+            found.update(dict.fromkeys(options.split(","), point))
+    return found
+
+
+def _own_paths() -> dict[str, str]:
+    """Return controller -> our own group's path below the mount; "" is v2."""
+    found: dict[str, str] = {}
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        found.update(dict.fromkeys(controllers.split(","), path))
+    return found
+
+
+def _unified(mount: str, own: str, name: str) -> str:
+    """Return the v2 directory to work in, preferring one that can limit memory.
+
+    No group may hold processes and hand controllers down at once, the root excepted: a group that
+    systemd delegated above ours (DelegateSubgroup=) can, our own mostly cannot.
+    """
+    if not mount:
+        return ""
+    hosts = [os.path.dirname(own.rstrip("/")) or "/", own, "/"]
+    possible = ""
+    for host in dict.fromkeys(hosts):
+        if host != own and host != "/" and not _is_delegated(mount + host):
+            continue
+        path = _made(mount, host, name)
+        if host == "/" or not _words(f"{mount}{host}/cgroup.procs"):
+            _write(f"{mount}{host}/cgroup.subtree_control", "+memory")
+        if path and _write(f"{path}/cgroup.subtree_control", "+memory"):
+            return path
+        possible = possible or path
+    return possible
+
+
+def _is_delegated(path: str) -> bool:
+    """Return whether systemd left this subtree to us. Source: systemd CGROUP_DELEGATION."""
+    for attribute in ("user.delegate", "trusted.delegate"):
+        try:
+            return os.getxattr(path, attribute) == b"1"
+        except OSError:
+            continue
+    return False
+
+
+def _made(mount: str, own: str, name: str) -> str:
+    if not mount:
+        return ""
+    path = f"{mount.rstrip('/')}{own.rstrip('/')}/{name}"
+    if not os.path.isdir(path) and not _mkdir(path):
+        return ""
+    return path if os.access(f"{path}/cgroup.procs", os.W_OK) else ""
+
+
+# --- small files ------------------------------------------------------------------------------
+
+
+def _mkdir(path: str) -> bool:
+    try:
+        os.mkdir(path, 0o755)
+    except OSError:
+        return False
+    return True
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _write(path: str, text: str) -> bool:
+    fd = _open(path, os.O_WRONLY)
+    if fd < 0:
+        return False
+    try:
+        os.write(fd, text.encode())
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _read(path: str) -> bytes:
+    fd = _open(path, os.O_RDONLY)
+    if fd < 0:
+        return b""
+    try:
+        return b"".join(iter(lambda: os.read(fd, _READ_BYTES_MAX), b""))
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _lines(path: str) -> list[str]:
+    return _read(path).decode(errors="replace").splitlines()
+
+
+def _words(path: str) -> list[str]:
+    return _read(path).decode(errors="replace").split()
+
+
+def _counter(path: str, name: bytes) -> int:
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(b" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` is not loaded by supervisors
+    from collections.abc import Callable
+
+    IsGone = Callable[[int, int], bool]

@@ -1,0 +1,471 @@
+"""The fork back end of the Runner port: a supervisor process per running attempt.
+
+Start:  prepare files -> (worker: find the checkpoint) -> order to a supervisor -> StartSeen.
+End:    exit record -> (worker: read what was saved -> MarkSeen) -> EndSeen.
+Killed supervisor: its socket (adopted: its pidfd) says so at once; without an exit record the tree
+is killed until it is empty, and only then the end is told: `lost`.
+Adoption: by the files in `attempts/`, see `adopt`. The daemon's own death needs no code here.
+Read next: `instance.py`, `shim.py`, `marks.py`.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import signal
+import time
+from collections import deque
+from functools import partial
+
+from ckptd.core.port import (
+    Control,
+    Delete,
+    Deliver,
+    Effect,
+    EndSeen,
+    Forget,
+    Freeze,
+    Identity,
+    MarkSeen,
+    Sighting,
+    Start,
+    StartSeen,
+)
+from ckptd.runner import attempt, cgroup, environment, identity
+from ckptd.runner.cgroup import Group
+from ckptd.runner.environment import Place, Users
+from ckptd.runner.files import NOT_KNOWN, TaskFiles
+from ckptd.runner.instance import Began, Instance, Stage, decode_began, decode_exit
+from ckptd.runner.notify import Hints
+from ckptd.runner.spawn import Link, Pool
+from ckptd.runner.stop import Tree
+from ckptd.runner.watch import Watch, Worker
+from ckptd.storage.blobs import Found, Mark
+from ckptd.storage.untrusted import NotTrusted
+
+SIGHTINGS_PER_POLL_MAX = 1_000
+LOOK_AGAIN_S = 0.01  # at a tree that does not die at once, or a start that is not written yet
+SPARE_SUPERVISORS = 2  # made before they are needed
+
+
+class ForkRunner:
+    """Runs attempts under supervisors of its own. One thread calls it, and a worker reads files."""
+
+    name = "fork"
+
+    def __init__(
+        self, state_dir: str, run_dir: str, *, boot_id: str = "", ckpt_dir: str | None = None
+    ) -> None:
+        self.boot_id = boot_id or identity.boot_id()
+        self._attempts_dir = f"{state_dir}/attempts"
+        os.makedirs(self._attempts_dir, 0o700, exist_ok=True)
+        self._files = TaskFiles(state_dir, self.boot_id)
+        self._ckpt_dir = ckpt_dir
+        self._reign = secrets.token_hex(8)
+        attempt.begin_reign(self._attempts_dir, self._reign)
+        name = hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:8]
+        self._roots = cgroup.discover(f"ckptd-{name}")
+        self.cgroup = str(self._roots)
+        cgroup.sweep(self._roots, lambda pid, ticks: not identity.is_alive(pid, ticks))
+        self._instances: dict[tuple[int, int], Instance] = {}
+        self._seen: deque[Sighting] = deque()
+        self._users = Users()
+        self._watch = Watch()
+        self._worker = Worker(self._watch.wake)
+        self._hints = Hints(f"{run_dir}/notify", self._watch)
+        self._pool = Pool(state_dir, self.boot_id, self._roots)
+        for _ in range(SPARE_SUPERVISORS):
+            self._pool.keep(self._new_link())
+
+    # --- the port ---------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the epoll that is readable when `poll` has news."""
+        return self._watch.fileno()
+
+    def poll(self) -> list[Sighting]:
+        """Return what was seen since the last call, oldest first, at most 1,000."""
+        self._watch.dispatch()
+        self._worker.settle()
+        self._seen.extend(self._hints.told())
+        count = min(len(self._seen), SIGHTINGS_PER_POLL_MAX)
+        seen = [self._seen.popleft() for _ in range(count)]
+        if self._seen:
+            self._watch.wake()
+        return seen
+
+    def carry_out(self, effect: Effect) -> None:
+        """Bring one effect about; what is asked of an attempt that is not there is done already."""
+        match effect:
+            case Start():
+                self._start(effect)
+            case Deliver():
+                self._deliver(effect)
+            case Freeze():
+                self._freeze(effect)
+            case Control():
+                self._control(effect)
+            case Forget():
+                self._forget(effect)
+            case Delete():
+                self._worker.submit(self._files.deletion(effect.task), lambda _: None)
+
+    def close(self) -> None:
+        """Let go: idle supervisors exit, busy ones finish their attempt and keep its record."""
+        self._worker.close()
+        self._hints.close()
+        for one in self._instances.values():
+            if one.link is not None:
+                one.link.socket.close()
+            if one.shim_fd >= 0:
+                os.close(one.shim_fd)
+        self._instances.clear()
+        self._pool.close()
+        self._watch.close()
+
+    # --- starting ---------------------------------------------------------------------------
+
+    def _start(self, start: Start) -> None:
+        key = (start.task, start.attempt)
+        if key in self._instances:
+            return
+        place = attempt.place_of(self._attempts_dir, *key)
+        one = self._instances[key] = Instance(*key, start.uid, place)
+        try:
+            one.published_ns = self._files.prepare(start)
+            has_saved = self._files.has_saved(start.task)
+        except (OSError, NotTrusted) as error:
+            self._refuse(one, "spawn_error", f"cannot prepare its directory: {error}", error)
+            return
+        if has_saved:
+            find = partial(self._files.checkpoint_to_resume, start.task, start.uid)
+            self._worker.submit(find, partial(self._order, one, start))
+        else:
+            self._order(one, start, Found())
+
+    def _order(self, one: Instance, start: Start, found: Found) -> None:
+        if any(number == signal.SIGKILL for number, _ in one.pending):
+            self._refuse(one, "not_started", "killed before it started")
+        elif found.problem:
+            self._see(MarkSeen(*one.key, 0, 0, "", problem=found.problem))
+            self._refuse(one, "not_started", found.problem)
+        else:
+            self._send(one, start, found)
+
+    def _send(self, one: Instance, start: Start, found: Found) -> None:
+        self._listen(one)
+        notify = one.listener.path if one.listener else ""
+        place = Place(self._files.directory(one.task), self._files.output(one.task), notify)
+        try:
+            order = environment.order(start, place, found, self._ckpt_dir, self._reign)
+        except ValueError as error:
+            self._refuse(one, "spawn_error", f"cannot read the argument placeholder: {error}")
+            return
+        self._users.set(order, start.uid, start.gid)
+        one.warning = found.warning
+        one.stage = Stage.ORDERED
+        self._hand_over(one, order.pack())
+
+    def _listen(self, one: Instance) -> None:
+        ckpt_dir = f"{self._files.directory(one.task)}/ckpt"
+        hinted = partial(self._hinted, one)
+        one.listener = self._hints.listen(*one.key, one.uid, ckpt_dir, hinted)
+
+    def _hand_over(self, one: Instance, packed: bytes) -> None:
+        for _ in range(64):  # Bound: more than the supervisors that can be idle
+            link = self._pool.take() if self._pool.has_idle() else self._new_link()
+            link.key = one.key
+            if link.send(packed):
+                one.link = link
+                return
+            self._drop(link)
+        self._refuse(one, "spawn_error", "no supervisor process can be made")
+
+    def _refuse(self, one: Instance, cause: str, text: str, error: Exception | None = None) -> None:
+        """End an attempt that no supervisor has: take the claim first, so that none ever will."""
+        with contextlib.suppress(OSError):
+            attempt.claim(one.place, self.boot_id, os.getpid(), 0)
+        is_error = cause == "spawn_error"
+        code = (getattr(error, "errno", 0) or errno.EINVAL) if is_error else 0
+        one.end = EndSeen(*one.key, cause, code, ended_ns=time.time_ns(), text=text)
+        self._over(one)
+
+    # --- what supervisors say -----------------------------------------------------------------
+
+    def _new_link(self) -> Link:
+        link = self._pool.make()
+        self._watch.add(link.socket.fileno(), partial(self._hear, link))
+        return link
+
+    def _drop(self, link: Link) -> None:
+        self._watch.remove(link.socket.fileno())
+        self._pool.forget(link)
+
+    def _hear(self, link: Link) -> None:
+        message = link.receive()
+        if message is None:
+            return
+        one = self._instances.get(link.key) if link.key else None
+        kind, body = message[:1], message[1:]
+        if not kind:
+            self._drop(link)
+            if one is not None and one.link is link:
+                one.link = None
+                self._supervisor_died(one)
+        elif one is None:
+            return
+        elif kind == b"S":
+            self._began(one, attempt.checked(body) or b"")
+        elif kind == b"E":
+            one.link = None
+            self._free(link)
+            self._ended(one, attempt.checked(body) or b"")
+        elif kind == b"F":
+            one.link = None
+            self._free(link)
+            self._take_up(one)
+
+    def _free(self, link: Link) -> None:
+        if not self._pool.keep(link):
+            self._drop(link)
+
+    def _began(self, one: Instance, start: bytes) -> None:
+        began = decode_began(start)
+        one.shim = Identity(began.boot_id, began.shim_pid, began.shim_ticks)
+        one.tree = self._tree(one, began)
+        one.stage = Stage.RUNNING
+        self._see(
+            StartSeen(
+                *one.key, one.shim, began.pid, began.started_ns, began.resumed_from, one.warning
+            )
+        )
+        if one.is_frozen:
+            one.tree.freeze(frozen=True)
+        for number, tree in one.pending:
+            self._signal(one, number, tree=tree)
+        one.pending.clear()
+
+    def _tree(self, one: Instance, began: Began | None) -> Tree:
+        shim = one.shim or Identity(self.boot_id, 0, 0)
+        group = Group(self._roots if shim.pid else cgroup.Roots(), f"{shim.pid}.{shim.ticks}")
+        named = f"CKPTD_DIR={self._files.directory(one.task)}", f"CKPTD_ATTEMPT={one.attempt}"
+        tree = Tree(group, (shim.pid, shim.ticks), tuple(os.fsencode(word) for word in named))
+        if began is not None:
+            tree.main, tree.ticks = began.pid, began.ticks
+        return tree
+
+    # --- ends -----------------------------------------------------------------------------------
+
+    def _ended(self, one: Instance, record: bytes) -> None:
+        found = decode_exit(record)
+        assert (found.task, found.attempt) == one.key, "an exit record lies in another's place"
+        one.end = found.seen()
+        self._over(one)
+
+    def _over(self, one: Instance) -> None:
+        """The end is known: read once more what was saved, then tell it."""
+        one.stage = Stage.ENDING
+        if one.listener is not None:
+            self._hints.unlisten(one.listener)
+            one.listener = None
+        if one.is_marking:
+            one.wants_mark = True
+        elif one.marked is None and not self._is_touched(one):
+            self._tell_end(one)
+        else:
+            self._mark(one)
+
+    def _is_touched(self, one: Instance) -> bool:
+        return one.published_ns == NOT_KNOWN or self._files.is_touched(*one.key, one.published_ns)
+
+    def _tell_end(self, one: Instance) -> None:
+        assert one.end is not None
+        one.stage = Stage.OVER
+        self._see(one.end)
+
+    def _hinted(self, one: Instance) -> None:
+        """Something may have been saved."""
+        if one.is_marking:
+            one.wants_mark = True
+        elif one.stage < Stage.ENDING:
+            self._mark(one)
+
+    def _mark(self, one: Instance) -> None:
+        one.is_marking, one.wants_mark = True, False
+        job = partial(self._files.mark, *one.key, one.uid)
+        is_last = one.end is not None
+        self._worker.submit(job, partial(self._marked, one, is_last))
+
+    def _marked(self, one: Instance, is_last: bool, mark: Mark) -> None:  # noqa: FBT001
+        one.is_marking = False
+        seen = MarkSeen(
+            *one.key, mark.checkpoint, mark.checkpoint_ns, mark.cursor, mark.retry_after_s,
+            mark.problem,
+        )  # fmt: skip
+        if seen != one.marked and (seen.cursor or seen.checkpoint or seen.problem):
+            one.marked = seen
+            self._see(seen)
+        if is_last:
+            self._tell_end(one)
+        elif one.wants_mark or one.end is not None:
+            self._mark(one)
+
+    # --- dead supervisors and adoption ----------------------------------------------------------
+
+    def adopt(self, task: int, attempt_number: int) -> None:
+        """Find out what became of an attempt that an earlier daemon ordered.
+
+        | exit record | claim              | then                                       |
+        | whole       |                    | EndSeen as recorded                        |
+        | none        | of another boot    | EndSeen(reboot)                            |
+        | none        | its process lives  | StartSeen, and watched by pidfd            |
+        | none        | its process is dead| tree killed, then EndSeen(lost)            |
+        | none        | none               | claimed by us, then EndSeen(not_started)   |
+        """
+        key = (task, attempt_number)
+        if key in self._instances:
+            return
+        place = attempt.place_of(self._attempts_dir, *key)
+        one = self._instances[key] = Instance(*key, self._files.owner(task), place)
+        self._take_up(one)
+
+    def _take_up(self, one: Instance) -> None:
+        with contextlib.suppress(OSError):
+            attempt.claim(one.place, self.boot_id, os.getpid(), 0)  # EEXIST in all cases but one
+        claim = attempt.claimed_by(one.place)
+        record = attempt.read_exit(one.place)
+        if record is not None:
+            self._ended(one, record)
+        elif claim is None or claim[2] == 0:
+            self._end_without_record(one, "not_started", "the order never reached a supervisor")
+        elif claim[0] != self.boot_id:
+            self._end_without_record(one, "reboot", "the machine was restarted meanwhile")
+        else:
+            one.shim = Identity(*claim)
+            self._follow(one)
+
+    def _end_without_record(self, one: Instance, cause: str, text: str) -> None:
+        start = attempt.read_start(one.place)
+        began_ns = decode_began(start).started_ns if start else 0
+        now_ns = time.time_ns()
+        one.end = EndSeen(*one.key, cause, started_ns=began_ns, ended_ns=now_ns, text=text)
+        self._over(one)
+
+    def _follow(self, one: Instance) -> None:
+        """Watch a supervisor that is not ours by its pidfd; identity is compared after opening."""
+        assert one.shim is not None
+        try:
+            fd = os.pidfd_open(one.shim.pid)
+        except OSError:
+            self._supervisor_died(one)
+            return
+        if not identity.is_alive(one.shim.pid, one.shim.ticks):
+            os.close(fd)
+            self._supervisor_died(one)
+            return
+        one.shim_fd = fd
+        self._watch.add(fd, partial(self._pidfd_fired, one))
+        one.stage = Stage.ORDERED
+        self._listen(one)
+        self._look_for_start(one)
+        self._hinted(one)
+
+    def _look_for_start(self, one: Instance) -> None:
+        if one.stage != Stage.ORDERED:
+            return
+        start = attempt.read_start(one.place)
+        if start is None:
+            self._watch.after(LOOK_AGAIN_S, partial(self._look_for_start, one))
+        else:
+            self._began(one, start)
+
+    def _pidfd_fired(self, one: Instance) -> None:
+        self._unfollow(one)
+        self._supervisor_died(one)
+
+    def _unfollow(self, one: Instance) -> None:
+        if one.shim_fd >= 0:
+            self._watch.remove(one.shim_fd)
+            os.close(one.shim_fd)
+            one.shim_fd = -1
+
+    def _supervisor_died(self, one: Instance) -> None:
+        """Its exit record, or the death of its whole tree, comes before the end is told."""
+        record = attempt.read_exit(one.place)
+        if record is not None:
+            self._ended(one, record)
+            return
+        claim = attempt.claimed_by(one.place)
+        if claim is None or claim[2] == 0:
+            self._take_up(one)
+            return
+        one.stage = Stage.ENDING
+        one.shim = Identity(*claim)
+        start = attempt.read_start(one.place)
+        one.tree = self._tree(one, decode_began(start) if start else None)
+        self._kill_rest(one)
+
+    def _kill_rest(self, one: Instance) -> None:
+        assert one.tree is not None
+        one.tree.signal_all(signal.SIGKILL)
+        if one.tree.is_empty():
+            one.tree.group.remove()
+            self._end_without_record(one, "lost", "its supervisor was killed; what it ran, too")
+        else:
+            self._watch.after(LOOK_AGAIN_S, partial(self._kill_rest, one))
+
+    # --- the other effects ------------------------------------------------------------------------
+
+    def _running(self, task: int, number: int) -> Instance | None:
+        one = self._instances.get((task, number))
+        return one if one is not None and one.stage < Stage.ENDING else None
+
+    def _deliver(self, effect: Deliver) -> None:
+        one = self._running(effect.task, effect.attempt)
+        if one is None:
+            return
+        if one.stage == Stage.RUNNING:
+            self._signal(one, effect.signal, tree=effect.tree)
+        else:
+            one.pending.append((effect.signal, effect.tree))
+
+    def _signal(self, one: Instance, number: int, *, tree: bool) -> None:
+        assert one.tree is not None
+        if tree:
+            one.tree.signal_all(number)
+        else:
+            one.tree.signal_main(number)
+
+    def _freeze(self, effect: Freeze) -> None:
+        one = self._running(effect.task, effect.attempt)
+        if one is not None:
+            self._set_frozen(one, frozen=effect.frozen)
+
+    def _set_frozen(self, one: Instance, *, frozen: bool) -> None:
+        one.is_frozen = frozen
+        if one.tree is not None:
+            one.tree.freeze(frozen=frozen)
+
+    def _control(self, effect: Control) -> None:
+        """Write the control file. A task that is asked to stop must be able to hear it: thaw it."""
+        one = self._running(effect.task, effect.attempt)
+        if one is None:
+            return
+        self._files.write_control(effect, one.uid)
+        if effect.stop and (one.is_frozen or one.link is None):  # adopted: it may be frozen
+            self._set_frozen(one, frozen=False)
+
+    def _forget(self, effect: Forget) -> None:
+        key = (effect.task, effect.attempt)
+        one = self._instances.get(key)
+        if one is not None and one.stage != Stage.OVER:
+            return
+        self._instances.pop(key, None)
+        with contextlib.suppress(OSError):
+            attempt.remove(attempt.place_of(self._attempts_dir, *key))
+
+    def _see(self, sighting: Sighting) -> None:
+        if not self._seen:
+            self._watch.wake()
+        self._seen.append(sighting)

@@ -1,0 +1,103 @@
+r"""One attempt as the runner knows it: from the effect that asked for it to the end it came to.
+
+    PREPARING -> ORDERED -> RUNNING -> ENDING -> OVER
+                    \_____________________/         (a supervisor can die anywhere)
+
+Holds what is known, decides nothing. Read next: `fork.py`.
+"""
+
+from enum import IntEnum
+
+import msgspec
+
+from ckptd.core.port import EndSeen, Identity, MarkSeen
+from ckptd.runner.files import NOT_KNOWN
+from ckptd.runner.notify import Listener
+from ckptd.runner.spawn import Link
+from ckptd.runner.stop import Tree
+
+
+class Stage(IntEnum):
+    """How far an attempt is."""
+
+    PREPARING = 0  # its checkpoint is looked for, nothing was sent
+    ORDERED = 1  # a supervisor has the order
+    RUNNING = 2  # its main process was seen
+    ENDING = 3  # its end is known; its files are read, or the rest of its tree dies
+    OVER = 4  # the end was reported
+
+
+class Began(msgspec.Struct, frozen=True):
+    """The start, as a supervisor tells and keeps it (`attempt.reserve`)."""
+
+    boot_id: str
+    shim_pid: int
+    shim_ticks: int
+    pid: int
+    ticks: int
+    started_ns: int
+    resumed_from: int
+
+
+class ExitRecord(msgspec.Struct, frozen=True):
+    """The exit record (`attempt.record_exit`); what never started has no `pid`."""
+
+    task: int
+    attempt: int
+    cause: str
+    code: int
+    signal: int
+    core: bool
+    ended_ns: int
+    cpu_s: float
+    rss_bytes: int
+    oom: bool
+    text: str
+    started_ns: int = 0
+    pid: int = 0
+
+    def seen(self) -> EndSeen:
+        """Return it as the sighting that the daemon waits for."""
+        return EndSeen(
+            self.task, self.attempt, self.cause, self.code, self.signal, self.core,
+            self.started_ns, self.ended_ns, self.cpu_s, self.rss_bytes, self.text,
+        )  # fmt: skip
+
+
+decode_began = msgspec.json.Decoder(Began).decode
+decode_exit = msgspec.json.Decoder(ExitRecord).decode
+
+
+class Instance:
+    """What the runner keeps of one attempt until it is forgotten."""
+
+    __slots__ = (
+        "attempt", "end", "is_frozen", "is_marking", "link", "listener", "marked", "pending",
+        "place", "published_ns", "shim", "shim_fd", "stage", "task", "tree", "uid", "wants_mark",
+        "warning",
+    )  # fmt: skip
+
+    def __init__(self, task: int, attempt: int, uid: int, place: str) -> None:
+        self.task = task
+        self.attempt = attempt
+        self.uid = uid
+        self.place = place
+        self.stage = Stage.PREPARING
+        self.link: Link | None = None  # None: adopted, or not sent yet
+        self.shim: Identity | None = None
+        self.shim_fd = -1  # pidfd of an adopted supervisor
+        self.tree: Tree | None = None
+        self.pending: list[tuple[int, bool]] = []  # signals that came before the start
+        self.is_frozen = False
+        self.listener: Listener | None = None
+        self.published_ns = NOT_KNOWN  # when `ckpt/` changed last before the start
+        self.is_marking = False
+        self.wants_mark = False
+        self.marked: MarkSeen | None = None
+        self.end: EndSeen | None = None
+        self.warning = ""  # about the checkpoint that was not used
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Return its name."""
+        return self.task, self.attempt

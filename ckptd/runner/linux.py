@@ -1,0 +1,100 @@
+"""The few calls of Linux that Python 3.11 has no name for: prctl, timerfd, inotify; bare signals.
+
+Loaded by the supervisors too: stdlib only. Read next: `identity.py`.
+"""
+
+import ctypes
+import os
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+CLOCK_MONOTONIC = 1
+CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
+IN_CREATE = 0x100
+IN_MOVED_TO = 0x80
+IN_ONLYDIR = 0x1000000
+IN_DONT_FOLLOW = 0x2000000
+NO_SIGNALS = bytes(128)
+_SIG_DFL, _SIG_IGN, _SIGCHLD, _SIG_SETMASK, _SIGNALS, _MASK_BYTES = 0, 1, 17, 2, 65, 128
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _TimerSpec(ctypes.Structure):
+    _fields_ = (
+        ("interval_s", ctypes.c_long),
+        ("interval_ns", ctypes.c_long),
+        ("value_s", ctypes.c_long),
+        ("value_ns", ctypes.c_long),
+    )
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def die_with_parent() -> None:
+    """Have the kernel SIGKILL this process when its parent dies; undone by a change of uid."""
+    _checked(_libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent dies (subreaper)."""
+    _checked(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def name_process(name: bytes) -> None:
+    """Set what `ps` and `top` show, at most 15 bytes."""
+    _libc.prctl(PR_SET_NAME, name, 0, 0, 0)
+
+
+def hush_signals() -> None:
+    """Give every signal its default effect, and block them all; SIGKILL and SIGSTOP remain.
+
+    Without `signal`, whose enums would be in the memory of each fork.
+    """
+    for number in range(1, _SIGNALS):
+        _libc.signal(number, _SIG_DFL)
+    set_mask(b"\xff" * _MASK_BYTES)
+
+
+def set_mask(mask: bytes) -> None:
+    """Block exactly the signals in `mask`, a sigset_t: all zero blocks none."""
+    _checked(_libc.sigprocmask(_SIG_SETMASK, mask, None), "sigprocmask")
+
+
+def leave_children_to_kernel(*, is_so: bool) -> None:
+    """Have the kernel reap children (SIGCHLD ignored), or keep them for `wait`."""
+    _libc.signal(_SIGCHLD, _SIG_IGN if is_so else _SIG_DFL)
+
+
+def timer() -> int:
+    """Return a descriptor that is readable once its time has come."""
+    return _checked(_libc.timerfd_create(CLOCK_MONOTONIC, CLOEXEC_NONBLOCK), "timerfd_create")
+
+
+def set_timer(fd: int, seconds: float) -> None:
+    """Let `fd` become readable after `seconds` (at least a microsecond), once."""
+    nanoseconds = max(1_000, int(seconds * 1e9))
+    spec = _TimerSpec(0, 0, nanoseconds // 10**9, nanoseconds % 10**9)
+    _checked(_libc.timerfd_settime(fd, 0, ctypes.byref(spec), None), "timerfd_settime")
+
+
+def inotify() -> int:
+    """Return a descriptor that reports changes of watched directories."""
+    return _checked(_libc.inotify_init1(CLOEXEC_NONBLOCK), "inotify_init1")
+
+
+def watch_arrivals(fd: int, directory: str) -> int:
+    """Report names that appear in a real directory; return the watch's number."""
+    mask = IN_CREATE | IN_MOVED_TO | IN_ONLYDIR | IN_DONT_FOLLOW
+    return _checked(_libc.inotify_add_watch(fd, os.fsencode(directory), mask), "inotify_add_watch")
+
+
+def unwatch(fd: int, number: int) -> None:
+    """Forget a watch; one that went with its directory is no error."""
+    _libc.inotify_rm_watch(fd, number)

@@ -1,0 +1,360 @@
+"""The supervisors: small processes that outlive the daemon and know the true end of a task.
+
+    daemon --(a socket per supervisor)--> warm parent --fork--> supervisor --fork--> task
+
+The *warm parent* is this file, started as `python -I -S shim.py FD STATE_DIR BOOT_ID GROUPS...`.
+It does nothing but fork supervisors. A *supervisor* runs one attempt at a time: it takes the claim,
+forks the child behind a gate, tells the daemon, opens the gate, waits, kills what the task left
+behind, writes the exit record and only then reports. Between attempts it waits for the next order,
+because a fork of even a small interpreter costs as much as running /bin/true. The daemon's death
+closes the socket: the parent exits at once, a supervisor after the attempt it is in.
+
+Messages, one packet each: an order comes in (or a descriptor of it, where it is long); out go
+`S PID TICKS ...` (started), `E record` (ended), `F` (fenced: somebody else has the claim).
+
+`_socket` is the C half of `socket`, whose Python half (it imports enum) would make every fork a
+tenth dearer; `signal`, `json` and `typing` are avoided for the same reason.
+Stdlib only. Read next: `child.py`, `attempt.py`, and `spawn.py` for the daemon's end.
+"""
+
+import gc
+import os
+import resource
+import sys
+import time
+
+if __name__ == "__main__":  # started by path: nothing of the environment is trusted or needed
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import _socket
+
+from ckptd.runner import attempt, child, identity, linux
+from ckptd.runner.attempt import Order
+from ckptd.runner.cgroup import Group, Roots
+
+ORDER_BYTES_MAX = 65_536  # longer ones travel as a memory file
+DESCRIPTOR_BYTES = 4
+NOFILE_SOFT = 1_024
+_ENOENT = 2
+_SIGKILL = 9
+
+
+class Supervisor:
+    """One supervisor: who it is, its socket and its control group."""
+
+    __slots__ = ("attempts_dir", "boot_id", "calm", "group", "link", "pid", "ticks")
+
+    def __init__(self, link: _socket.socket, attempts_dir: str, boot_id: str, roots: Roots) -> None:
+        self.link = link
+        self.attempts_dir = attempts_dir
+        self.boot_id = boot_id
+        self.calm = _oom_score() == b"0"
+        self.pid = os.getpid()
+        self.ticks = identity.ticks_of(self.pid)
+        self.group = Group(roots, f"{self.pid}.{self.ticks}")
+
+    def serve(self) -> None:
+        """Run attempts until the daemon closes the socket or an exit record cannot be kept."""
+        self.group.make()
+        is_sound = True
+        while is_sound:  # Bound: the daemon hangs up
+            packed = self._next_order()
+            if not packed:
+                break
+            is_sound = self._run(Order.unpack(packed))
+        self.group.remove()
+
+    def _next_order(self) -> bytes:
+        try:
+            data, rights, _, _ = self.link.recvmsg(
+                ORDER_BYTES_MAX, _socket.CMSG_SPACE(DESCRIPTOR_BYTES), _socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            return b""
+        if not rights:
+            return data
+        fd = int.from_bytes(rights[0][2][:DESCRIPTOR_BYTES], sys.byteorder)
+        packed = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
+        os.close(fd)
+        return packed
+
+    def _tell(self, message: bytes) -> None:
+        try:
+            self.link.send(message)
+        except OSError:  # the daemon is gone: the next one reads the files
+            return
+
+    # --- one attempt ------------------------------------------------------------------------
+
+    def _run(self, order: Order) -> bool:
+        """Run one attempt; False where this supervisor must end, so that its claim is dead."""
+        place = attempt.place_of(self.attempts_dir, order.task, order.attempt)
+        try:
+            if not attempt.claim(place, self.boot_id, self.pid, self.ticks):
+                self._tell(b"F")
+                return True
+            # Crash: claimed, nothing runs. The claim is dead with us: the daemon says lost.
+            if not attempt.is_reigning(self.attempts_dir, order.reign):
+                return self._record(order, place, -1, _end("not_started", text="order revoked"))
+        except OSError as error:
+            return self._record(order, place, -1, _failed(error, "claim the attempt"))
+        try:
+            output = _open_output(order)
+        except OSError as error:
+            return self._record(order, place, -1, _failed(error, f"open {order.output}"))
+        try:
+            return self._start(order, place, output)
+        finally:
+            os.close(output)
+
+    def _start(self, order: Order, place: str, output: int) -> bool:
+        gate, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        started_ns = time.time_ns()
+        _write(output, _start_line(order, started_ns))
+        oom_kills = self.group.oom_kills()
+        pid = os.fork()
+        if pid == 0:
+            gate.close()
+            child.become_task(order, inner.fileno(), output, self.pid, calm=self.calm)
+        inner.close()
+        fields: dict[str, int | float | str] = {
+            "task": order.task, "attempt": order.attempt, "boot_id": self.boot_id,
+            "shim_pid": self.pid, "shim_ticks": self.ticks, "pid": pid,
+            "ticks": identity.ticks_of(pid), "started_ns": started_ns,
+            "resumed_from": order.resumed_from,
+        }  # fmt: skip
+        try:
+            end, record = self._watch(order, place, gate, fields)
+        finally:
+            gate.close()
+        self._judge_memory(end, oom_kills, order.memory_bytes)
+        _write(output, _end_line(order.attempt, output, end))
+        fields.update(end)
+        return self._record(order, place, record, fields)
+
+    def _watch(
+        self, order: Order, place: str, gate: _socket.socket, fields: "Fields"
+    ) -> "tuple[Fields, int]":
+        """Let the child go, wait for its end and for that of all that came from it."""
+        pid = int(fields["pid"])
+        record = -1
+        complaint = b""
+        try:
+            self.group.limit(order.memory_bytes)
+            self.group.add(pid)
+            start = attempt.encode(fields)
+            record = attempt.reserve(place, start)
+            # Crash: the gate is shut. With us the child dies without having run the task.
+            self._tell(b"S" + start)
+            gate.send(child.OPEN)
+            # Crash: the task runs. PDEATHSIG ends it with us, the daemon kills what it forked.
+            complaint = gate.recv(4_096)
+        except ConnectionError:  # the child gave up before the gate and said why
+            complaint = gate.recv(4_096)
+        except OSError as error:  # no room for the record: the task must not run
+            complaint = b"%d cannot reserve the exit record: %s" % (
+                error.errno or 0,
+                str(error).encode(),
+            )
+            os.kill(pid, _SIGKILL)
+        status, cpu_s, rss_bytes = _wait_for(pid)
+        ended_ns = time.time_ns()
+        self._end_tree()
+        end = _end_of(status, complaint)
+        end.update(ended_ns=ended_ns, cpu_s=round(cpu_s, 6), rss_bytes=rss_bytes)
+        return end, record
+
+    def _end_tree(self) -> None:
+        """Kill all that the task left; nothing escapes, orphans become our children (subreaper).
+
+        Returns once none is left. Bound: what SIGKILL does not end keeps the attempt running.
+        """
+        while True:
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+                self.group.kill()
+                for pid in _children(self.pid):
+                    os.kill(pid, _SIGKILL)
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+
+    def _judge_memory(self, end: "Fields", oom_kills: int, limit_bytes: int) -> None:
+        """Tell the kernel's OOM killer from anybody else's SIGKILL."""
+        if end["cause"] == "exit" and end["code"] == 0:
+            return
+        kills = self.group.oom_kills() - oom_kills
+        if kills <= 0:
+            return
+        end["oom"] = True
+        limit = f"the limit of {limit_bytes} bytes" if limit_bytes else "no limit of its own"
+        end["text"] = f"the kernel's OOM killer ended {kills} of its processes; {limit}"
+        if end["signal"] == _SIGKILL or end["code"] == 128 + _SIGKILL:  # a shell reports it so
+            end["cause"] = "oom"
+            end["signal"] = _SIGKILL
+
+    def _record(self, order: Order, place: str, fd: int, fields: "Fields") -> bool:
+        """Keep the exit record, then report it. False where it could not be kept.
+
+        Durable: the record, before the daemon hears of it.
+        """
+        fields["task"], fields["attempt"] = order.task, order.attempt
+        record = attempt.encode(fields)
+        try:
+            attempt.record_exit(place, fd if fd >= 0 else attempt.reserve(place, b""), record)
+        except OSError:
+            self._tell(b"E" + record)
+            return False
+        self._tell(b"E" + record)
+        return True
+
+
+# --- ends ---------------------------------------------------------------------------------------
+
+
+def _end(cause: str, *, code: int = 0, signal: int = 0, text: str = "") -> "Fields":
+    return {
+        "cause": cause, "code": code, "signal": signal, "core": False,
+        "ended_ns": time.time_ns(), "cpu_s": 0.0, "rss_bytes": 0, "oom": False, "text": text,
+    }  # fmt: skip
+
+
+def _failed(error: OSError, doing: str) -> "Fields":
+    errno = error.errno or _ENOENT
+    return _end("spawn_error", code=errno, text=f"cannot {doing}: {os.strerror(errno)}")
+
+
+def _end_of(status: int, complaint: bytes) -> "Fields":
+    """Return how the main process ended; a complaint is one that never became the task."""
+    if complaint:
+        errno, _, text = complaint.decode(errors="replace").partition(" ")
+        end = _end("spawn_error", code=int(errno), text=text)
+    elif os.WIFSIGNALED(status):
+        end = _end("signal", signal=os.WTERMSIG(status))
+        end["core"] = os.WCOREDUMP(status)
+    else:
+        end = _end("exit", code=os.WEXITSTATUS(status))
+    return end
+
+
+def _wait_for(main: int) -> tuple[int, float, int]:
+    """Return (status, cpu seconds, peak bytes) of the main process; reap orphans meanwhile."""
+    while True:  # Bound: the main process ends
+        pid, status, usage = os.wait4(-1, 0)
+        if pid == main:
+            return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1_024
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        found = ((other, identity.look(other)) for other in identity.every_pid())
+        return [other for other, stat in found if stat and stat.parent == pid]
+
+
+# --- the task's output ----------------------------------------------------------------------------
+
+
+def _open_output(order: Order) -> int:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+    return os.open(order.output, flags, 0o600)
+
+
+def _start_line(order: Order, at_ns: int) -> bytes:
+    resumes = f", resumes from checkpoint {order.resumed_from}" if order.resumed_from else ""
+    return f"--- ckptd: attempt {order.attempt} started {_stamp(at_ns)}{resumes} ---\n".encode()
+
+
+def _end_line(number: int, output: int, end: "Fields") -> bytes:
+    said = f"exit code {end['code']}"
+    if end["cause"] == "spawn_error":
+        said = str(end["text"])
+    elif end["signal"]:
+        said = f"signal {end['signal']}" + (" (out of memory)" if end["cause"] == "oom" else "")
+    size = os.fstat(output).st_size
+    is_open = size > 0 and os.pread(output, 1, size - 1) not in {b"\n", b""}
+    at = _stamp(int(end["ended_ns"]))
+    return f"{chr(10) * is_open}--- ckptd: attempt {number} ended {at}, {said} ---\n".encode()
+
+
+def _stamp(at_ns: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ns // 1_000_000_000))
+
+
+def _write(fd: int, line: bytes) -> None:
+    try:
+        os.write(fd, line)
+    except OSError:  # a full disk costs a marker, never the attempt
+        return
+
+
+# --- the warm parent ------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Fork a supervisor for every descriptor that the daemon sends; exit when it hangs up."""
+    fd, state_dir, boot_id, unified, memory, freezer = sys.argv[1:]
+    control = _socket.socket(fileno=int(fd))
+    os.set_inheritable(int(fd), False)
+    roots = Roots(unified, memory, freezer)
+    _be_quiet()
+    linux.name_process(b"ckptd-parent")
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    while True:  # Bound: the daemon hangs up
+        data, rights, _, _ = control.recvmsg(
+            16, _socket.CMSG_SPACE(DESCRIPTOR_BYTES), _socket.MSG_CMSG_CLOEXEC
+        )
+        if not data:
+            os._exit(0)
+        link = int.from_bytes(rights[0][2][:DESCRIPTOR_BYTES], sys.byteorder)
+        if os.fork() == 0:
+            control.close()
+            _supervise(link, f"{state_dir}/attempts", boot_id, roots)
+        os.close(link)
+
+
+def _supervise(link: int, attempts_dir: str, boot_id: str, roots: Roots) -> None:
+    code = 1
+    try:
+        os.setsid()
+        linux.adopt_orphans()
+        linux.name_process(b"ckptd-shim")
+        linux.leave_children_to_kernel(is_so=False)
+        Supervisor(_socket.socket(fileno=link), attempts_dir, boot_id, roots).serve()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _be_quiet() -> None:
+    """Give tasks a clean start, once for all: default signals, few descriptors.
+
+    What a terminal or an administrator sends to end programs is blocked here and in supervisors
+    (SIGKILL remains); a child unblocks everything before it becomes the task.
+    """
+    linux.hush_signals()
+    linux.leave_children_to_kernel(is_so=True)  # supervisors
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = NOFILE_SOFT if hard == resource.RLIM_INFINITY else min(NOFILE_SOFT, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _oom_score() -> bytes:
+    fd = os.open("/proc/self/oom_score_adj", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 16).strip()
+    finally:
+        os.close(fd)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` is not loaded here
+    Fields = dict[str, int | float | str]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The daemon's end of the supervisors: the warm parent, a socket per supervisor, who is idle.
+
+It does not know what the messages mean (`fork.py` does) nor what happens at the other end
+(`shim.py`). A parent that was killed is started again when the next supervisor is needed; the
+supervisors it made do not notice.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+
+from ckptd.runner import shim
+from ckptd.runner.cgroup import Roots
+
+IDLE_MAX = 8  # supervisors kept between attempts, about half a MiB each
+RUNS_MAX = 10_000  # attempts after which a supervisor is replaced by a fresh one
+MESSAGE_BYTES_MAX = 8_192  # an exit record and its letter fit twice
+_PARENT_ENDS_S = 10.0
+
+
+class Link:
+    """The socket to one supervisor. Its end of file is the supervisor's death."""
+
+    __slots__ = ("key", "runs", "socket")
+
+    def __init__(self, near: socket.socket) -> None:
+        self.socket = near
+        self.key: tuple[int, int] | None = None  # (task, attempt) that it was given
+        self.runs = 0
+
+    def send(self, order: bytes) -> bool:
+        """Hand over an order; False where nobody is there to take it."""
+        try:
+            if len(order) <= shim.ORDER_BYTES_MAX:
+                self.socket.send(order)
+            else:
+                self._send_long(order)
+        except OSError:
+            return False
+        self.runs += 1
+        return True
+
+    def _send_long(self, order: bytes) -> None:
+        fd = os.memfd_create("ckptd-order")
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(order)
+            os.lseek(fd, 0, os.SEEK_SET)
+            socket.send_fds(self.socket, [b"L"], [fd])
+        finally:
+            os.close(fd)
+
+    def receive(self) -> bytes | None:
+        """Return the next message, b"" once the supervisor is dead, None where there is none."""
+        try:
+            return self.socket.recv(MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+
+class Pool:
+    """The warm parent and the links to its supervisors that have nothing to do."""
+
+    def __init__(self, state_dir: str, boot_id: str, roots: Roots) -> None:
+        self._arguments = [state_dir, boot_id, roots.unified, roots.memory, roots.freezer]
+        self._parent: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._idle: list[Link] = []
+
+    def take(self) -> Link:
+        """Return a link to a supervisor with nothing to do; new ones come up by themselves."""
+        return self._idle.pop() if self._idle else self.make()
+
+    def has_idle(self) -> bool:
+        """Return whether `take` needs no fork."""
+        return bool(self._idle)
+
+    def make(self) -> Link:
+        """Have one more supervisor forked. What is sent to it waits until it is there."""
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with far:
+            for _ in range(2):  # Bound: a parent that was killed is replaced once
+                control = self._control or self._start_parent()
+                try:
+                    socket.send_fds(control, [b"fork"], [far.fileno()])
+                    break
+                except OSError:
+                    self._drop_parent()
+        return Link(near)
+
+    def keep(self, link: Link) -> bool:
+        """Keep an idle supervisor for later; False where it is one too many."""
+        if len(self._idle) >= IDLE_MAX or link.runs >= RUNS_MAX:
+            return False
+        link.key = None
+        self._idle.append(link)
+        return True
+
+    def forget(self, link: Link) -> None:
+        """Hang up: an idle supervisor exits, a busy one after its attempt."""
+        if link in self._idle:
+            self._idle.remove(link)
+        link.socket.close()
+
+    def close(self) -> None:
+        """Hang up on the parent and all idle supervisors."""
+        for link in self._idle:
+            link.socket.close()
+        self._idle.clear()
+        self._drop_parent()
+
+    def _start_parent(self) -> socket.socket:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-I", "-S", "-X", "utf8", shim.__file__, str(far.fileno())]
+        with far:
+            self._parent = subprocess.Popen(
+                [*command, *self._arguments],
+                cwd="/",
+                env={},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # nothing of the daemon's is held open by supervisors
+                stderr=subprocess.DEVNULL,
+                pass_fds=(far.fileno(),),
+                start_new_session=True,
+            )
+        self._control = near
+        return near
+
+    def _drop_parent(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._parent is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._parent.wait(_PARENT_ENDS_S)
+            self._parent = None
