@@ -71,7 +71,7 @@ def ended(
         run.stop.why if run.stop is not None and seen.cause in ("exit", "signal") else seen.cause
     )
     lost_s = 0.0
-    if verdict.phase is not Phase.SUCCEEDED and seen.cause != "not_started":
+    if verdict.phase in PENDING and seen.cause != "not_started":
         lost_s = max(0, ended_ns - max(started_ns, run.checkpoint_ns)) / 1e9
     return [
         Ended(

@@ -1,0 +1,57 @@
+"""What the daemon reads of a task's files for clients: output and checkpoints. Never writes.
+
+Invariant: a task's own directory is hostile; `storage/untrusted.py` opens what stands in it.
+"""
+
+import os
+
+from ckptd.protocol import messages as m
+from ckptd.protocol.errors import NotFound
+from ckptd.storage import blobs
+
+
+class Files:
+    """The files below one state directory."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.state_dir = state_dir
+
+    def output(self, asked: m.Output, *, over: bool) -> m.OutputChunk:
+        """Return a piece of a task's output; an output that is not there yet is empty."""
+        path = os.path.join(self.state_dir, "output", f"{asked.task}.log")
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return m.OutputChunk(b"", 0, 0, over)
+        try:
+            size = os.fstat(fd).st_size
+            first = max(0, size + asked.offset) if asked.offset < 0 else min(asked.offset, size)
+            data = os.pread(fd, asked.limit, first)
+        finally:
+            os.close(fd)
+        return m.OutputChunk(data, first, size, over and first + len(data) >= size)
+
+    def checkpoints(self, task: int, uid: int, *, verify: bool) -> m.CheckpointList:
+        """Return the generations of a task, newest first. With `verify` every byte is read."""
+        directory = os.path.join(self.state_dir, "tasks", str(task))
+        try:
+            found = blobs.generations(directory, uid, verify=verify)
+        except FileNotFoundError as gone:
+            raise NotFound(f"task {task} has no directory: it was never started") from gone
+        rows = [self._row(generation) for generation in found]
+        return m.CheckpointList(tuple(sorted(rows, key=lambda row: -row.seq)))
+
+    def _row(self, generation: blobs.Generation) -> m.CheckpointRow:
+        manifest = generation.manifest
+        return m.CheckpointRow(
+            seq=generation.seq,
+            valid=generation.valid,
+            sealed=generation.sealed,
+            at_ns=manifest.get("at_ns", 0),
+            attempt=manifest.get("attempt", 0),
+            bytes=sum(part["bytes"] for part in manifest.get("files", ())),
+            files=tuple(part["name"] for part in manifest.get("files", ())),
+            digest=manifest.get("digest", ""),
+            problem=generation.fault,
+            path=generation.path,
+        )

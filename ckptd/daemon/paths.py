@@ -1,0 +1,63 @@
+"""Where things are: root's directories under /etc, /var/lib and /run, everybody else's under XDG.
+
+Knows names only; creating and locking belong to `ckptd/storage/store.py`. What systemd hands
+over (STATE_DIRECTORY and its kin) wins over our own defaults, the configuration wins over both.
+Read next: `config.py`.
+"""
+
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+SOCKET_NAME = "ctl.sock"
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), less the closing zero byte
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """The three directories of one daemon."""
+
+    state: str
+    run: str
+    socket: str
+
+
+def default_config(uid: int, env: Mapping[str, str]) -> str:
+    """Return the file that is read where `--config` names none; it need not exist."""
+    if given := _handed_over(env, "CONFIGURATION_DIRECTORY"):
+        return os.path.join(given, "ckptd.toml")
+    if uid == 0:
+        return "/etc/ckptd/ckptd.toml"
+    home = env.get("XDG_CONFIG_HOME") or os.path.join(_home(env), ".config")
+    return os.path.join(home, "ckptd", "ckptd.toml")
+
+
+def resolve(uid: int, env: Mapping[str, str], *, state_dir: str = "", run_dir: str = "") -> Paths:
+    """Return the directories in force; "" leaves the choice to the mode."""
+    state = state_dir or _handed_over(env, "STATE_DIRECTORY") or _default_state(uid, env)
+    run = run_dir or _handed_over(env, "RUNTIME_DIRECTORY") or _default_run(uid, env, state)
+    return Paths(state=state, run=run, socket=os.path.join(run, SOCKET_NAME))
+
+
+def _default_state(uid: int, env: Mapping[str, str]) -> str:
+    if uid == 0:
+        return "/var/lib/ckptd"
+    home = env.get("XDG_STATE_HOME") or os.path.join(_home(env), ".local", "state")
+    return os.path.join(home, "ckptd")
+
+
+def _default_run(uid: int, env: Mapping[str, str], state: str) -> str:
+    if uid == 0:
+        return "/run/ckptd"
+    if runtime := env.get("XDG_RUNTIME_DIR"):
+        return os.path.join(runtime, "ckptd")
+    return os.path.join(state, "run")
+
+
+def _handed_over(env: Mapping[str, str], name: str) -> str:
+    """Return the first directory of a systemd list such as `/var/lib/ckptd:/var/lib/other`."""
+    return env.get(name, "").partition(":")[0]
+
+
+def _home(env: Mapping[str, str]) -> str:
+    return env.get("HOME") or os.path.expanduser("~")

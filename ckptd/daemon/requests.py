@@ -1,0 +1,254 @@
+"""One request in, one reply out, now or later: what every verb does in the daemon.
+
+Mutating verbs go through `decide` and leave an Answered record, so that a resend under the same
+id gets the same answer. Waiting verbs are parked until State moves. Replies are only collected
+here; `loop.py` sends them after the commit. Read next: `engine.py`, `parked.py`.
+"""
+
+import os
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from ckptd.core import query
+from ckptd.core.decide import Case, decide
+from ckptd.core.events import event, may_follow
+from ckptd.core.policy import Caller, Now
+from ckptd.core.records import ENDED, STUCK, Answered
+from ckptd.core.select import one
+from ckptd.daemon.engine import Engine, decode
+from ckptd.daemon.files import Files
+from ckptd.daemon.journal import ERROR, Journal, Kind
+from ckptd.daemon.parked import Parked
+from ckptd.daemon.server import Incoming
+from ckptd.protocol import codec
+from ckptd.protocol import messages as m
+from ckptd.protocol.errors import CkptdError, Denied, DiskFull, Internal, ShuttingDown
+from ckptd.protocol.limits import PROTOCOL_VERSION
+from ckptd.protocol.messages import VERBS
+from ckptd.protocol.version import VERSION
+
+EVENT_BYTES_MAX = 1 << 20  # of log read for one page of events
+NEEDS_ROOM = frozenset({"submit", "edit", "group_set"})
+
+Outbox = list[tuple[Incoming, bytes]]
+
+
+class Control(Protocol):
+    """What requests may ask of the daemon itself; `loop.py` is it."""
+
+    def daemon_status(self) -> m.DaemonStatus:
+        """Return how the daemon is."""
+        ...
+
+    def effective_config(self) -> m.EffectiveConfig:
+        """Return the configuration in force."""
+        ...
+
+    def reload(self) -> m.Reloaded:
+        """Read the configuration again. Raises BadConfig."""
+        ...
+
+    def shut_down(self, tasks: str) -> None:
+        """Begin to stop."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """Return what was counted since the start."""
+        ...
+
+
+class Requests:
+    """The daemon's desk."""
+
+    def __init__(self, engine: Engine, control: Control, files: Files, journal: Journal) -> None:
+        self._engine, self._control, self._files = engine, control, files
+        self._journal = journal
+        self._parked = Parked()
+        self._worker = ThreadPoolExecutor(1, "ckptd-verify")
+        self._late: list[tuple[Incoming, Future[m.CheckpointList]]] = []
+        self.outbox: Outbox = []
+        self.on_late: Callable[[], None] = lambda: None
+        self._queries: dict[str, Callable[[Incoming, Any, Now], m.Answer | None]] = {
+            "status": lambda r, q, now: query.status(self._view(r, now), q),
+            "show": lambda r, q, now: query.show(self._view(r, now), q, self._files.state_dir),
+            "groups": lambda r, _, now: query.groups(self._view(r, now)),
+            "wait": self._wait,
+            "events": self._events,
+            "output": self._output,
+            "checkpoints": self._checkpoints,
+            "stats": self._stats,
+            "ping": lambda _r, _q, _n: self._pong(),
+            "daemon": lambda _r, _q, _n: self._control.daemon_status(),
+            "config": lambda _r, _q, _n: self._control.effective_config(),
+            "reload": self._reload,
+            "shutdown": self._shutdown,
+        }
+
+    # --- one request --------------------------------------------------------------------------
+
+    def take(self, request: Incoming, now: Now, mono_ns: int) -> None:
+        """Answer one request, or park it."""
+        self._mono_ns = mono_ns
+        try:
+            if VERBS[request.verb][2]:
+                answer = self._change(request, now)
+            else:
+                found = self._queries[request.verb](request, request.args, now)
+                if found is None:
+                    return
+                answer = codec.encode_answer(found)
+            self.outbox.append((request, codec.encode_reply(request.request_id, answer)))
+        except CkptdError as refused:
+            self.outbox.append((request, codec.encode_error(request.request_id, refused)))
+        except Exception as bug:  # noqa: BLE001 - a bug in one verb must not end the daemon
+            self._journal.event(Kind.INTERNAL_ERROR, traceback.format_exc(), ERROR)
+            error = Internal(f"{request.verb} failed: {bug!r}", "this is a bug in ckptd")
+            self.outbox.append((request, codec.encode_error(request.request_id, error)))
+
+    def _change(self, request: Incoming, now: Now) -> bytes:
+        engine, uid = self._engine, request.peer.uid
+        known = engine.state.answers.get(f"{uid}:{request.request_id}")
+        if known is not None:
+            return known
+        if engine.draining:
+            raise ShuttingDown("the daemon is shutting down", "it takes requests after its start")
+        if request.verb in NEEDS_ROOM and not engine.has_room(request.size_bytes):
+            raise DiskFull(
+                f"no room in the log for {request.verb}: nothing was accepted, running tasks go on",
+                f"free space in {self._files.state_dir}, then run the same command again",
+            )
+        case = Case(engine.state, self._caller(request), now, engine.policy)
+        records, result = decide(case, request.args)
+        answer = codec.encode_answer(result)
+        if records:
+            engine.stage(records)
+            engine.stage([Answered(request.request_id, uid, answer)])
+        return answer
+
+    def _caller(self, request: Incoming) -> Caller:
+        uid = request.peer.uid
+        return Caller(uid, request.peer.gid, admin=uid in (0, os.geteuid()))
+
+    def _view(self, request: Incoming, now: Now) -> query.View:
+        engine = self._engine
+        caller = self._caller(request)
+        return query.View(engine.state, engine.observed, caller, now, engine.policy)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def _wait(self, request: Incoming, asked: m.Wait, now: Now) -> m.Waited | None:
+        view = self._view(request, now)
+        found = query.waited(view, asked)
+        if found.met or not self._may_park(request, asked.hold_s):
+            return found
+        until = self._until(request, asked.hold_s)
+        self._parked.park_wait(request, [row.id for row in found.tasks], until)
+        return None
+
+    def _events(self, request: Incoming, asked: m.Events, _: Now) -> m.EventPage | None:
+        wal = self._engine.wal
+        since = wal.durable_lsn if asked.since < 0 else asked.since
+        page = self._page(request, asked, since)
+        if page.events or not self._may_park(request, asked.hold_s):
+            return page
+        parked = request.again(m.Events(page.next, asked.limit, asked.task, asked.hold_s))
+        self._parked.park_follow(parked, self._until(request, asked.hold_s))
+        return None
+
+    def _page(self, request: Incoming, asked: m.Events, since: int) -> m.EventPage:
+        caller, last = self._caller(request), since
+        found: list[m.Event] = []
+        for frame in self._engine.wal.read(since, EVENT_BYTES_MAX):
+            for offset, record in enumerate(decode(frame.payload)):
+                lsn = frame.first_lsn + offset
+                if lsn <= since:
+                    continue
+                if len(found) == asked.limit:
+                    return m.EventPage(tuple(found), last)
+                last = lsn
+                told = event(lsn, record)
+                if told is None or (asked.task and told.task != asked.task):
+                    continue
+                if may_follow(self._engine.state, told, caller):
+                    found.append(told)
+        return m.EventPage(tuple(found), last)
+
+    def _may_park(self, request: Incoming, hold_s: float) -> bool:
+        return hold_s > 0 and (not request.until_mono_ns or request.until_mono_ns > self._mono_ns)
+
+    def _until(self, request: Incoming, hold_s: float) -> int:
+        if not request.until_mono_ns:
+            request.until_mono_ns = self._mono_ns + int(hold_s * 1e9)
+        return request.until_mono_ns
+
+    def revisit(self, touched: Iterable[int], now: Now, mono_ns: int, *, grown: bool) -> None:
+        """Ask parked requests again that this turn concerns or whose time is over."""
+        again = self._parked.concerned(touched) + self._parked.expired(mono_ns)
+        if grown:
+            again += self._parked.followers()
+        for request in again:
+            self.take(request, now, mono_ns)
+        done = [pair for pair in self._late if pair[1].done()]
+        self._late = [pair for pair in self._late if not pair[1].done()]
+        for request, future in done:
+            self._tell_late(request, future)
+
+    def wake_mono_ns(self) -> int:
+        """Return when a parked request must be answered, 0 for never."""
+        return self._parked.wake_mono_ns()
+
+    # --- files --------------------------------------------------------------------------------
+
+    def _output(self, request: Incoming, asked: m.Output, _: Now) -> m.Answer:
+        task = one(self._engine.state, asked.task, self._caller(request))
+        over = task.phase in ENDED or task.phase in STUCK
+        return self._files.output(asked, over=over)
+
+    def _checkpoints(self, request: Incoming, asked: m.Checkpoints, _: Now) -> m.Answer | None:
+        task = one(self._engine.state, asked.task, self._caller(request))
+        if not asked.verify:
+            return self._files.checkpoints(task.id, task.uid, verify=False)
+        future: Future[m.CheckpointList] = self._worker.submit(
+            self._files.checkpoints, task.id, task.uid, verify=True
+        )
+        self._late.append((request, future))
+        future.add_done_callback(lambda _: self.on_late())
+        return None
+
+    def _tell_late(self, request: Incoming, future: Future[m.CheckpointList]) -> None:
+        try:
+            answer = codec.encode_answer(future.result())
+            self.outbox.append((request, codec.encode_reply(request.request_id, answer)))
+        except CkptdError as refused:
+            self.outbox.append((request, codec.encode_error(request.request_id, refused)))
+
+    # --- the daemon ---------------------------------------------------------------------------
+
+    def _pong(self) -> m.Pong:
+        epoch = self._engine.state.epoch
+        return m.Pong(VERSION, PROTOCOL_VERSION, os.getpid(), os.geteuid(), epoch)
+
+    def _stats(self, request: Incoming, _: m.Empty, now: Now) -> m.Stats:
+        view = self._view(request, now)
+        by_group = {row.name: row.phases for row in query.groups(view).groups}
+        whose = None if view.caller.admin else view.caller.uid
+        return m.Stats(self._engine.state.totals(whose), by_group, self._control.counters())
+
+    def _reload(self, request: Incoming, _: m.Empty, __: Now) -> m.Answer:
+        self._admin(request, "reload")
+        return self._control.reload()
+
+    def _shutdown(self, request: Incoming, asked: m.Shutdown, _: Now) -> m.Answer:
+        self._admin(request, "shut the daemon down")
+        self._control.shut_down(asked.tasks)
+        return m.Done()
+
+    def _admin(self, request: Incoming, what: str) -> None:
+        if not self._caller(request).admin:
+            raise Denied(f"uid {request.peer.uid} may not {what}", "ask root or the daemon's owner")
+
+    def close(self) -> None:
+        """Let the worker go."""
+        self._worker.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,162 @@
+"""The journal: journald's own protocol, honest drops, and lines that people can read."""
+
+import array
+import io
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ckptd.daemon import journal
+from ckptd.daemon.journal import DEBUG, ERROR, Journal, JournaldSink, Kind, StreamSink
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[socket.socket]:
+    """What journald is to a sender: a datagram socket with a short queue."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.settimeout(5)
+        yield listening
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> Iterator[JournaldSink]:
+    opened = JournaldSink(str(tmp_path / "socket"))
+    yield opened
+    opened.close()
+
+
+def parse(entry: bytes) -> dict[str, str]:
+    """Read an entry as journald does."""
+    fields: dict[str, str] = {}
+    while entry:
+        line, _, entry = entry.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            (size,) = struct.unpack("<Q", entry[:8])
+            value, entry = entry[8 : 8 + size], entry[8 + size + 1 :]
+        fields[name.decode()] = value.decode()
+    return fields
+
+
+def test_an_event_carries_its_fields_and_the_id_of_its_kind(
+    journald: socket.socket, sink: JournaldSink
+) -> None:
+    told = Journal(sink)
+    told.event(Kind.TASK_ENDED, "task 7 ended", ERROR, task_id=7, duration_us=12, errno=5)
+    fields = parse(journald.recv(4096))
+    assert fields == {
+        "MESSAGE": "task 7 ended",
+        "PRIORITY": "3",
+        "SYSLOG_IDENTIFIER": "ckptd",
+        "MESSAGE_ID": Kind.TASK_ENDED.value,
+        "CKPTD_EVENT": "task_ended",
+        "CKPTD_TASK_ID": "7",
+        "CKPTD_DURATION_US": "12",
+        "ERRNO": "5",
+    }
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "\n", "PRIORITY=0\nMESSAGE=fake", "žluť \udc80"])
+def test_no_value_can_forge_another_field(
+    journald: socket.socket, sink: JournaldSink, text: str
+) -> None:
+    Journal(sink).note(text, task=text)
+    fields = parse(journald.recv(65_536))
+    readable = text.encode(errors="backslashreplace").decode()
+    assert (fields["MESSAGE"], fields["CKPTD_TASK"]) == (readable, readable)
+    assert (fields["PRIORITY"], len(fields)) == ("6", 6)
+
+
+def test_a_line_too_big_for_a_datagram_travels_as_a_sealed_file(
+    journald: socket.socket, sink: JournaldSink
+) -> None:
+    Journal(sink).note("x" * (8 << 20))
+    data, ancillary, _, _ = journald.recvmsg(16, 64)
+    assert data == b""
+    ((_, _, raw),) = ancillary
+    (fd,) = array.array("i", raw)
+    with open(fd, "rb") as file:
+        file.seek(0)
+        assert parse(file.read())["MESSAGE"] == "x" * (8 << 20)
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+
+
+def test_a_journald_that_does_not_read_costs_lines_that_are_told_later(
+    journald: socket.socket, sink: JournaldSink
+) -> None:
+    told = Journal(sink)
+    while not told.dropped:
+        told.note("fill" * 1_000)
+    journald.setblocking(False)
+    with suppress(BlockingIOError):
+        while journald.recv(65_536):
+            pass
+    journald.settimeout(5)
+    told.note("after")
+    assert parse(journald.recv(65_536))["MESSAGE"].startswith("1 lines were dropped")
+    assert parse(journald.recv(65_536))["MESSAGE"] == "after"
+    assert told.dropped == 0
+
+
+def test_a_restarted_journald_is_found_again(tmp_path: Path, sink: JournaldSink) -> None:
+    path = str(tmp_path / "socket")
+    told = Journal(sink)
+    told.note("nobody listens")
+    assert told.dropped == 1
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+            listening.bind(path)
+            told.note("here")
+            assert listening.recv(4096)
+        os.unlink(path)
+
+
+def test_lines_below_the_level_are_not_told(journald: socket.socket, sink: JournaldSink) -> None:
+    told = Journal(sink, "error")
+    told.note("info")
+    told.event(Kind.NOTE, "debug", DEBUG)
+    told.event(Kind.NOTE, "error", ERROR)
+    assert parse(journald.recv(4096))["MESSAGE"] == "error"
+
+
+def test_a_terminal_gets_words_and_systemd_gets_priorities() -> None:
+    plain, prefixed = io.StringIO(), io.StringIO()
+    fields: Mapping[str, int] = {"task_id": 7}
+    StreamSink(plain, prefixed=False).send(Kind.NOTE, "a\nb", 4, fields)
+    StreamSink(prefixed, prefixed=True).send(Kind.NOTE, "a\nb", 4, fields)
+    assert plain.getvalue()[8:] == " warning a\\nb task_id=7\n"
+    assert prefixed.getvalue() == "<4>a\\nb task_id=7\n"
+
+
+def test_a_stream_that_is_gone_costs_lines_and_nothing_else() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    stream = open(write, "w", encoding="utf-8")  # noqa: SIM115 - closed below, where it fails
+    told = Journal(StreamSink(stream, prefixed=True))
+    told.note("nobody reads")
+    assert told.dropped == 1
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+
+
+def test_journald_is_used_only_where_the_stream_is_the_one_it_named(tmp_path: Path) -> None:
+    left, right = socket.socketpair()
+    with left, right, open(os.dup(left.fileno()), "w", encoding="utf-8") as stream:
+        status = os.fstat(stream.fileno())
+        env = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert journal._leads_to_journald(env, stream.fileno())
+        assert not journal._leads_to_journald({"JOURNAL_STREAM": "1:2"}, stream.fileno())
+    with open(tmp_path / "file", "w", encoding="utf-8") as stream:
+        assert not journal._leads_to_journald(env, stream.fileno())
+
+
+def test_every_kind_has_an_id_of_its_own() -> None:
+    assert len({kind.value for kind in Kind}) == len(list(Kind)) == len(Kind.__members__)
+    assert all(len(kind.value) == 32 and int(kind.value, 16) for kind in Kind)
