@@ -1,0 +1,44 @@
+"""Entry of `ckptctl`: exit codes, interrupts and closed pipes; everything else is `cli.py`.
+
+Exit codes: 0 ok, 1 a task failed or was refused, 2 transient, 3 not finished, 4 no such task,
+5 conflict, 64 usage, 69 protocol, 77 denied, 78 config, 124 timeout, 130 interrupted.
+"""
+
+import gc
+import os
+import sys
+
+gc.disable()  # a short life with many imports: collecting would be a tenth of it
+
+from ckptctl import cli  # noqa: E402 (the collector is off first)
+from ckptctl.call import report_error  # noqa: E402
+from ckptd.protocol.errors import CkptdError  # noqa: E402
+
+
+def main() -> int:
+    """Run the command line of this process; returns the exit code."""
+    argv = sys.argv[1:]
+    gc.freeze()
+    gc.enable()
+    try:
+        code = cli.main(argv)
+        sys.stdout.flush()
+    except CkptdError as error:
+        return report_error(error, is_json=_wants_json(argv))
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough; what is left in the buffer must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _wants_json(argv: list[str]) -> bool:
+    words = " ".join(argv[: argv.index("--")] if "--" in argv else argv)
+    return any(sign in words for sign in ("-o json", "-ojson", "--output json", "--output=json"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

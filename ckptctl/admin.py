@@ -1,0 +1,226 @@
+"""Verbs of the daemon itself: daemon, config, and the offline tools wal and doctor.
+
+Offline tools are programs of the daemon's side, run as such: this side never reads its files.
+"""
+
+import argparse
+import os
+import sys
+import time
+import tomllib
+from typing import Any, NoReturn
+
+from ckptctl import spec, words
+from ckptctl.call import Call
+from ckptctl.render import facts_lines, json_text, plain
+from ckptctl.units import SECOND_NS, duration_text
+from ckptd.protocol.errors import BadConfig, Unreachable
+from ckptd.protocol.messages import (
+    DaemonStatus,
+    Done,
+    EffectiveConfig,
+    Empty,
+    Pong,
+    Reloaded,
+    Shutdown,
+)
+
+# --- daemon -----------------------------------------------------------------------------------
+
+
+def daemon_status(call: Call) -> int:
+    """Show how the daemon is; 1 where it is not well."""
+    found = call.ask("daemon", Empty(), DaemonStatus)
+    if not call.is_for_people:
+        call.out([json_text({"daemon": plain(found)})])
+        return 0 if found.health == "ok" else 1
+    up_s = (time.time_ns() - found.started_ns) / SECOND_NS
+    totals = ", ".join(f"{count} {phase}" for phase, count in found.totals.items() if count)
+    green, red, off = ("\x1b[32m", "\x1b[31m", "\x1b[0m") if call.style.has_color else ("",) * 3
+    health = f"{green if found.health == 'ok' else red}{words.clean(found.health)}{off}"
+    recovery = ", ".join(
+        f"{name.removesuffix('_s')} {_short(name, value)}"
+        for name, value in found.last_recovery.items()
+        if value not in ("", None, [], {})
+    )
+    facts = [
+        ("health", health),
+        ("version", found.version),
+        ("running", f"pid {found.pid}, uid {found.uid}, for {duration_text(up_s)}"),
+        ("endpoint", call.client.endpoint),
+        ("state", words.clean(found.state_dir)),
+        ("log", f"LSN {found.lsn}, snapshot at {found.snapshot_lsn}, epoch {found.epoch}"),
+        ("runner", f"{found.runner}, cgroup {found.cgroup or 'none'}"),
+        ("tasks", totals or "none"),
+        ("recovery", words.clean(recovery)),
+    ]
+    call.out(facts_lines(facts, call.style))
+    if call.style.form == "wide":
+        counters = [(name, f"{value:,.6g}") for name, value in sorted(found.counters.items())]
+        call.out(["", *facts_lines(counters, call.style)])
+    return 0 if found.health == "ok" else 1
+
+
+def _short(name: str, value: Any) -> str:
+    return duration_text(value) if name.endswith("_s") else str(value)
+
+
+def daemon_ping(call: Call) -> int:
+    """Ask whether it answers."""
+    call.ask("ping", Empty(), Pong)
+    started = time.perf_counter()
+    found = call.ask("ping", Empty(), Pong)
+    took_s = time.perf_counter() - started
+    if call.is_for_people:
+        text = f"ckptd {found.version}, pid {found.pid}, answers in {took_s * 1e3:.1f} ms"
+        call.out([text])
+    else:
+        call.out([json_text({"ping": plain(found), "answered_s": took_s})])
+    return 0
+
+
+def daemon_reload(call: Call) -> int:
+    """Read the configuration again and tell what took effect."""
+    found = call.ask("reload", Empty(), Reloaded)
+    if not call.is_for_people:
+        call.out([json_text(plain(found))])
+        return 0
+    call.out(f"{key}: in force now" for key in found.applied)
+    call.out(f"{key}: needs a restart of the daemon" for key in found.needs_restart)
+    if not (found.applied or found.needs_restart):
+        call.note("nothing has changed")
+    return 0
+
+
+def daemon_shutdown_options(parser: argparse.ArgumentParser) -> None:
+    """Add what becomes of the tasks."""
+    parser.add_argument(
+        "--tasks", choices=("keep", "checkpoint", "kill"), default="keep", metavar="WHAT",
+        help="keep: they run on (default); checkpoint: save and stop; kill: SIGKILL",
+    )  # fmt: skip
+
+
+def daemon_shutdown(call: Call) -> int:
+    """Stop the daemon and wait until it is gone."""
+    fate = call.args.tasks
+    if fate == "kill" and not call.confirm("kill every running task and stop the daemon?"):
+        return 1
+    call.ask("shutdown", Shutdown(fate), Done)
+    if not call.client.until_gone():
+        call.note("the daemon drains; it is not gone yet")
+        return 3
+    what = {
+        "keep": "running tasks go on without it, and are adopted when it is back",
+        "checkpoint": "tasks were asked to save and stop; they go on when it is back",
+        "kill": "tasks were killed",
+    }[fate]
+    call.note(f"the daemon has stopped; {what}")
+    return 0
+
+
+# --- config -----------------------------------------------------------------------------------
+
+
+def config_show(call: Call) -> int:
+    """Print the configuration in force, as TOML."""
+    found = call.ask("config", Empty(), EffectiveConfig)
+    if call.is_for_people:
+        import tomli_w  # noqa: PLC0415 (used nowhere else)
+
+        call.out([f"# from {found.path or 'the defaults; there is no file'}"])
+        call.out([tomli_w.dumps(found.config).rstrip()])
+    else:
+        call.out([json_text(plain(found))])
+    return 0
+
+
+def config_check_options(parser: argparse.ArgumentParser) -> None:
+    """Add the file."""
+    parser.add_argument("file", metavar="FILE", nargs="?", help="default: the daemon's own file")
+
+
+config_diff_options = config_check_options
+
+
+def config_check(call: Call) -> int:
+    """Check a file as the daemon would; 78 where it is wrong. Works without a daemon."""
+    file = ["--config", call.args.file] if call.args.file else []
+    _become("ckptd.daemon.main", ["--check-config", *file])
+
+
+def config_diff(call: Call) -> int:
+    """Tell what a file would change against the configuration in force; 1 if anything."""
+    found = call.ask("config", Empty(), EffectiveConfig)
+    path = call.args.file or found.path
+    if not path:
+        call.note("the daemon runs on its defaults, there is no file to compare")
+        return 0
+    try:
+        wanted = tomllib.loads(spec.read_text(path))
+    except tomllib.TOMLDecodeError as bad:
+        raise BadConfig(f"{path}: not TOML: {bad}", f"ckptctl config check {path}") from bad
+    now = flat(found.config)
+    changes = [(key, now.get(key), value) for key, value in flat(wanted).items()]
+    changes = [(key, old, new) for key, old, new in changes if old != new]
+    if not call.is_for_people:
+        items = [{"key": key, "in_force": old, "in_file": new} for key, old, new in changes]
+        call.out([json_text({"path": path, "changes": items})])
+    else:
+        call.out(f"{key}: {old!r} in force, {new!r} in {path}" for key, old, new in changes)
+    return 1 if changes else 0
+
+
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+# --- offline tools ------------------------------------------------------------------------------
+
+
+def wal_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is passed on."""
+    parser.add_argument("--state", metavar="DIR", help="the state directory (default: the usual)")
+    parser.add_argument("words", nargs="*", metavar="OPTION", help="further options of the tool")
+
+
+def wal(call: Call) -> int:
+    """Run the offline tool on the log's files."""
+    words = [*call.args.words]
+    state = [] if "--state" in words else ["--state", _state_dir(call)]
+    output = ["-o", call.style.form] if call.style.form in ("json", "jsonl") else []
+    _become("ckptd.daemon.offline_wal", [call.args.verb.split()[1], *state, *output, *words])
+
+
+def _state_dir(call: Call) -> str:
+    """Return what a running daemon reports, else where one of this user would keep its state."""
+    try:
+        return call.ask("daemon", Empty(), DaemonStatus).state_dir
+    except Unreachable:
+        if os.geteuid() == 0:
+            return "/var/lib/ckptd"
+        home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        return os.path.join(home, "ckptd")
+
+
+def doctor_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is passed on."""
+    parser.add_argument("words", nargs="*", metavar="OPTION", help="passed to the tool")
+
+
+def doctor(call: Call) -> int:
+    """Look whether this machine is fit."""
+    output = ["-o", call.style.form] if call.style.form == "json" else []
+    _become("ckptd.daemon.doctor", [*output, *call.args.words])
+
+
+def _become(module: str, words: list[str]) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *words])  # noqa: S606 (no shell)

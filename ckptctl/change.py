@@ -1,0 +1,228 @@
+"""Verbs that change tasks: cancel, kill, signal, pause, resume, hold, release, drop, retry, ...
+
+Each answers per task; one refused target of many makes it exit 1, the only target its own code.
+Read next: `selectors.py`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from ckptctl import selectors, units
+from ckptctl.call import Call
+from ckptctl.render import Column, Listing, json_text, plain
+from ckptd.protocol.errors import BadRequest, ErrorReply
+from ckptd.protocol.messages import (
+    Cancel,
+    Changed,
+    Clean,
+    Drop,
+    Edit,
+    Hold,
+    Kill,
+    Message,
+    Pause,
+    Release,
+    Resume,
+    Retry,
+    Selector,
+    Signal,
+    TaskChange,
+)
+
+_PAST: Final = {
+    "cancel": "cancelled", "kill": "killed", "signal": "signalled", "pause": "paused",
+    "resume": "resumed", "hold": "held", "release": "released", "drop": "dropped",
+    "retry": "queued again", "edit": "changed", "clean": "cleaned",
+    "checkpoint_now": "asked to save",
+}  # fmt: skip
+
+
+def change(call: Call, verb: str, args: Message) -> int:
+    """Send one change and tell what became of each task."""
+    answer = call.ask(verb, args, Changed)
+    return tell(call, verb, answer.tasks)
+
+
+def tell(call: Call, verb: str, tasks: Sequence[TaskChange]) -> int:
+    """Print the results; return 0, or what stands for the refusals."""
+    refused = [task for task in tasks if task.error is not None]
+    done = [task for task in tasks if task.error is None]
+    if call.is_for_people:
+        call.out(f"task {task.id}: {_outcome(verb, task)}" for task in done[:20])
+        if len(done) > 20:
+            call.out([f"... and {len(done) - 20} more {_PAST[verb]}"])
+    elif call.style.form == "json":
+        call.out([json_text({"tasks": [plain(task) for task in tasks]})])
+    else:
+        call.show(_listing(done if call.style.form != "jsonl" else tasks))
+    for task in refused:
+        _report(call, task, is_only=len(tasks) == 1)
+    if not tasks:
+        call.note("no task fits the selection")
+        return 4
+    if refused and len(tasks) == 1 and refused[0].error is not None:
+        return refused[0].error.exit_code
+    return 1 if refused else 0
+
+
+def _outcome(verb: str, task: TaskChange) -> str:
+    if verb in ("cancel", "kill") and task.phase == "stopping":
+        return "is being stopped"
+    return f"{_PAST[verb]}, now {task.phase}" if verb in ("release", "edit") else _PAST[verb]
+
+
+def _report(call: Call, task: TaskChange, *, is_only: bool) -> None:
+    error = task.error or ErrorReply("error", "")
+    about = "" if is_only or f"task {task.id}" in error.message else f"task {task.id}: "
+    call.problem(error, about)
+
+
+def _listing(tasks: Sequence[TaskChange]) -> Listing:
+    columns = (
+        Column("id", lambda task: str(task.id), is_right=True),
+        Column("phase", lambda task: task.phase),
+    )
+    return Listing("tasks", tasks, columns, lambda task: str(task.id))
+
+
+def _chosen(call: Call, deed: str, *, ask: bool = False) -> Selector:
+    """Return the selection; where it is --all, a person is asked first."""
+    select = selectors.selector(call.args)
+    if ask and call.args.all and not call.confirm(f"{deed} every task that fits?"):
+        raise BadRequest(f"nothing was done: {deed} was not confirmed")
+    return select
+
+
+# --- stopping -----------------------------------------------------------------------------------
+
+
+def cancel_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cancel`."""
+    selectors.add_options(parser)
+    parser.add_argument("--grace", metavar="TIME", help="from the stop signal to SIGKILL")
+    parser.add_argument("--no-checkpoint", action="store_true", help="do not ask to save first")
+    parser.add_argument("--reason", metavar="TEXT", default="", help="kept in the log")
+
+
+def cancel(call: Call) -> int:
+    """Stop tasks in order."""
+    args = call.args
+    grace_s = None if args.grace is None else units.parse_duration(args.grace)
+    select = _chosen(call, "cancel", ask=True)
+    return change(call, "cancel", Cancel(select, grace_s, not args.no_checkpoint, args.reason))
+
+
+def kill_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `kill`."""
+    selectors.add_options(parser)
+    parser.add_argument("-s", "--signal", metavar="SIG", help="send this instead; task goes on")
+    parser.add_argument("--reason", metavar="TEXT", default="", help="kept in the log")
+
+
+def kill(call: Call) -> int:
+    """SIGKILL tasks, or send another signal."""
+    select = _chosen(call, "kill", ask=True)
+    if call.args.signal:
+        number = units.parse_signal(call.args.signal)
+        return change(call, "signal", Signal(select, number, tree=True))
+    return change(call, "kill", Kill(select, call.args.reason))
+
+
+def signal_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `signal`."""
+    parser.add_argument("--tree", action="store_true", help="to all of a task's processes")
+    parser.add_argument("signal", metavar="SIGNAL", help="USR1, SIGHUP, 10")
+    selectors.add_options(parser)
+
+
+def signal(call: Call) -> int:
+    """Send a signal."""
+    number = units.parse_signal(call.args.signal)
+    return change(call, "signal", Signal(_chosen(call, "signal"), number, call.args.tree))
+
+
+# --- plain changes ------------------------------------------------------------------------------
+
+
+def pause_options(parser: argparse.ArgumentParser) -> None:
+    """Add the selection."""
+    selectors.add_options(parser)
+
+
+resume_options = hold_options = release_options = drop_options = pause_options
+
+
+def pause(call: Call) -> int:
+    """Freeze tasks."""
+    return change(call, "pause", Pause(_chosen(call, "pause")))
+
+
+def resume(call: Call) -> int:
+    """Thaw tasks."""
+    return change(call, "resume", Resume(_chosen(call, "resume")))
+
+
+def hold(call: Call) -> int:
+    """Keep tasks from starting."""
+    return change(call, "hold", Hold(_chosen(call, "hold")))
+
+
+def release(call: Call) -> int:
+    """Let tasks go on."""
+    return change(call, "release", Release(_chosen(call, "release")))
+
+
+def drop(call: Call) -> int:
+    """Give tasks up."""
+    return change(call, "drop", Drop(_chosen(call, "drop", ask=True)))
+
+
+def retry_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `retry`."""
+    selectors.add_options(parser)
+    parser.add_argument("--fresh", action="store_true", help="from nothing, not the checkpoint")
+
+
+def retry(call: Call) -> int:
+    """Start ended tasks again."""
+    return change(call, "retry", Retry(_chosen(call, "retry", ask=True), call.args.fresh))
+
+
+def priority_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `priority`."""
+    parser.add_argument("priority", metavar="N", type=int, help="higher starts first")
+    selectors.add_options(parser)
+
+
+def priority(call: Call) -> int:
+    """Change priorities."""
+    return change(call, "edit", Edit(_chosen(call, "change"), priority=call.args.priority))
+
+
+def clean_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `clean`."""
+    selectors.add_options(parser)
+    parser.add_argument("--older", metavar="TIME", default="0", help="ended at least so long ago")
+    parser.add_argument("--dry-run", action="store_true", help="only tell which")
+
+
+def clean(call: Call) -> int:
+    """Forget ended tasks."""
+    args = call.args
+    select = selectors.selector(args)
+    is_wide = select.all and not args.dry_run
+    if is_wide and not call.confirm("forget every ended task that fits, and delete its files?"):
+        raise BadRequest("nothing was done: clean was not confirmed")
+    if select.all and not select.phases:
+        select = msgspec.structs.replace(select, phases=selectors.ENDED)
+    older_s = units.parse_duration(args.older)
+    answer = call.ask("clean", Clean(select, older_s, args.dry_run), Changed)
+    if not answer.tasks:
+        call.note("nothing to clean")
+        return 0
+    if args.dry_run:
+        call.note(f"{sum(task.error is None for task in answer.tasks)} tasks would be cleaned")
+    return tell(call, "clean", answer.tasks)

@@ -1,0 +1,62 @@
+"""A task's output: the last lines of it, all of it, or as it grows.
+
+One file holds all attempts, so following it goes on across retries and daemon restarts.
+"""
+
+import sys
+import time
+from typing import Final
+
+from ckptctl.call import Call
+from ckptd.protocol import limits
+from ckptd.protocol.messages import Output, OutputChunk, Selector, Wait, Waited
+
+POLL_S: Final = 0.1
+POLL_S_MAX: Final = 0.5
+TAIL_BYTES_MAX: Final = 64 << 20
+
+
+def follow(call: Call, task: int, offset: int, *, once: bool = False) -> None:
+    """Copy the output from `offset` to stdout, until the task is done (once: until its end now)."""
+    pause_s, is_over = POLL_S, once
+    while True:  # Bound: ends with the task, or (once) with the file's size of now
+        chunk = call.wait_for("output", Output(task, offset), OutputChunk)
+        if chunk.data:
+            sys.stdout.buffer.write(chunk.data)
+            sys.stdout.buffer.flush()
+            offset, pause_s = chunk.offset + len(chunk.data), POLL_S
+        if chunk.done or (is_over and offset >= chunk.size):
+            return
+        if offset >= chunk.size:
+            is_over = _ends_within(call, task, pause_s)
+            pause_s = min(POLL_S_MAX, pause_s * 1.5)
+
+
+def _ends_within(call: Call, task: int, pause_s: float) -> bool:
+    """Wait a moment for the task's end, so that following it ends at once."""
+    started = time.monotonic()
+    asked = Wait(Selector(ids=(task,)), hold_s=pause_s)
+    is_over = call.wait_for("wait", asked, Waited).met
+    if not is_over:
+        time.sleep(max(0.0, started + pause_s - time.monotonic()))  # a daemon may hold shorter
+    return is_over
+
+
+def tail(call: Call, task: int, lines: int) -> int:
+    """Return the offset at which the last `lines` lines begin."""
+    chunk_bytes = limits.OUTPUT_CHUNK_BYTES_MAX
+    size = end = call.ask("output", Output(task, 0, 1), OutputChunk).size
+    wanted, is_first = lines, True
+    while end > 0 and size - end < TAIL_BYTES_MAX:
+        start = max(0, end - chunk_bytes)
+        data = call.ask("output", Output(task, start, end - start), OutputChunk).data
+        if is_first and data.endswith(b"\n"):
+            wanted += 1  # the end of the last line begins no new one
+        is_first = False
+        place = len(data)
+        while wanted > 0 and (place := data.rfind(b"\n", 0, place)) >= 0:
+            wanted -= 1
+        if wanted == 0:
+            return start + place + 1
+        end = start
+    return end if lines else size

@@ -1,0 +1,286 @@
+"""Verbs that look closer: show, explain, events, stats. Read next: `status.py`, `words.py`."""
+
+import argparse
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ckptctl import selectors, units, words
+from ckptctl.call import Call
+from ckptctl.render import Column, Listing, facts_lines, json_line, json_text, plain, table_lines
+from ckptctl.status import Picture, labels_text, task_listing
+from ckptctl.units import SECOND_NS, duration_text
+from ckptd.protocol import limits
+from ckptd.protocol.errors import NotFound
+from ckptd.protocol.messages import (
+    PHASES,
+    AttemptRow,
+    DaemonStatus,
+    Empty,
+    Event,
+    EventPage,
+    Events,
+    Show,
+    Stats,
+    TaskDetail,
+    TaskDetails,
+    TaskRow,
+)
+
+# --- show, explain ------------------------------------------------------------------------------
+
+
+def show_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `show`."""
+    selectors.add_options(parser)
+    parser.add_argument("--env", action="store_true", help="show the environment too")
+
+
+def show(call: Call) -> int:
+    """Show all about tasks."""
+    details = _details(call)
+    if not call.is_for_people:
+        rows = [plain(detail) for detail in details]
+        if call.style.form == "json":
+            call.out([json_text({"tasks": rows})])
+        elif call.style.form == "jsonl":
+            call.out(json_line(detail) for detail in details)
+        else:
+            call.show(task_listing(Picture([d.row for d in details], {}), time.time_ns()))
+        return 0
+    for place, detail in enumerate(details):
+        call.out([*([""] if place else []), *_detail_lines(call, detail)])
+    return 0
+
+
+def _details(call: Call) -> tuple[TaskDetail, ...]:
+    select = selectors.selector(call.args, default_last=True)
+    env = bool(getattr(call.args, "env", False))
+    details = call.ask("show", Show(select, env), TaskDetails).tasks
+    if not details:
+        raise NotFound("no task fits the selection", "see them all: ckptctl status --all")
+    return details
+
+
+def _detail_lines(call: Call, detail: TaskDetail) -> list[str]:
+    row = detail.row
+    lines = facts_lines(_facts(call, detail, time.time_ns()), call.style)
+    settings = [f"{name} = {_value_text(value)}" for name, value in sorted(detail.spec.items())
+                if name not in ("argv", "cwd", "name", "labels", "env", "digest")]  # fmt: skip
+    if settings:
+        lines += ["", *_titled(call, "settings", settings)]
+    if detail.attempts:
+        lines += ["", *_titled(call, "attempts", _attempt_lines(call, detail.attempts))]
+    if detail.env is not None:
+        pairs = [f"{name}={words.clean(value)}" for name, value in sorted(detail.env.items())]
+        lines += ["", *_titled(call, "environment", pairs)]
+    if row.phase != "succeeded":
+        lines += ["", *_titled(call, "why", _wrapped(call, detail.explanation, 2))]
+    return lines
+
+
+def _titled(call: Call, title: str, lines: Sequence[str]) -> list[str]:
+    bold = ("\x1b[1m", "\x1b[0m") if call.style.has_color else ("", "")
+    return [f"{bold[0]}{title}{bold[1]}", *(f"  {line}" for line in lines)]
+
+
+def _wrapped(call: Call, text: str, indent: int) -> list[str]:
+    width = max(40, (call.style.width or 100) - indent)
+    return textwrap.wrap(words.clean(text), width, break_long_words=False)
+
+
+def _value_text(value: Any) -> str:
+    return words.clean(value) if isinstance(value, str) else words.clean(str(value))
+
+
+def _facts(call: Call, detail: TaskDetail, now_ns: int) -> list[tuple[str, str]]:
+    row = detail.row
+    paint = words.PAINT.get(row.phase, "") if call.style.has_color else ""
+    state = words.state_text(row, now_ns)
+    saved = ""
+    if row.checkpoint:
+        age = duration_text((now_ns - row.checkpoint_ns) / SECOND_NS) if row.checkpoint_ns else ""
+        saved = f"{row.checkpoint}" + (f", {age} ago" if age else "")
+    counts = f"{row.attempt} (failures {row.failures}, interruptions {row.interruptions})"
+    return [
+        ("task", str(row.id)),
+        ("name", words.clean(row.name)),
+        ("state", f"\x1b[{paint}m{state}\x1b[0m" if paint else state),
+        ("progress", " ".join(filter(None, (words.progress_text(row), _said(row))))),
+        ("command", words.command_text(row)),
+        ("directory", words.clean(str(detail.spec.get("cwd", "")))),
+        ("group", f"{row.group}, priority {row.priority}"),
+        ("key", words.clean(row.key)),
+        ("labels", labels_text(row)),
+        ("user", str(row.uid)),
+        ("submitted", units.clock_text(row.submitted_ns, utc=call.clock_utc)),
+        ("started", units.clock_text(row.started_ns, utc=call.clock_utc)),
+        ("ended", units.clock_text(row.ended_ns, utc=call.clock_utc)),
+        ("runtime", words.runtime_text(row, now_ns)),
+        ("attempts", counts if row.attempt else ""),
+        ("pid", str(row.pid or "")),
+        ("checkpoint", saved),
+        ("files", words.clean(detail.directory)),
+        ("output", words.clean(detail.output)),
+    ]
+
+
+def _said(row: TaskRow) -> str:
+    if row.progress is None:
+        return ""
+    eta = words.eta_text(row)
+    text = words.clean(row.progress.text)
+    return ", ".join(filter(None, (f"{eta} left" if eta else "", text)))
+
+
+def _attempt_lines(call: Call, attempts: Sequence[AttemptRow]) -> list[str]:
+    def end(row: AttemptRow) -> str:
+        match row.cause:
+            case "exit":
+                return f"exit {row.code}"
+            case "signal" | "oom" if row.signal:
+                oom = "out of memory, " if row.cause == "oom" else ""
+                return oom + units.signal_name(row.signal)
+        return row.cause or "running"
+
+    def runtime(row: AttemptRow) -> str:
+        took_ns = (row.ended_ns or time.time_ns()) - row.started_ns
+        return duration_text(took_ns / SECOND_NS) if row.started_ns else ""
+
+    utc = call.clock_utc
+    columns = (
+        Column("try", lambda row: str(row.attempt), is_right=True),
+        Column("started", lambda row: units.clock_text(row.started_ns, utc=utc)),
+        Column("time", runtime, is_right=True),
+        Column("end", end),
+        Column("from", lambda row: f"checkpoint {row.checkpoint}" if row.checkpoint else ""),
+        Column("lost", lambda row: duration_text(row.lost_s) if row.lost_s else ""),
+        Column("cpu", lambda row: duration_text(row.cpu_s) if row.cpu_s else "", is_right=True),
+        Column("memory", lambda row: units.size_text(row.rss_bytes) if row.rss_bytes else ""),
+        Column("seen", lambda row: words.clean(row.text), shrink=12),
+    )
+    style = msgspec.structs.replace(call.style, width=max(0, call.style.width - 2))
+    return table_lines(columns, attempts, style)
+
+
+def explain_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `explain`."""
+    selectors.add_options(parser)
+
+
+def explain(call: Call) -> int:
+    """Say why tasks are where they are."""
+    details = _details(call)
+    if not call.is_for_people:
+        rows = [
+            {"id": d.row.id, "phase": d.row.phase, "explanation": d.explanation} for d in details
+        ]
+        lines = [json_text({"tasks": rows})] if call.style.form == "json" else map(json_line, rows)
+        call.out(lines)
+        return 0
+    for place, detail in enumerate(details):
+        head = f"task {detail.row.id} ({words.clean(detail.row.name)})"
+        state = words.state_text(detail.row, time.time_ns())
+        lines = [f"  {line}" for line in _wrapped(call, detail.explanation, 2)]
+        hints = [f"  → {hint}" for hint in words.next_steps(detail.row)]
+        call.out([*([""] if place else []), f"{head}: {state}", *lines, *hints])
+    return 0
+
+
+# --- events, stats ------------------------------------------------------------------------------
+
+
+def events_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `events`."""
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    parser.add_argument(
+        "--since", metavar="LSN|TIME",
+        help="after this LSN (0: all that is kept), or from 2h ago, or a time",
+    )  # fmt: skip
+    parser.add_argument("--type", metavar="T[,T]", default="", help="only these types")
+    parser.add_argument("--task", metavar="ID", type=int, default=0, help="only of this task")
+    parser.add_argument("-n", "--limit", metavar="N", type=int, help="only the last N")
+
+
+def events(call: Call) -> int:
+    """Print what happened; with -f for ever, over restarts of the daemon."""
+    args = call.args
+    since, from_ns, last = _since(call)
+    types = set(filter(None, args.type.lower().split(",")))
+    kept: list[Event] = []
+    while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
+        hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
+        asked = Events(since, limits.EVENTS_PER_PAGE_MAX, args.task, hold_s)
+        page = call.wait_for("events", asked, EventPage)
+        fits = [
+            event for event in page.events
+            if event.at_ns >= from_ns and (not types or event.type.lower() in types)
+        ]  # fmt: skip
+        is_end = page.next == since or not page.events
+        since = page.next
+        if last is not None:
+            kept = (kept + fits)[-last:] if last else []
+            fits = kept if is_end else []
+            if is_end:
+                kept, last = [], None
+        _print_events(call, fits)
+        if is_end and not args.follow:
+            return 0
+
+
+def _since(call: Call) -> tuple[int, int, int | None]:
+    """Return (LSN to start after, oldest time, how many of the past; None for all)."""
+    args = call.args
+    if args.since is not None:
+        if args.since.isdigit():
+            return int(args.since), 0, args.limit
+        return 0, units.parse_moment(args.since), args.limit
+    if args.task:
+        return 0, 0, args.limit
+    if args.follow and args.limit is None:
+        return -1, 0, None
+    lsn = call.ask("daemon", Empty(), DaemonStatus).lsn
+    wanted = 40 if args.limit is None else args.limit
+    return max(0, lsn - 20 * wanted), 0, wanted
+
+
+def _print_events(call: Call, found: Sequence[Event]) -> None:
+    if call.style.form in ("json", "jsonl"):
+        call.out(json_line(event) for event in found)
+    elif call.is_for_people:
+        call.out(_event_line(call, event) for event in found)
+    elif found:
+        call.show(Listing("events", found, (), lambda row: str(row.lsn)))
+    if found and call.args.follow:
+        sys.stdout.flush()
+
+
+def _event_line(call: Call, event: Event) -> str:
+    task = f"task {event.task}" + (f".{event.attempt}" if event.attempt else "")
+    fields = " ".join(
+        f"{name}={_value_text(value)}" for name, value in event.fields.items()
+        if value not in ("", 0, None, [], {}) and name not in ("task", "attempt", "at_ns")
+    )  # fmt: skip
+    at = units.clock_text(event.at_ns, utc=call.clock_utc)
+    who = task if event.task else "daemon"
+    return f"{event.lsn:>8}  {at:<19}  {who:<10}  {event.type:<16}  {fields}".rstrip()
+
+
+def stats(call: Call) -> int:
+    """Print totals and counters."""
+    found = call.ask("stats", Empty(), Stats)
+    if not call.is_for_people:
+        call.out([json_text(plain(found))])
+        return 0
+    rows = [(phase, str(found.totals[phase])) for phase in PHASES if found.totals.get(phase)]
+    call.out([*_titled(call, "tasks", facts_lines(rows or [("none", "0")], call.style))])
+    for name, phases in sorted(found.groups.items()):
+        counts = ", ".join(f"{count} {phase}" for phase, count in phases.items() if count)
+        call.out([f"  group {name}: {counts or 'empty'}"])
+    counters = [(name, f"{value:,.6g}") for name, value in sorted(found.counters.items())]
+    call.out(["", *_titled(call, "since the daemon's start", facts_lines(counters, call.style))])
+    return 0

@@ -1,0 +1,138 @@
+"""Which tasks: from words (`7 3-9 @last key:K name:GLOB -`) and filters to a Selector.
+
+It only reads words; what exists is the daemon's to say. Read next: `ckptd/protocol/messages.py`.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+from ckptctl.units import nearest, parse_pairs
+from ckptd.protocol import limits
+from ckptd.protocol.errors import BadRequest
+from ckptd.protocol.messages import FINISHED, PHASES, Selector
+
+ACTIVE: Final = ("starting", "running", "paused", "stopping")
+PENDING: Final = ("waiting", "queued", "held")
+STUCK: Final = ("quarantined", "blocked")
+ENDED: Final = ("succeeded", "failed", "cancelled")
+STATES: Final = {
+    "active": ACTIVE,
+    "pending": PENDING,
+    "stuck": STUCK,
+    "live": ACTIVE + PENDING,
+    "ended": ENDED,
+    "done": FINISHED,
+    **{phase: (phase,) for phase in PHASES},
+}
+EXAMPLES: Final = "examples: 7 3-9 4,8 @last @~2 key:nightly name:'build*' -g batch --state failed"
+
+
+def add_options(parser: argparse.ArgumentParser, *, many: bool = True) -> None:
+    """Add the words and the filters that select tasks."""
+    group = parser.add_argument_group("which tasks")
+    group.add_argument(
+        "tasks",
+        nargs="*",
+        metavar="TASK",
+        help="7, 3-9, @last, @~2 (second before the last), key:K, name:GLOB, - (ids from stdin)",
+    )
+    if not many:
+        return
+    group.add_argument("-g", "--group", metavar="GROUP", default="", help="tasks of this group")
+    group.add_argument(
+        "-l", "--label", metavar="K=V", action="append", default=[], help="tasks with this label"
+    )
+    group.add_argument(
+        "--state",
+        metavar="S[,S]",
+        default="",
+        help="tasks in these states; also: active, pending, stuck, live, ended",
+    )
+    group.add_argument("-a", "--all", action="store_true", help="every task that you may see")
+
+
+def parse_states(text: str) -> tuple[str, ...]:
+    """Return the phases of `failed,active`. Raises BadRequest naming the nearest."""
+    phases: list[str] = []
+    for word in filter(None, (part.strip().lower() for part in text.split(","))):
+        if word not in STATES:
+            hint = nearest(word, STATES) or f"one of: {', '.join(STATES)}"
+            raise BadRequest(f"unknown state {word!r}", hint)
+        phases.extend(phase for phase in STATES[word] if phase not in phases)
+    return tuple(phases)
+
+
+def selector(args: argparse.Namespace, *, default_last: bool = False) -> Selector:
+    """Return the Selector of the parsed options.
+
+    Without any, it is the caller's last task where `default_last`, else a BadRequest.
+    """
+    ids, last, keys, names = words_of(args.tasks)
+    group = getattr(args, "group", "")
+    labels = parse_pairs(getattr(args, "label", []), "label")
+    phases = parse_states(getattr(args, "state", ""))
+    named = bool(ids or last or keys or names)
+    narrowed = bool(group or labels or phases)
+    everything = getattr(args, "all", False)
+    if not (named or narrowed or everything):
+        if not default_last:
+            raise BadRequest("which tasks? none is named", EXAMPLES)
+        last = [0]
+    return Selector(
+        ids=tuple(ids),
+        last=tuple(last),
+        keys=tuple(keys),
+        names=tuple(names),
+        all=everything or (narrowed and not named),
+        group=group,
+        labels=labels,
+        phases=phases,
+    )
+
+
+def words_of(words: Iterable[str]) -> tuple[list[int], list[int], list[str], list[str]]:
+    """Return (ids, lasts, keys, names) of the words; `-` is replaced by what stdin says."""
+    ids: list[int] = []
+    last: list[int] = []
+    keys: list[str] = []
+    names: list[str] = []
+    for word in _with_stdin(words):
+        if word == "@last":
+            last.append(0)
+        elif found := re.fullmatch(r"@~(\d{1,6})", word):
+            last.append(int(found[1]))
+        elif word.startswith("key:"):
+            keys.append(word[4:])
+        elif word.startswith("name:"):
+            names.append(word[5:])
+        else:
+            ids.extend(_numbers(word))
+    if len(ids) > limits.SELECTED_MAX:
+        raise BadRequest(f"{len(ids)} ids, at most {limits.SELECTED_MAX} at once", EXAMPLES)
+    return list(dict.fromkeys(ids)), last, keys, names
+
+
+def _with_stdin(words: Iterable[str]) -> Iterable[str]:
+    for word in words:
+        if word == "-":
+            yield from sys.stdin.read().split()
+        else:
+            yield word
+
+
+def _numbers(word: str) -> list[int]:
+    """Return the ids of `7`, `3-9` or `1,4-6`."""
+    ids: list[int] = []
+    for part in word.split(","):
+        found = re.fullmatch(r"(\d{1,15})(?:(?:-|\.\.)(\d{1,15}))?", part)
+        if found is None or int(found[1]) < 1:
+            hint = f"for a name write name:{word}" if word.isidentifier() else EXAMPLES
+            raise BadRequest(f"not a task: {word!r}", hint)
+        first, end = int(found[1]), int(found[2] or found[1])
+        if end < first or end - first >= limits.SELECTED_MAX:
+            raise BadRequest(f"not a range of tasks: {part!r}", EXAMPLES)
+        ids.extend(range(first, end + 1))
+    return ids

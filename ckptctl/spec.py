@@ -1,0 +1,280 @@
+"""From submit options (command line or TOML) to a TaskSpec.
+
+Both sources go through one table of converters, so that `--backoff 5s..10m` and
+`backoff = "5s..10m"` mean the same. It asks no daemon. Read next: `messages.TaskSpec`.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+
+from ckptctl import units
+from ckptctl.selectors import words_of
+from ckptd.protocol.errors import BadRequest
+from ckptd.protocol.messages import Dependency, TaskSpec
+
+Setting = Callable[[Any], dict[str, Any]]
+
+
+def _field(name: str, convert: Callable[[Any], Any]) -> Setting:
+    return lambda value: {name: convert(value)}
+
+
+def _backoff(value: Any) -> dict[str, Any]:
+    first, cap = units.parse_backoff(value)
+    return {"backoff_s": first} | ({} if cap is None else {"backoff_max_s": cap})
+
+
+def _whole(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as bad:
+        raise BadRequest(f"not a whole number: {value!r}") from bad
+
+
+def _truth(value: Any) -> bool:
+    if str(value).lower() not in ("true", "false", "yes", "no", "1", "0"):
+        raise BadRequest(f"neither true nor false: {value!r}")
+    return str(value).lower() in ("true", "yes", "1")
+
+
+def _path(value: Any) -> str:
+    return os.path.abspath(os.path.expanduser(str(value)))
+
+
+def _pairs(what: str) -> Callable[[Any], dict[str, str]]:
+    def convert(value: Any) -> dict[str, str]:
+        if isinstance(value, dict):
+            return {str(name): str(item) for name, item in value.items()}
+        return units.parse_pairs([value] if isinstance(value, str) else value, what)
+
+    return convert
+
+
+def _needs(when: str) -> Setting:
+    def convert(value: Any) -> dict[str, Any]:
+        ids, last, keys, names = words_of(str(word) for word in _listed(value))
+        if last or names:
+            raise BadRequest("a dependency is an id or key:K", "example: --after 3,key:prepare")
+        tasks = [Dependency(task=number, when=when) for number in ids]  # type: ignore[arg-type]
+        tasks += [Dependency(key=key, when=when) for key in keys]  # type: ignore[arg-type]
+        return {"after": tuple(tasks)}
+
+    return convert
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [word for item in value for word in _listed(item)]
+    return str(value).split(",") if ":" not in str(value) else [value]
+
+
+SETTINGS: Final[dict[str, Setting]] = {
+    "name": _field("name", str),
+    "group": _field("group", str),
+    "key": _field("key", str),
+    "priority": _field("priority", _whole),
+    "chdir": _field("cwd", _path),
+    "env": _field("env", _pairs("variable")),
+    "labels": _field("labels", _pairs("label")),
+    "after": _needs("ok"),
+    "after-ok": _needs("ok"),
+    "after-fail": _needs("fail"),
+    "after-any": _needs("any"),
+    "hold": _field("hold", _truth),
+    "at": _field("at_ns", units.parse_time),
+    "in": _field("in_s", units.parse_duration),
+    "timeout": _field("timeout_s", units.parse_duration),
+    "deadline": _field("deadline_ns", units.parse_time),
+    "retries": _field("retries", _whole),
+    "backoff": _backoff,
+    "on-exit": _field("on_exit", units.parse_exit_map),
+    "stop-signal": _field("stop_signal", units.parse_signal),
+    "grace": _field("grace_s", units.parse_duration),
+    "checkpoint-signal": _field("checkpoint_signal", units.parse_signal),
+    "memory": _field("memory_bytes", units.parse_size),
+    "stdin": _field("stdin", _path),
+}
+"""Option or TOML key -> TaskSpec fields. `command` and `shell` are the only other keys."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of submit and run."""
+    what = parser.add_argument_group("the task")
+    for names, metavar, text in (
+        (("-n", "--name"), "NAME", "what to call it (default: the command's name)"),
+        (("-g", "--group"), "GROUP", "group to run in (default: default)"),
+        (("-k", "--key"), "KEY", "submit once only: the same key gives the same task"),
+        (("-p", "--priority"), "N", "higher starts first (default: 0)"),
+        (("-d", "--chdir"), "DIR", "working directory (default: this one)"),
+        (("--stdin",), "FILE", "file to read as standard input (default: none)"),
+        (("--memory",), "SIZE", "memory limit, such as 2G (where cgroups allow it)"),
+    ):
+        what.add_argument(*names, metavar=metavar, help=text)
+    what.add_argument(
+        "-l", "--label", dest="labels", metavar="K=V", action="append", help="label it; repeatable"
+    )
+    what.add_argument("-E", dest="env", metavar="K=V", action="append", help="set a variable")
+    what.add_argument("--env-file", metavar="FILE", help="read variables from a file of K=V lines")
+    what.add_argument("--clean-env", action="store_true", help="do not pass this environment on")
+    what.add_argument("--shell", action="store_true", help="run the words as one sh -c script")
+    what.add_argument("--file", metavar="SPEC.toml", help="read task(s) from TOML; options win")
+    _add_timing(parser)
+
+
+def _add_timing(parser: argparse.ArgumentParser) -> None:
+    when = parser.add_argument_group("when to start")
+    for names, metavar, text in (
+        (("--after", "--after-ok"), "TASKS", "once these succeeded: 3,5 or key:K; repeatable"),
+        (("--after-fail",), "TASKS", "once these failed"),
+        (("--after-any",), "TASKS", "once these ended, well or badly"),
+    ):
+        when.add_argument(*names, metavar=metavar, action="append", help=text)
+    when.add_argument("--at", metavar="TIME", help="not before: 18:00, 2026-11-20T18:00, +3h")
+    when.add_argument("--in", metavar="TIME", help="not before this long from now: 90s 5m 2h 3d")
+    when.add_argument("--hold", action="store_true", default=None, help="not before `release`")
+    ends = parser.add_argument_group("limits, failures and stopping")
+    for names, metavar, text in (
+        (("--timeout",), "TIME", "stop an attempt that runs longer"),
+        (("--deadline",), "TIME", "give the whole task up at this time"),
+        (("--retries",), "N", "failures to allow beyond the first"),
+        (("--backoff",), "A..B", "first and longest delay between tries: 5s..10m"),
+        (("--on-exit",), "MAP", "meaning of exit codes: 3=retry,65=fail,9=ok"),
+        (("--stop-signal",), "SIG", "asks the task to stop (default: TERM)"),
+        (("--grace",), "TIME", "from the stop signal to SIGKILL"),
+        (("--checkpoint-signal",), "SIG", "asks the task to save and go on (default: none)"),
+    ):
+        ends.add_argument(*names, metavar=metavar, help=text)
+
+
+def from_args(args: argparse.Namespace) -> list[TaskSpec]:
+    """Return the specs of one submit: one from the command line, or those of --file."""
+    given = options_of(args)
+    base = {"chdir": os.getcwd()}
+    tables = read_file(args.file) if args.file else [{}]
+    if args.command:
+        given |= {"command": args.command, "shell": args.shell}
+    return [build({**base, **table, **given}) for table in tables]
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the given options by their TOML keys."""
+    found: dict[str, Any] = {}
+    for key in SETTINGS:
+        value = getattr(args, key.replace("-", "_"), None)
+        if value is not None:
+            found[key] = value
+    if args.env_file:
+        found["env"] = read_env_file(args.env_file) + found.get("env", [])
+    return found
+
+
+def build(options: dict[str, Any]) -> TaskSpec:
+    """Return the spec of the options. Raises BadRequest with the nearest key."""
+    options = dict(options)
+    fields: dict[str, Any] = {"umask": _umask()}
+    argv = _argv(options.pop("command", None), shell=options.pop("shell", False))
+    for key, value in options.items():
+        merge(fields, key, value)
+    return converted({**fields, "argv": argv})
+
+
+def merge(fields: dict[str, Any], key: str, value: Any) -> None:
+    """Add one setting; dependencies of several keys add up."""
+    if key not in SETTINGS:
+        hint = units.nearest(key, [*SETTINGS, "command", "shell"]) or "see: ckptctl submit -h"
+        raise BadRequest(f"unknown setting {key!r}", hint)
+    for name, item in SETTINGS[key](value).items():
+        fields[name] = (*fields[name], *item) if name == "after" and name in fields else item
+
+
+def converted(fields: dict[str, Any]) -> TaskSpec:
+    """Return the checked spec. Raises BadRequest for a value out of range."""
+    try:
+        return msgspec.convert(fields, TaskSpec, strict=True)
+    except msgspec.ValidationError as bad:
+        raise BadRequest(f"the task cannot be submitted: {bad}") from bad
+
+
+def _argv(command: Any, *, shell: bool) -> tuple[str, ...]:
+    if not command:
+        raise BadRequest("no command", "example: ckptctl submit -- rsync -a src/ dst/")
+    if isinstance(command, str):
+        return ("/bin/sh", "-c", command) if shell else tuple(shlex.split(command))
+    words = tuple(str(word) for word in command)
+    if shell:
+        return ("/bin/sh", "-c", words[0] if len(words) == 1 else " ".join(words))
+    return words
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def environment(args: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
+    """Return the environment to pass on, and the names that no text can carry."""
+    if args.clean_env:
+        kept = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG")
+        return {name: os.environ[name] for name in kept if name in os.environ}, []
+    env, lost = {}, []
+    for name, value in os.environ.items():
+        if f"{name}{value}".isascii() or _is_text(name + value):
+            env[name] = value
+        else:
+            lost.append(name)
+    return env, lost
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_env_file(path: str) -> list[str]:
+    """Return the `K=V` lines of a file; blank lines, comments and `export` are left out."""
+    lines: Iterable[str] = read_text(path).splitlines()
+    lines = (line.strip().removeprefix("export ") for line in lines)
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    return [f"{name}{equals}{_unquoted(value)}" for name, equals, value in pairs]
+
+
+def _unquoted(value: str) -> str:
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if is_quoted else value
+
+
+def read_text(path: str) -> str:
+    """Return the text of a file, `-` for stdin. Raises BadRequest."""
+    try:
+        if path == "-":
+            return sys.stdin.read()
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as bad:
+        reason = bad.strerror if isinstance(bad, OSError) else bad
+        raise BadRequest(f"cannot read {path}: {reason}") from bad
+
+
+def read_file(path: str) -> list[dict[str, Any]]:
+    """Return the options of each task of a TOML file: the top level, or every [[task]]."""
+    try:
+        table = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as bad:
+        raise BadRequest(f"{path}: not TOML: {bad}") from bad
+    tasks = table.pop("task", None)
+    if tasks is None:
+        return [table]
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise BadRequest(f"{path}: write each task as a [[task]] table")
+    return [{**table, **task} for task in tasks]

@@ -1,0 +1,180 @@
+"""Durations, times, sizes, signals: from what people type, and back to what people read.
+
+It knows no task and prints nothing; what it cannot read is a BadRequest that shows examples.
+"""
+
+import re
+import signal
+import time
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Final
+
+from ckptd.protocol.errors import BadRequest
+
+SECOND_NS: Final = 1_000_000_000
+_UNIT_S: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_SIZE: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
+ON_EXIT: Final = ("ok", "fail", "retry", "transient", "again")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...?" where a known word is near, else ""."""
+    import difflib  # noqa: PLC0415 (for mistakes only)
+
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {found[0]}?" if found else ""
+
+
+def parse_duration(text: str | float) -> float:
+    """Return seconds of `90`, `90s`, `1h30m`, `250ms`, `3d`."""
+    words = str(text).strip().lower()
+    if words.replace(".", "", 1).isdigit():
+        return float(words)
+    parts = _PART.findall(words)
+    if not parts or _PART.sub("", words):
+        raise BadRequest(f"not a duration: {text!r}", "examples: 90s 5m 2h 3d 1h30m")
+    return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+
+
+def parse_time(text: object, now_s: float | None = None) -> int:
+    """Return ns since the epoch of `2026-11-20T18:00` (local), `...Z`, `18:00`, `+3h`."""
+    now = time.time() if now_s is None else now_s
+    words = text.isoformat() if isinstance(text, datetime) else str(text).strip()
+    if words.startswith("+"):
+        return int((now + parse_duration(words[1:])) * SECOND_NS)
+    try:
+        if re.fullmatch(r"\d{1,2}:\d{2}", words):
+            hour, minute = map(int, words.split(":"))
+            today = datetime.fromtimestamp(now).astimezone()
+            when = today.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            if when.timestamp() <= now:
+                when = (when.replace(tzinfo=None) + timedelta(days=1)).astimezone()
+        else:
+            when = datetime.fromisoformat(words).astimezone()
+        return int(when.timestamp()) * SECOND_NS + when.microsecond * 1000
+    except (ValueError, OverflowError) as bad:
+        hint = "examples: 2026-11-20T18:00 (local time) 2026-11-20T17:00Z 18:00 +3h"
+        raise BadRequest(f"not a time: {text!r}", hint) from bad
+
+
+def parse_moment(text: str) -> int:
+    """Return ns of a time, or of a duration ago: `2h` is two hours ago."""
+    try:
+        return int((time.time() - parse_duration(text)) * SECOND_NS)
+    except BadRequest:
+        return parse_time(text)
+
+
+def parse_size(text: str | float) -> int:
+    """Return bytes of `2G`, `512M`, `1.5GiB`, `4096`: multiples of 1024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", str(text).strip().upper())
+    if found is None:
+        raise BadRequest(f"not a size: {text!r}", "examples: 512M 2G 1.5G")
+    return int(float(found[1]) * _SIZE[found[2]])
+
+
+def parse_signal(text: str | int) -> int:
+    """Return the number of `TERM`, `SIGUSR1` or `10`."""
+    words = str(text).strip().upper()
+    if words.isdigit() and 1 <= int(words) <= 64:
+        return int(words)
+    names = {name: number for number in signal.Signals for name in (number.name,)}
+    found = names.get(words) or names.get(f"SIG{words}")
+    if found is None:
+        hint = nearest(f"SIG{words}", names) or "examples: TERM USR1 10"
+        raise BadRequest(f"no such signal: {text!r}", hint)
+    return int(found)
+
+
+def parse_exit_map(text: str | dict[str, object]) -> dict[str, str]:
+    """Return {"3": "retry", ...} of `3=retry,65=fail,10-12=transient`."""
+    pairs = (
+        [(key, str(value)) for key, value in text.items()]
+        if isinstance(text, dict)
+        else [(key, value) for key, _, value in (part.partition("=") for part in text.split(","))]
+    )
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        codes = re.fullmatch(r"\s*(\d{1,3})(?:-(\d{1,3}))?\s*", key)
+        if codes is None or value not in ON_EXIT or int(codes[2] or codes[1]) > 255:
+            hint = f"examples: 3=retry,65=fail; meanings: {', '.join(ON_EXIT)}"
+            raise BadRequest(f"not an exit map: {key}={value}", hint)
+        for code in range(int(codes[1]), int(codes[2] or codes[1]) + 1):
+            found[str(code)] = value
+    return found
+
+
+def parse_backoff(text: str | float) -> tuple[float, float | None]:
+    """Return (first delay, cap) in seconds of `5s..10m`; without a cap None stands for it."""
+    first, dots, cap = str(text).partition("..")
+    return parse_duration(first), parse_duration(cap) if dots else None
+
+
+def parse_pairs(words: Iterable[str], what: str) -> dict[str, str]:
+    """Return the dict of many `K=V`."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise BadRequest(f"not a {what}: {word!r}", "write it as KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def duration_text(seconds: float) -> str:
+    """Return `0.4s`, `12s`, `2m10s`, `3h05m`, `2d04h`: two units, never more."""
+    if seconds < 0.95:
+        return f"{max(0.0, seconds):.1f}s"
+    total = round(seconds)
+    for over_s, big, small, letters in (
+        (86_400, 86_400, 3600, "dh"),
+        (3600, 3600, 60, "hm"),
+        (60, 60, 1, "ms"),
+    ):
+        if total >= over_s:
+            return f"{total // big}{letters[0]}{total % big // small:02d}{letters[1]}"
+    return f"{total}s"
+
+
+def age_text(seconds: float) -> str:
+    """Return one unit alone: `12s`, `3m`, `5h`, `4d`."""
+    total = max(0, int(seconds))
+    for over_s, letter in ((2 * 86_400, "d"), (3600, "h"), (60, "m")):
+        if total >= over_s:
+            return f"{total // (86_400 if letter == 'd' else over_s)}{letter}"
+    return f"{total}s"
+
+
+def size_text(count: float) -> str:
+    """Return `412 B`, `1.9 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def rfc3339(at_ns: int) -> str | None:
+    """Return `2026-11-20T17:00:00.250000Z`, or None for 0."""
+    if not at_ns:
+        return None
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_ns // SECOND_NS))
+    return f"{whole}.{at_ns % SECOND_NS // 1000:06d}Z"
+
+
+def clock_text(at_ns: int, *, utc: bool = False) -> str:
+    """Return `2026-11-20 18:00:03` in local time (or UTC, marked Z), "" for 0."""
+    if not at_ns:
+        return ""
+    parts = (time.gmtime if utc else time.localtime)(at_ns // SECOND_NS)
+    return time.strftime("%Y-%m-%d %H:%M:%S", parts) + ("Z" if utc else "")
+
+
+def signal_name(number: int) -> str:
+    """Return `SIGTERM` for 15; numbers without a name stay numbers."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,192 @@
+"""A task in words: its state with the reason, its end, its progress, its times.
+
+Text from tasks is hostile to a terminal: `clean` takes control characters out of all of it.
+"""
+
+import os
+import shlex
+from typing import Final
+
+from ckptctl.selectors import ACTIVE
+from ckptctl.units import SECOND_NS, age_text, duration_text, signal_name
+from ckptd.protocol.messages import FINISHED, Progress, TaskRow
+
+PAINT: Final = {
+    "running": "32", "starting": "32", "paused": "36", "stopping": "33",
+    "waiting": "33", "queued": "", "held": "36",
+    "succeeded": "2", "failed": "31", "cancelled": "2", "quarantined": "35", "blocked": "35",
+}  # fmt: skip
+"""ANSI colour of a phase."""
+
+_WAITS: Final = {
+    "backoff": "retry",
+    "transient": "retry",
+    "rate_limit": "rate limit,",
+    "at": "starts",
+}
+_STOPS: Final = {
+    "cancel": "cancel asked",
+    "kill": "being killed",
+    "timeout": "over its time limit",
+    "deadline": "past its deadline",
+    "shutdown": "the daemon shuts down",
+}
+_ENDS: Final = {
+    "oom": "out of memory",
+    "timeout": "over its time limit",
+    "deadline": "past its deadline",
+    "lost": "supervisor lost",
+    "reboot": "the machine restarted",
+    "shutdown": "stopped by a shutdown",
+    "cancel": "",
+    "kill": "killed",
+    "not_started": "never started",
+}
+
+
+def clean(text: str) -> str:
+    """Return the text without control characters, so that it cannot steer the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def state_text(row: TaskRow, now_ns: int) -> str:
+    """Return the phase and why, as in `waiting: retry in 12s (failure 2)`."""
+    why = clean(_why(row, now_ns))
+    return f"{row.phase}: {why}" if why else row.phase
+
+
+def _why(row: TaskRow, now_ns: int) -> str:
+    match row.phase:
+        case "waiting":
+            return _waiting(row, now_ns)
+        case "stopping":
+            return _STOPS.get(row.reason, row.reason)
+        case "queued" if row.failures or row.interruptions:
+            return row.reason or f"to go on after attempt {row.attempt}"
+        case "failed":
+            return end_text(row)
+        case "cancelled":
+            return _ENDS.get(row.cause, "")
+        case "quarantined":
+            end = end_text(row)
+            return f"{row.reason} ({end})" if end else row.reason
+        case "blocked" if row.reason == "dependency":
+            return "what it waits for can no longer happen"
+        case "held" if row.until_ns > now_ns:
+            left = duration_text((row.until_ns - now_ns) / SECOND_NS)
+            return f"until released, and for {left} more"
+        case _:
+            return row.reason
+
+
+def _waiting(row: TaskRow, now_ns: int) -> str:
+    words = _WAITS.get(row.reason, row.reason)
+    if row.reason == "after":
+        return "for other tasks"
+    if row.until_ns:
+        left_s = (row.until_ns - now_ns) / SECOND_NS
+        words += f" in {duration_text(left_s)}" if left_s > 0 else " now"
+    if row.reason == "backoff" and row.failures:
+        words += f" (failure {row.failures})"
+    return words
+
+
+def end_text(row: TaskRow) -> str:
+    """Return how the last attempt ended: `exit 3`, `SIGSEGV`, `out of memory`."""
+    match row.cause:
+        case "exit":
+            return f"exit {row.code}"
+        case "signal":
+            return signal_name(row.signal or 0)
+        case "spawn_error":
+            return f"cannot start: {os.strerror(row.code or 0).lower()}"
+        case _:
+            return _ENDS.get(row.cause, row.cause)
+
+
+def outcome_text(row: TaskRow) -> str:
+    """Return one sentence about an ended task: `task 7 (census) failed: exit 3, after 2m10s`."""
+    after = f", after {duration_text(runtime_s(row, row.ended_ns))}" if row.ended_ns else ""
+    again = f" in {row.attempt} attempts" if row.attempt > 1 else ""
+    state = state_text(row, row.ended_ns)
+    return f"task {row.id} ({clean(row.name)}) {state}{again}{after if row.attempt else ''}"
+
+
+def runtime_s(row: TaskRow, now_ns: int) -> float:
+    """Return the seconds of the last attempt so far, 0.0 where there was none."""
+    if not row.started_ns:
+        return 0.0
+    end_ns = now_ns if row.phase in ACTIVE else row.ended_ns
+    return max(0, end_ns - row.started_ns) / SECOND_NS
+
+
+def runtime_text(row: TaskRow, now_ns: int) -> str:
+    """Return how long the last attempt runs or ran."""
+    if not row.started_ns or (row.phase not in ACTIVE and row.ended_ns < row.started_ns):
+        return ""
+    return duration_text(runtime_s(row, now_ns))
+
+
+def row_age_text(row: TaskRow, now_ns: int) -> str:
+    """Return when it was submitted or, once over, when it ended, as an age."""
+    since_ns = row.ended_ns if row.phase in FINISHED and row.ended_ns else row.submitted_ns
+    return age_text((now_ns - since_ns) / SECOND_NS)
+
+
+def command_text(row: TaskRow) -> str:
+    """Return the command as a shell would take it."""
+    return clean(shlex.join(row.argv))
+
+
+def fraction(progress: Progress | None) -> float | None:
+    """Return how far, 0.0 to 1.0, or None where a total is not known."""
+    if progress is None or progress.total <= 0:
+        return None
+    return min(1.0, max(0.0, progress.done / progress.total))
+
+
+def progress_text(row: TaskRow) -> str:
+    """Return `34% 340/1000`, or the count alone, or what the task said of itself."""
+    progress = row.progress
+    part = fraction(progress)
+    if progress is None:
+        return ""
+    if part is None:
+        return _count(progress.done) if progress.done else clean(progress.text)
+    return f"{int(part * 100)}% {_count(progress.done)}/{_count(progress.total)}"
+
+
+def _count(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.1f}"
+
+
+def eta_text(row: TaskRow) -> str:
+    """Return the time that is left, "" where the rate is not known."""
+    progress = row.progress
+    if progress is None or progress.rate <= 0 or progress.total <= progress.done:
+        return ""
+    return duration_text((progress.total - progress.done) / progress.rate)
+
+
+def bar_text(row: TaskRow, cells: int) -> str:
+    """Return a bar of `cells` characters with the percentage, or the plain words."""
+    part = fraction(row.progress)
+    if part is None:
+        return progress_text(row)
+    halves = int(part * cells * 2)
+    full, half = "━" * (halves // 2), "╸" * (halves % 2)
+    return f"{full}{half}{'─' * (cells - len(full) - len(half))} {int(part * 100):3d}%"
+
+
+def next_steps(row: TaskRow) -> list[str]:
+    """Return what a person may want to do with a task that ended badly."""
+    if row.phase not in ("failed", "cancelled"):
+        return []
+    steps = [f"its output: ckptctl logs -n 20 {row.id}"] if row.attempt else []
+    return [*steps, f"to start it again: ckptctl retry {row.id}"]

@@ -1,0 +1,66 @@
+import msgspec
+
+from ckptctl import words
+from ckptctl.run import exit_code
+from ckptctl.status import check_code
+from ckptd.protocol.messages import Progress
+from tests.unit.ctl.rows import NOW_NS, SECOND_NS, row
+
+
+def test_a_state_says_why() -> None:
+    until = NOW_NS + 12 * SECOND_NS
+    assert words.state_text(row(), NOW_NS) == "running"
+    waiting = row(phase="waiting", reason="backoff", until_ns=until, failures=2)
+    assert words.state_text(waiting, NOW_NS) == "waiting: retry in 12s (failure 2)"
+    starts = row(phase="waiting", reason="at", until_ns=until)
+    assert words.state_text(starts, NOW_NS) == "waiting: starts in 12s"
+    after = row(phase="waiting", reason="after")
+    assert words.state_text(after, NOW_NS) == "waiting: for other tasks"
+
+
+def test_an_end_says_how() -> None:
+    assert words.end_text(row(cause="exit", code=3)) == "exit 3"
+    assert words.end_text(row(cause="signal", signal=11)) == "SIGSEGV"
+    assert words.end_text(row(cause="oom", signal=9)) == "out of memory"
+    assert words.end_text(row(cause="spawn_error", code=2)) == (
+        "cannot start: no such file or directory"
+    )
+
+
+def test_hostile_text_cannot_steer_the_terminal() -> None:
+    said = Progress(text="\x1b[2Jgone\r\n", at_ns=1)
+    for text in (
+        words.progress_text(row(progress=said)),
+        words.command_text(row(argv=("echo", "\x1b]0;x\x07"))),
+        words.clean("a\u202eb"),
+    ):
+        assert text.isprintable()
+
+
+def test_progress_is_a_share_a_bar_and_the_time_left() -> None:
+    task = row(progress=Progress(340, 1000, "", NOW_NS, rate=10.0))
+    assert words.progress_text(task) == "34% 340/1000"
+    assert words.eta_text(task) == "1m06s"
+    assert words.bar_text(task, 10) == "━━━───────  34%"
+    full = msgspec.structs.replace(task, progress=Progress(1000, 1000))
+    assert words.bar_text(full, 4) == "━━━━ 100%"
+    assert words.bar_text(row(progress=Progress(7)), 4) == "7"
+
+
+def test_the_exit_code_of_run_is_the_tasks_own() -> None:
+    assert exit_code(row(phase="succeeded", cause="exit", code=0)) == 0
+    assert exit_code(row(phase="failed", cause="exit", code=3)) == 3
+    assert exit_code(row(phase="failed", cause="signal", signal=11)) == 139
+    assert exit_code(row(phase="cancelled", cause="cancel", signal=15)) == 143
+    assert exit_code(row(phase="failed", cause="oom", signal=9)) == 137
+    assert exit_code(row(phase="failed", cause="timeout", signal=15)) == 124
+    assert exit_code(row(phase="failed", cause="spawn_error", code=2)) == 127
+    assert exit_code(row(phase="failed", cause="spawn_error", code=13)) == 126
+    assert exit_code(row(phase="cancelled", attempt=0)) == 1
+    assert exit_code(row(phase="failed", cause="exit", code=0)) == 1
+
+
+def test_check_tells_failed_from_unfinished() -> None:
+    assert check_code([row(phase="succeeded")]) == 0
+    assert check_code([row(phase="succeeded"), row(phase="failed")]) == 1
+    assert check_code([row(phase="failed"), row(phase="queued")]) == 3
