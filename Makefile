@@ -1,0 +1,67 @@
+# make demo   see a job survive every kind of death, in under a minute
+# make test   lint, types, import contracts and all tests
+#
+# Both set themselves up in a private .venv. Needed: python3 (>= 3.11), python3-venv, make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types imports unit crash bench format clean
+
+help:  ## show what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.runtime  ## kill the task, the daemon and everything; watch the work carry on
+	@$(BIN)/python examples/demo.py
+
+test: lint types imports  ## everything that must hold before a change lands (minutes)
+	$(PYTEST) -n 2 -m "not slow"
+
+check: lint types imports unit  ## the short form, while writing (under a minute)
+
+crash: $(VENV)/.dev  ## the long form of the crash tests: 1,000 rounds and all slow tests
+	CKPTD_ROUNDS=$${CKPTD_ROUNDS:-1000} $(PYTEST) -n 2 --timeout 1800 tests
+
+bench: $(VENV)/.runtime  ## speed and size as ratios; writes bench.json
+	$(BIN)/python -m bench
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev
+	$(PYTEST) -n 2 -m "not slow" --ignore tests/crash --ignore tests/test_docs.py
+
+format: $(VENV)/.dev  ## let ruff lay out the code
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:  ## remove what was built (the .venv too)
+	rm -rf $(VENV) build *.egg-info bench.json
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- set-up, once: a stamp per set of packages, renewed when pyproject.toml changes ------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime

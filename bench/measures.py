@@ -1,0 +1,171 @@
+"""The rows of the table in design 13: each is a figure, what it is a ratio of, and its goal."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import references
+from bench.rig import Clients, Rig, quantile, rig, tmpfs
+
+HELD = {"tasks": [{"argv": ["/bin/true"], "hold": True}]}
+TRUE = {"argv": ["/bin/true"]}
+BULK = 10_000
+MANY = 100_000
+
+
+class Figure(NamedTuple):
+    """One line of the table. `goal` is a bound on `value`: at most (<=) or at least (>=)."""
+
+    what: str
+    value: float
+    unit: str
+    sense: str
+    goal: float
+    beside: str  # the reference, or what else is worth knowing
+
+    @property
+    def is_met(self) -> bool:
+        """Tell whether the goal is reached."""
+        return self.value <= self.goal if self.sense == "<=" else self.value >= self.goal
+
+
+def submits(base: str) -> list[Figure]:
+    """Measure durable submits of one, eight and 64 clients."""
+    sync_s = references.sync_s(Path(base))
+    sqlite = references.sqlite_per_s(Path(base))
+    with rig(base) as one:
+        clients = Clients(one.endpoint, 1)
+        clients.latencies_s("ping", {}, 500)  # warm
+        ping_s = quantile(clients.latencies_s("ping", {}, 2_000), 0.5)
+        submit_s = quantile(clients.latencies_s("submit", HELD, 2_000), 0.5)
+        clients.close()
+        by_8, by_64 = (saturated(one, count) for count in (8, 64))
+    free = tmpfs()
+    if free:
+        with rig(free) as unsynced:
+            reference, called = saturated(unsynced, 64), "same daemon, syncs free on a tmpfs"
+    else:
+        with rig(base) as one:
+            clients = Clients(one.endpoint, 64)
+            reference, called = clients.per_second("ping", {}, 20_000), "ping"
+            clients.close()
+    floor_s = ping_s + sync_s
+    return [
+        Figure(
+            "durable submits, saturated", by_64 / reference, "x", ">=", 0.92,
+            f"{by_64:,.0f}/s of {reference:,.0f}/s ({called})",
+        ),
+        Figure(
+            "one client, p50 of a submit", submit_s / floor_s, "x", "<=", 1.15,
+            f"{submit_s * 1e6:.0f} us of {ping_s * 1e6:.0f} us trip + {sync_s * 1e6:.0f} us sync",
+        ),
+        Figure(
+            "8 clients", by_8 * sync_s, "x", ">=", 2.5,
+            f"{by_8:,.0f}/s of {1 / sync_s:,.0f}/s bare syncs (about beanstalkd -f0)",
+        ),
+        Figure("64 clients", by_64 / sqlite, "x", ">=", 8, f"of {sqlite:,.0f}/s SQLite WAL FULL"),
+    ]  # fmt: skip
+
+
+def saturated(one: Rig, count: int) -> float:
+    """Return durable submits per second of so many clients."""
+    clients = Clients(one.endpoint, count)
+    clients.per_second("submit", HELD, 2_000)  # warm
+    rate = clients.per_second("submit", HELD, 20_000)
+    clients.close()
+    return rate
+
+
+def starts(base: str) -> list[Figure]:
+    """Measure how soon a task starts and how many short ones get through."""
+    spawn = references.spawn_per_s()
+    with rig(base) as one:
+        clients = Clients(one.endpoint, 1)
+        clients.ask("group_set", {"name": "default", "parallel": 8})
+        took = sorted(_start_s(clients) for _ in range(200))
+        began = time.perf_counter()
+        ids = clients.ask("submit", {"tasks": [TRUE] * 1_000})["ids"]
+        while not clients.ask("wait", {"select": {"ids": ids}})["met"]:  # Bound: a timeout in ask
+            continue
+        rate = 1_000 / (time.perf_counter() - began)
+        clients.close()
+    p50_s, p99_s = quantile(took, 0.5), quantile(took, 0.99)
+    return [
+        Figure("submit to start, p50", p50_s * 1e3, "ms", "<=", 3,
+               f"{p50_s * spawn:.1f} x one posix_spawn and wait"),
+        Figure("submit to start, p99", p99_s * 1e3, "ms", "<=", 10, "of 200, idle daemon"),
+        Figure("1,000 x /bin/true, 8 at once", rate, "/s", ">=", 1_000,
+               f"{rate / spawn:.2f} x a bare posix_spawn loop ({spawn:,.0f}/s)"),
+    ]  # fmt: skip
+
+
+def _start_s(clients: Clients) -> float:
+    began_ns = time.time_ns()
+    ids = clients.ask("submit", {"tasks": [TRUE]})["ids"]
+    row: dict[str, Any] = clients.ask("wait", {"select": {"ids": ids}})["tasks"][0]
+    return float(row["started_ns"] - began_ns) / 1e9
+
+
+def sizes(base: str) -> list[Figure]:
+    """Measure bulk submits, memory, a full queue, and the way back after kill -9."""
+    with rig(base) as one:
+        empty_bytes = one.resident_bytes()
+        clients = Clients(one.endpoint, 1)
+        clients.ask("group_set", {"name": "default", "paused": True})
+        clients.latencies_s("submit", HELD, 300)
+        at_0_s = quantile(clients.latencies_s("submit", HELD, 1_000), 0.5)
+        frames = [clients.frame("submit", {"tasks": [TRUE] * BULK}) for _ in range(MANY // BULK)]
+        began = time.perf_counter()
+        for frame in frames:
+            clients.sockets[0].send(frame)
+        for _ in frames:
+            clients.sockets[0].recv()
+        bulk = MANY / (time.perf_counter() - began)
+        full_bytes = one.resident_bytes()
+        at_many_s = quantile(clients.latencies_s("submit", HELD, 1_000), 0.5)
+        one.kill()
+        ready_s = one.start()
+        again_bytes = one.resident_bytes()
+        status_s = _status_s(one)
+        clients.close()
+    bare_s = references.interpreter_s()
+    per_task = (again_bytes - empty_bytes) / MANY
+    return [
+        Figure("bulk submit, one client", bulk / 1e3, "k/s", ">=", 200, f"{BULK:,} a request"),
+        Figure("n-th submit, 100 k queued", at_many_s / at_0_s, "x", "<=", 1.1,
+               f"{at_many_s * 1e6:.0f} us of {at_0_s * 1e6:.0f} us on an empty queue"),
+        Figure("ready after kill -9, 100 k", ready_s, "s", "<=", 0.25,
+               f"of it {bare_s:.2f} s for a bare interpreter"),
+        Figure("memory, empty", empty_bytes / 1e6, "MB", "<=", 25, ""),
+        Figure("memory, 100 k queued", again_bytes / 1e6, "MB", "<=", 75,
+               f"{per_task:,.0f} B a task after a restart; {full_bytes / 1e6:.0f} MB before it"),
+        Figure("ckptctl status", status_s * 1e3, "ms", "<=", 80,
+               f"{status_s / bare_s:.1f} x a bare interpreter; 100 k tasks queued"),
+    ]  # fmt: skip
+
+
+def _status_s(one: Rig) -> float:
+    command = [sys.executable, "-m", "ckptctl", "--endpoint", one.endpoint, "status"]
+    took = []
+    for _ in range(15):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        took.append(time.perf_counter() - began)
+    return quantile(sorted(took), 0.5)
+
+
+def idle(base: str) -> list[Figure]:
+    """Measure what a daemon costs that has nothing to do."""
+    seconds = 10.0
+    with rig(base) as one:
+        time.sleep(2.0)  # what follows a start is over
+        cpu_s, wakeups = one.cpu_and_wakeups()
+        time.sleep(seconds)
+        cpu_then_s, wakeups_then = one.cpu_and_wakeups()
+    rate = (wakeups_then - wakeups) / seconds
+    return [
+        Figure("idle, CPU", 100 * (cpu_then_s - cpu_s) / seconds, "%", "<=", 0.1, ""),
+        Figure("idle, wakeups", rate, "/s", "<=", 1, "all threads"),
+    ]

@@ -1,0 +1,396 @@
+"""Checkpoint generations of a task: seal, find the newest valid one, list, prune, copy out.
+
+Nothing here is called from the daemon's loop: it may read gigabytes. What a task may do to these
+files while we look: see `untrusted.py`; where they lie: see `taskdir.py`.
+Invariant: present = complete for the task; sealed and checked = complete for us.
+Invariant: two valid generations stay; nothing damaged is deleted before two newer are valid.
+Stdlib only. Read next: `ckptd/sdk/save.py` (how `ckpt save` and the SDK make a generation).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from typing import Any, Final, NamedTuple
+
+from ckptd.storage import manifest as seals
+from ckptd.storage.facts import Standing
+from ckptd.storage.journal import read
+from ckptd.storage.manifest import Manifest, TooNew
+from ckptd.storage.taskdir import (
+    LEFTOVER,
+    attempt_of,
+    has_anything,
+    is_number,
+    is_sealed,
+    numbered,
+    opened,
+    prepare,
+    set_aside,
+    task_of,
+    this_boot_id,
+)
+from ckptd.storage.untrusted import Damaged, NotTrusted, names_in, open_directory, remove_tree
+
+__all__ = [
+    "Found",
+    "Generation",
+    "Mark",
+    "Sealed",
+    "generations",
+    "has_anything",
+    "mark",
+    "newest_valid",
+    "prepare",
+    "prune",
+    "pruned",
+    "seal_pending",
+    "this_boot_id",
+]
+
+KEPT: Final = 2
+_FAULT_CHARS_MAX: Final = 500
+
+
+class Found(NamedTuple):
+    """The checkpoint to resume from; `seq` 0 where there is none.
+
+    `warning` is for people; `problem` means: do not start, a person must look.
+    """
+
+    seq: int = 0
+    path: str = ""
+    at_ns: int = 0
+    warning: str = ""
+    problem: str = ""
+
+
+class Generation(NamedTuple):
+    """One checkpoint as it lies there; `fault` says why it is not valid."""
+
+    seq: int
+    path: str
+    sealed: bool
+    valid: bool
+    fault: str
+    manifest: Manifest  # empty where there is none that checks
+
+
+class Mark(NamedTuple):
+    """How far the task has provably come; the cursor is equal exactly when nothing was gained."""
+
+    checkpoint: int = 0
+    checkpoint_ns: int = 0
+    cursor: str = ""
+    retry_after_s: float = 0.0
+    problem: str = ""
+
+
+# --- generations ---------------------------------------------------------------------------------
+
+
+def _look(ckpt_fd: int, path: str, seq: int, name: str, uid: int, *, is_deep: bool) -> Generation:
+    """Read one generation; TooNew passes through, all other findings are its `fault`."""
+    sealed = is_sealed(ckpt_fd, name)
+    found: Manifest = {}
+    try:
+        fd = open_directory(name, uid, ckpt_fd)
+        try:
+            found = seals.load(fd, uid)
+            if found["seq"] != seq:
+                raise Damaged(f"the manifest is that of checkpoint {found['seq']}")
+            seals.verify(fd, uid, found, is_deep=is_deep)
+        finally:
+            os.close(fd)
+    except (Damaged, NotTrusted, OSError) as error:
+        fault = str(error)[:_FAULT_CHARS_MAX] if sealed else "not sealed"
+        return Generation(seq, path, sealed, False, fault, {})
+    return Generation(seq, path, True, True, "", found)
+
+
+def generations(task_dir: str, owner_uid: int, *, verify: bool) -> list[Generation]:
+    """Return every checkpoint, newest first; with `verify`, every byte is read and compared."""
+    found = []
+    try:
+        with opened(task_dir, owner_uid) as (_, ckpt_fd):
+            for seq, name in numbered(ckpt_fd):
+                path = f"{task_dir}/ckpt/{name}"
+                try:
+                    one = _look(ckpt_fd, path, seq, name, owner_uid, is_deep=verify)
+                except TooNew as error:
+                    one = Generation(seq, path, True, False, str(error), {})
+                found.append(one)
+    except FileNotFoundError:
+        return []
+    except (NotTrusted, OSError) as error:
+        return [Generation(0, f"{task_dir}/ckpt", False, False, str(error), {})]
+    return found
+
+
+def newest_valid(task_dir: str, owner_uid: int, boot_id: str) -> Found:
+    """Return the checkpoint to resume from, after reading and comparing all its bytes.
+
+    Unsealed ones of this boot are sealed first. Damaged newer ones are set aside once an older
+    valid one is found; where none is valid, nothing is moved and `problem` says so: the task must
+    not start over silently.
+
+    Durable: the seal of what it sealed.
+    """
+    try:
+        warnings = [one.warning for one in seal_pending(task_dir, owner_uid, boot_id)]
+        with opened(task_dir, owner_uid) as (_, ckpt_fd):
+            return _newest(ckpt_fd, task_dir, owner_uid, [text for text in warnings if text])
+    except FileNotFoundError:
+        return Found()
+    except TooNew as error:
+        return Found(problem=str(error))
+    except (NotTrusted, OSError) as error:
+        return Found(problem=f"checkpoints cannot be read: {error}")
+
+
+def _newest(ckpt_fd: int, task_dir: str, uid: int, warnings: list[str]) -> Found:
+    damaged: list[str] = []
+    for seq, name in numbered(ckpt_fd):
+        path = f"{task_dir}/ckpt/{name}"
+        one = _look(ckpt_fd, path, seq, name, uid, is_deep=True)
+        if one.valid:
+            warnings += [_put_away(ckpt_fd, text) for text in damaged]
+            warnings += _still_aside(ckpt_fd, seq, warnings)
+            warning = "; ".join([*warnings, f"resumed from {seq}"]) if warnings else ""
+            return Found(seq, path, int(one.manifest.get("at_ns") or 0), warning)
+        if one.sealed:
+            damaged.append(f"{name}: {one.fault}")
+    if damaged:
+        return Found(problem=f"no valid checkpoint is left ({'; '.join(damaged)})")
+    warnings += _still_aside(ckpt_fd, 0, warnings)
+    return Found(warning="; ".join(warnings))
+
+
+def _put_away(ckpt_fd: int, text: str) -> str:
+    name, _, fault = text.partition(": ")
+    aside = set_aside(ckpt_fd, name, "damaged")
+    return f"checkpoint {int(name)} is damaged ({fault}), kept as {aside}"
+
+
+def _still_aside(ckpt_fd: int, seq: int, said: list[str]) -> list[str]:
+    """Name what was set aside earlier and is newer than what is resumed from."""
+    texts = []
+    for name in sorted(names_in(ckpt_fd)):
+        stem, dot, why = name.partition(".")
+        is_newer = bool(dot) and is_number(stem) and int(stem) > seq
+        if is_newer and not any(name in text for text in said):
+            texts.append(f"checkpoint {int(stem)} is not used ({why}), kept as {name}")
+    return texts
+
+
+# --- sealing and pruning -------------------------------------------------------------------------
+
+
+class Sealed(NamedTuple):
+    """What became of one published directory: `warning` empty where it is valid now."""
+
+    seq: int
+    warning: str
+
+
+def seal_pending(
+    task_dir: str, owner_uid: int, boot_id: str, *, epoch: int = 0, at_ns: int = 0
+) -> list[Sealed]:
+    """Seal every published directory that is not sealed yet, oldest first.
+
+    Only while the boot is the one it was published under: a power loss since then may have
+    emptied files that the task believes written.
+
+    Durable: content, manifest and name of what it returns without a warning.
+    """
+    try:
+        with opened(task_dir, owner_uid) as (task_fd, ckpt_fd):
+            pending = [one for one in reversed(numbered(ckpt_fd)) if not is_sealed(ckpt_fd, one[1])]
+            if not pending:
+                return []
+            attempt, boot_of_attempt = attempt_of(task_fd, owner_uid)
+            if boot_of_attempt != boot_id:
+                return [
+                    Sealed(
+                        seq,
+                        f"checkpoint {seq} is not trusted: published before a restart "
+                        "of the machine and not sealed",
+                    )
+                    for seq, _ in pending
+                ]
+            header = {
+                "task": task_of(task_dir),
+                "attempt": attempt,
+                "epoch": epoch,
+                "at_ns": at_ns or time.time_ns(),
+                "boot_id": boot_id,
+            }
+            return [_seal_one(ckpt_fd, seq, name, owner_uid, header) for seq, name in pending]
+    except FileNotFoundError:
+        return []
+    except (NotTrusted, OSError) as error:
+        return [Sealed(0, f"checkpoints cannot be read: {error}")]
+
+
+def _seal_one(ckpt_fd: int, seq: int, name: str, uid: int, header: dict[str, Any]) -> Sealed:
+    parent = max(
+        (n for n, other in numbered(ckpt_fd) if n < seq and is_sealed(ckpt_fd, other)), default=0
+    )
+    try:
+        fd = open_directory(name, uid, ckpt_fd)
+        try:
+            seals.seal(fd, uid, {**seals.EMPTY, **header, "seq": seq, "parent": parent})
+        finally:
+            os.close(fd)
+        os.fsync(ckpt_fd)
+    except FileNotFoundError:
+        return Sealed(seq, f"checkpoint {seq} was removed while it was sealed")
+    except (NotTrusted, OSError) as error:
+        return Sealed(seq, f"checkpoint {seq} cannot be sealed: {error}")
+    return Sealed(seq, "")
+
+
+def prune(task_dir: str, owner_uid: int, keep: int = KEPT) -> list[int]:
+    """Delete what nobody needs: generations below the newest `keep` valid ones; return them.
+
+    Sizes and manifests are compared, digests are not. Steps back (deletes nothing) while a
+    save is under way: it holds the lock on `ckpt/`.
+    """
+    try:
+        with opened(task_dir, owner_uid) as (task_fd, ckpt_fd):
+            try:
+                fcntl.flock(ckpt_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return []
+            return pruned(task_fd, ckpt_fd, owner_uid, keep)
+    except (NotTrusted, OSError):  # it has none, or the next start tells what is wrong
+        return []
+
+
+def pruned(task_fd: int, ckpt_fd: int, uid: int, keep: int = KEPT) -> list[int]:
+    """Prune under a lock that the caller holds."""
+    oldest_kept = _oldest_kept(ckpt_fd, uid, keep)
+    removed = []
+    for seq, name in numbered(ckpt_fd):
+        if seq < oldest_kept:
+            _discard(name, ckpt_fd)
+            removed.append(seq)
+    asides = sorted(
+        name for name in names_in(ckpt_fd) if is_number(name.partition(".")[0]) and "." in name
+    )
+    for name in asides[:-KEPT]:
+        _discard(name, ckpt_fd)
+    for fd in (ckpt_fd, task_fd):
+        for name in names_in(fd):
+            if name.startswith(LEFTOVER):
+                remove_tree(name, fd)
+    return removed
+
+
+def _discard(name: str, ckpt_fd: int) -> None:
+    """Crash: renamed but not deleted; a leftover is deleted by the next prune."""
+    discarded = f"{LEFTOVER}{name}-{time.time_ns()}"
+    os.rename(name, discarded, src_dir_fd=ckpt_fd, dst_dir_fd=ckpt_fd)
+
+
+def _oldest_kept(ckpt_fd: int, uid: int, keep: int) -> int:
+    """Return the number of the `keep`-th newest valid generation; 0: fewer are valid."""
+    valid = 0
+    for seq, name in numbered(ckpt_fd):
+        with contextlib.suppress(TooNew):
+            valid += _look(ckpt_fd, "", seq, name, uid, is_deep=False).valid
+        if valid == keep:
+            return seq
+    return 0
+
+
+# --- how far it has come -------------------------------------------------------------------------
+
+
+class Gain(Standing):
+    """Folds everything gained into one digest, in 100 bytes a key, whatever the order it came in.
+
+    Invariant: equal what is known, equal digest: saying the same again is no progress.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[bytes, int] = {}
+        self._sum = 0
+
+    def gained(self, kind: str, key: str, value: Any) -> None:
+        """Replace the key's share of the sum."""
+        name = f"{kind}:{key}".encode(errors="surrogatepass")
+        slot = hashlib.blake2b(name, digest_size=16).digest()
+        self._sum ^= self._known.pop(slot, 0)
+        if value is not None:
+            share = hashlib.blake2b(slot + json.dumps(value, sort_keys=True).encode())
+            self._known[slot] = int.from_bytes(share.digest()[:16], "big")
+            self._sum ^= self._known[slot]
+
+    def digest(self) -> str:
+        """Return the sum as text, empty where nothing was gained."""
+        return f"{self._sum:032x}" if self._known else ""
+
+
+def _read_gain(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Gain:
+    """Return the same in little memory, for the daemon; damage is told as its problem."""
+    gain = Gain()
+    try:
+        for attempt, fact in read(task_dir, task, owner_uid, attempt_max):
+            gain.take(attempt, fact)
+    except (Damaged, NotTrusted, OSError) as error:
+        gain.problem = gain.problem or str(error)
+    return gain
+
+
+def mark(task_dir: str, attempt: int, owner_uid: int, boot_id: str) -> Mark:
+    """Return how far the task has provably come, over all its attempts up to `attempt`.
+
+    The cursor is a digest of the newest valid checkpoint's content and of the facts in the
+    journals: saving the same again does not change it, any gain does. Sizes and manifests of
+    checkpoints are compared, digests of their files are not (that is `newest_valid`).
+    """
+    seal_pending(task_dir, owner_uid, boot_id)
+    newest, problem = _newest_sealed(task_dir, owner_uid)
+    saved = newest.manifest if newest else {}
+    gain = _read_gain(task_dir, task_of(task_dir), owner_uid, attempt)
+    known = (seals.content_digest(saved) if newest else "") + gain.digest()
+    return Mark(
+        int(saved.get("seq", 0)),
+        int(saved.get("at_ns") or 0),
+        hashlib.sha256(known.encode()).hexdigest()[:32] if known else "",
+        gain.retry_after_s(attempt),
+        problem or gain.problem,
+    )
+
+
+def newest_sealed(task_dir: str, owner_uid: int) -> tuple[int, str]:
+    """Return number and path of the newest checkpoint that looks valid; (0, "") without one.
+
+    For the task itself: manifest and sizes are compared, digests were when it was started.
+
+    Raises:
+        Damaged: a later version wrote the newest one.
+    """
+    newest, problem = _newest_sealed(task_dir, owner_uid)
+    if problem:
+        raise Damaged(problem)
+    return (newest.seq, newest.path) if newest else (0, "")
+
+
+def _newest_sealed(task_dir: str, uid: int) -> tuple[Generation | None, str]:
+    try:
+        with opened(task_dir, uid) as (_, ckpt_fd):
+            for seq, name in numbered(ckpt_fd):
+                path = f"{task_dir}/ckpt/{name}"
+                one = _look(ckpt_fd, path, seq, name, uid, is_deep=False)
+                if one.valid:
+                    return one, ""
+    except TooNew as error:
+        return None, str(error)
+    except (NotTrusted, OSError):  # FileNotFoundError: it has none; the rest is told at start
+        return None, ""
+    return None, ""

@@ -1,0 +1,196 @@
+"""Copy files into a checkpoint and out of it: reflinks where the file system has them.
+
+Out means `ckpt restore` and `ckptctl checkpoint export`: only files that the manifest names, each
+compared with its digest while it is copied, never through a link. Stdlib only.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import tarfile
+from typing import IO, Final
+
+from ckptd.storage.disk import append_all, sync_fd
+from ckptd.storage.manifest import Manifest, load, verify
+from ckptd.storage.taskdir import MANIFEST, numbered, opened
+from ckptd.storage.untrusted import Damaged, NotTrusted, open_directory, open_regular
+
+_FICLONE: Final = 0x40049409  # Source: linux/fs.h
+_CHUNK_BYTES: Final = 1 << 20
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_HERE: Final = frozenset((errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP))
+
+
+def copy_in(path: str, dir_fd: int) -> None:
+    """Copy a file, or a directory with all in it, into a new checkpoint under its own name.
+
+    Durable: no; sealing syncs what was copied.
+    """
+    name = os.path.basename(os.path.abspath(path))
+    if not os.path.isdir(path):
+        _copy_file(path, name, dir_fd)
+        return
+    os.mkdir(name, 0o700, dir_fd=dir_fd)
+    sub_fd = open_directory(name, os.getuid(), dir_fd)
+    try:
+        for inner in sorted(os.listdir(path)):  # Bound: sealing refuses more than DEPTH_MAX
+            copy_in(f"{path}/{inner}", sub_fd)
+    finally:
+        os.close(sub_fd)
+
+
+def _copy_file(path: str, name: str, dir_fd: int) -> None:
+    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(source).st_mode
+        if not stat.S_ISREG(mode):
+            raise NotTrusted(f"{path} is not a regular file")
+        target = os.open(name, _CREATE, (mode & 0o777) | 0o600, dir_fd=dir_fd)
+        try:
+            _clone(source, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def _clone(source: int, target: int) -> None:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        while _copied(source, target):  # Bound: until the source ends
+            pass
+
+
+def _copied(source: int, target: int) -> int:
+    try:
+        return os.copy_file_range(source, target, 64 * _CHUNK_BYTES)
+    except OSError as error:
+        if error.errno not in _NOT_HERE:
+            raise
+        chunk = os.read(source, _CHUNK_BYTES)
+        append_all(target, chunk)
+        return len(chunk)
+
+
+def copy_out(task_dir: str, owner_uid: int, seq: int, into: str) -> list[str]:
+    """Copy the files of a sealed generation into a directory; return their names.
+
+    Each file replaces an older one of its name only after its digest was compared.
+
+    Raises:
+        FileNotFoundError: no such generation, or not sealed. Damaged: a digest differs.
+
+    Durable: the files and the names in every directory written to.
+    """
+    os.makedirs(into, exist_ok=True)
+    with opened(task_dir, owner_uid) as (_, ckpt_fd):
+        fd = _generation(ckpt_fd, seq, owner_uid)
+        try:
+            manifest = load(fd, owner_uid)
+            for entry in manifest["files"]:
+                _copy_one(fd, entry, owner_uid, into)
+        finally:
+            os.close(fd)
+    return [entry["name"] for entry in manifest["files"]]
+
+
+def _generation(ckpt_fd: int, seq: int, uid: int) -> int:
+    for number, name in numbered(ckpt_fd):
+        if number == seq:
+            return open_directory(name, uid, ckpt_fd)
+    raise FileNotFoundError(errno.ENOENT, f"there is no checkpoint {seq}")
+
+
+def _parts(name: str) -> list[str]:
+    """Return the components of a name in a manifest; it must stay below where it is put."""
+    parts = name.split("/")
+    if any(part in {"", ".", ".."} for part in parts):
+        raise Damaged(f"the manifest names {name!r}")
+    return parts
+
+
+def _opened(dir_fd: int, parts: list[str], uid: int) -> int:
+    """Return a descriptor of a file some directories down, no step through a link."""
+    at = os.dup(dir_fd)
+    try:
+        for part in parts[:-1]:
+            below = open_directory(part, uid, at)
+            os.close(at)
+            at = below
+        return open_regular(parts[-1], uid, at)
+    finally:
+        os.close(at)
+
+
+def _copy_one(dir_fd: int, entry: Manifest, uid: int, into: str) -> None:
+    parts = _parts(entry["name"])
+    source = _opened(dir_fd, parts, uid)
+    try:
+        folder = os.path.join(into, *parts[:-1])
+        os.makedirs(folder, exist_ok=True)
+        folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _replace(source, folder_fd, parts[-1], entry)
+        finally:
+            os.close(folder_fd)
+    finally:
+        os.close(source)
+
+
+def _replace(source: int, folder_fd: int, name: str, entry: Manifest) -> None:
+    """Crash: a temporary file is left beside the untouched old one."""
+    temporary = f".{name}.{os.getpid()}"
+    mode = os.fstat(source).st_mode & 0o777
+    target = os.open(temporary, _CREATE, mode, dir_fd=folder_fd)
+    try:
+        _copy_compared(source, target, entry)
+        sync_fd(target)
+        os.rename(temporary, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+        sync_fd(folder_fd)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder_fd)
+        raise
+    finally:
+        os.close(target)
+
+
+def _copy_compared(source: int, target: int, entry: Manifest) -> None:
+    sha256 = hashlib.sha256()
+    while chunk := os.read(source, _CHUNK_BYTES):  # Bound: a sealed file; one that grew differs
+        sha256.update(chunk)
+        append_all(target, chunk)
+    if sha256.hexdigest() != entry.get("sha256"):
+        raise Damaged(f"{entry['name']}: the digest differs")
+
+
+def write_tar(task_dir: str, owner_uid: int, seq: int, out: IO[bytes]) -> list[str]:
+    """Write a sealed generation, manifest first, as a tar stream; return the names in it.
+
+    Raises:
+        FileNotFoundError: no such generation, or not sealed. Damaged: it does not check.
+    """
+    with opened(task_dir, owner_uid) as (_, ckpt_fd):
+        fd = _generation(ckpt_fd, seq, owner_uid)
+        try:
+            manifest = load(fd, owner_uid)
+            verify(fd, owner_uid, manifest, is_deep=True)
+            names = [MANIFEST, *(entry["name"] for entry in manifest["files"])]
+            with tarfile.open(fileobj=out, mode="w|") as archive:
+                for name in names:
+                    _add(archive, name, _opened(fd, _parts(name), owner_uid))
+        finally:
+            os.close(fd)
+    return names
+
+
+def _add(archive: tarfile.TarFile, name: str, fd: int) -> None:
+    with os.fdopen(fd, "rb") as file:
+        info = tarfile.TarInfo(name)
+        found = os.fstat(fd)
+        info.size, info.mtime, info.mode = found.st_size, int(found.st_mtime), 0o644
+        archive.addfile(info, file)

@@ -1,0 +1,183 @@
+"""What the facts in a task's journals add up to, over all attempts, in order.
+
+    op            fields                                 meaning
+    open          format task attempt                    first of every file
+    step_start    name version                           begun; not done yet
+    step_done     name version result                    completed, for ever
+    set, delete   key value                              an intermediate result
+    item          key status result text                 outcome of one item; the last one holds
+    progress      done total text                        how far, as the task counts it
+    checkpoint    seq                                    a generation was published
+    retry_after   seconds scope                          "start me again, but not before"
+    problem       text                                   "do not start me again; look first"
+
+An op that is not in this table was written by a later version: it is a problem, never skipped.
+Stdlib only, no I/O of its own. Read next: `blobs.py:mark`.
+"""
+
+import json
+import math
+import time
+from typing import Any, Final
+
+from ckptd.storage.journal import FORMAT, Fact, read
+
+STATUSES: Final = ("pass", "fail", "error", "skipped", "quarantined")
+RETRY_AFTER_S_MAX: Final = 86_400.0  # longer waits are the business of `--at`
+NAME_CHARS_MAX: Final = 1_024
+_TEXT_CHARS_MAX: Final = 500
+
+
+def step_start(name: str, version: int = 1) -> Fact:
+    """Return the fact that a step begins; needed only where it must not run twice."""
+    return {"op": "step_start", "name": _checked(name, "a step's name"), "version": version}
+
+
+def step_done(name: str, result: Any = None, version: int = 1) -> Fact:
+    """Return the fact that a step is completed, with what it came to."""
+    checked = _checked(name, "a step's name")
+    return {"op": "step_done", "name": checked, "version": version, "result": result}
+
+
+def set_value(key: str, value: Any) -> Fact:
+    """Return the fact that an intermediate result has a value."""
+    return {"op": "set", "key": _checked(key, "a key"), "value": value}
+
+
+def delete_value(key: str) -> Fact:
+    """Return the fact that an intermediate result is gone."""
+    return {"op": "delete", "key": _checked(key, "a key")}
+
+
+def item_done(key: str, status: str, result: Any = None, text: str = "") -> Fact:
+    """Return the fact that an item came out with one of STATUSES."""
+    if status not in STATUSES:
+        raise ValueError(f"unknown status {status!r}; known: {', '.join(STATUSES)}")
+    fact: Fact = {"op": "item", "key": _checked(key, "an item's key"), "status": status}
+    if result is not None:
+        fact["result"] = result
+    return {**fact, "text": text} if text else fact
+
+
+def progress_made(done: float, total: float, text: str = "") -> Fact:
+    """Return the fact of having come so far."""
+    if not (0 <= done < math.inf and 0 <= total < math.inf):
+        raise ValueError(f"progress {done}/{total} is out of range")
+    return {"op": "progress", "done": done, "total": total, "text": text}
+
+
+def retry_after(seconds: float, scope: str = "") -> Fact:
+    """Return the wish not to be started again before some seconds have passed."""
+    if not 0 <= seconds <= RETRY_AFTER_S_MAX:
+        raise ValueError(f"{seconds} s is out of range; at most {RETRY_AFTER_S_MAX:.0f} s")
+    return {"op": "retry_after", "seconds": seconds, "scope": scope}
+
+
+def problem(text: str) -> Fact:
+    """Return the request not to be started again before a person has looked."""
+    return {"op": "problem", "text": text[:_TEXT_CHARS_MAX]}
+
+
+def _checked(name: str, what: str) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS_MAX:
+        raise ValueError(f"{what} is a text of 1 to {NAME_CHARS_MAX} characters")
+    return name
+
+
+class Standing:
+    """What counts for the daemon: a wish to wait, a problem to stop at. Base of the full view."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.problem = ""
+        self._retry: tuple[int, int, float] = (0, 0, 0.0)  # attempt, at_ns, seconds
+
+    def take(self, attempt: int, fact: Fact) -> None:
+        """Take one fact in; what cannot be understood becomes a problem, never an exception."""
+        self.count += 1
+        try:
+            is_known = self._know(attempt, fact)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            is_known = False
+        if not is_known and not self.problem:
+            shown = json.dumps(fact)[:_TEXT_CHARS_MAX]
+            self.problem = f"the journal of attempt {attempt} holds what cannot be read: {shown}"
+
+    def _know(self, attempt: int, fact: Fact) -> bool:
+        match fact["op"]:
+            case "open":
+                return int(fact["format"]) <= FORMAT
+            case "retry_after":
+                self._retry = (attempt, int(fact["at_ns"]), float(fact["seconds"]))
+            case "problem":
+                self.problem = self.problem or str(fact["text"])[:_TEXT_CHARS_MAX]
+            case "step_done":
+                self.gained("step", str(fact["name"]), [fact.get("result"), fact.get("version")])
+            case "set":
+                self.gained("value", str(fact["key"]), fact["value"])
+            case "delete":
+                self.gained("value", str(fact["key"]), None)
+            case "item":
+                self.gained("item", str(fact["key"]), [fact["status"], fact.get("result")])
+            case "progress":
+                self.gained("progress", "", [float(fact["done"]), float(fact["total"])])
+            case "step_start" | "checkpoint":
+                pass
+            case _:
+                return False
+        return True
+
+    def gained(self, kind: str, key: str, value: Any) -> None:
+        """Take note of something that is worth not repeating."""
+
+    def retry_after_s(self, attempt: int) -> float:
+        """Return what is left of the wait that this attempt asked for, 0 if it did not."""
+        asked_by, at_ns, seconds = self._retry
+        if asked_by != attempt or not seconds > 0:
+            return 0.0
+        left_s = seconds - (time.time_ns() - at_ns) / 1e9
+        return max(0.0, min(left_s, seconds, RETRY_AFTER_S_MAX))
+
+
+class Facts(Standing):
+    """The full view, for the task itself: steps, values and items by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[str, Fact] = {}
+        self.started: dict[str, Fact] = {}
+        self.values: dict[str, Any] = {}
+        self.items: dict[str, Fact] = {}
+        self.progress: Fact = {}
+        self.checkpoint = 0
+
+    def _know(self, attempt: int, fact: Fact) -> bool:
+        if not super()._know(attempt, fact):
+            return False
+        match fact["op"]:
+            case "step_start":
+                self.started[str(fact["name"])] = fact
+            case "step_done":
+                self.started.pop(str(fact["name"]), None)
+                self.steps[str(fact["name"])] = fact
+            case "set":
+                self.values[str(fact["key"])] = fact["value"]
+            case "delete":
+                self.values.pop(str(fact["key"]), None)
+            case "item":
+                self.items[str(fact["key"])] = {**fact, "attempt": attempt}
+            case "progress":
+                self.progress = fact
+            case "checkpoint":
+                self.checkpoint = max(self.checkpoint, int(fact["seq"]))
+            case _:
+                pass  # what Standing knows is enough
+        return True
+
+
+def read_facts(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Facts:
+    """Return what all attempts up to `attempt_max` recorded; raises what `journal.read` raises."""
+    facts = Facts()
+    for attempt, fact in read(task_dir, task, owner_uid, attempt_max):
+        facts.take(attempt, fact)
+    return facts

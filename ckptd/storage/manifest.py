@@ -1,0 +1,185 @@
+"""The seal of a checkpoint: MANIFEST.json says what must be there, digest by digest.
+
+    {"format":1,"seq":7,"task":12,"attempt":3,"epoch":4,"at_ns":1760000000000000000,"parent":6,
+     "state_version":1,"progress":{"done":700,"total":1000},"steps":["fetch"],"current_step":"fold",
+     "state":{"offset":700},"results":{},"pause_count":0,"resume_count":2,"wait_s":0.0,
+     "boot_id":"0b9c...","files":[{"name":"model.bin","bytes":1048576,"sha256":"9f86..."}],
+     "digest":"2c26..."}
+
+Invariant: a directory with a manifest that checks is complete: its files were synced before the
+manifest was written, the manifest was synced before it got its name. `digest` is the SHA-256 of
+the rest as JSON with sorted keys and no spaces. Stdlib only. Read next: `blobs.py`.
+"""
+
+import hashlib
+import json
+import os
+from typing import Any, Final
+
+from ckptd.storage.taskdir import MANIFEST
+from ckptd.storage.untrusted import (
+    FILES_MAX,
+    Damaged,
+    Leaf,
+    NotTrusted,
+    open_regular,
+    read_small,
+    replace_small,
+    walk,
+)
+
+FORMAT: Final = 1
+TEMPORARY: Final = f"{MANIFEST}.tmp"
+BYTES_MAX: Final = 4 << 20
+_CHUNK_BYTES: Final = 1 << 20
+_CONTENT: Final = ("files", "state", "state_version", "steps", "current_step", "results")
+
+Manifest = dict[str, Any]
+EMPTY: Final[Manifest] = {
+    "task": 0,
+    "attempt": 0,
+    "epoch": 0,
+    "parent": 0,
+    "state_version": 0,
+    "progress": None,
+    "steps": [],
+    "current_step": "",
+    "state": None,
+    "results": {},
+    "pause_count": 0,
+    "resume_count": 0,
+    "wait_s": 0.0,
+}
+
+
+class TooNew(Exception):
+    """Written by a later version; must not be taken for "nothing there"."""
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one JSON form that digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def digest_of(manifest: Manifest) -> str:
+    """Return the digest over everything but the digest itself."""
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(canonical(rest)).hexdigest()
+
+
+def content_digest(manifest: Manifest) -> str:
+    """Return a digest of what was saved alone, equal for the same work saved twice."""
+    return hashlib.sha256(canonical({key: manifest.get(key) for key in _CONTENT})).hexdigest()
+
+
+def seal(dir_fd: int, uid: int, header: Manifest) -> Manifest:
+    """Sync and digest every file below, then write the manifest: from here on it is valid.
+
+    Raises:
+        NotTrusted: something in it is not a regular file of `uid`, or a bound is passed.
+        OSError: the disk refuses (full, failing).
+
+    Durable: all files, their directories and the manifest; not yet the directory's own name.
+    """
+    files = [_sealed(leaf, uid) for leaf in walk(dir_fd, uid) if not _is_own(leaf)]
+    if len(files) > FILES_MAX:
+        raise NotTrusted(f"more than {FILES_MAX} files in one checkpoint")
+    manifest = {**header, "format": FORMAT, "files": [entry for entry in files if entry]}
+    manifest["digest"] = digest_of(manifest)
+    data = json.dumps(manifest, indent=1).encode() + b"\n"
+    if len(data) > BYTES_MAX:
+        raise NotTrusted(f"the manifest takes {len(data)} bytes, more than {BYTES_MAX}")
+    replace_small(MANIFEST, data, dir_fd, uid)
+    os.fsync(dir_fd)
+    return manifest
+
+
+def _is_own(leaf: Leaf) -> bool:
+    return leaf.path in {MANIFEST, TEMPORARY, ""}
+
+
+def _sealed(leaf: Leaf, uid: int) -> dict[str, Any]:
+    if not leaf.name:
+        os.fsync(leaf.parent_fd)
+        return {}
+    fd = open_regular(leaf.name, uid, leaf.parent_fd)
+    try:
+        os.fsync(fd)
+        size, sha256 = _read_digest(fd, leaf.path)
+    finally:
+        os.close(fd)
+    return {"name": leaf.path, "bytes": size, "sha256": sha256}
+
+
+def _read_digest(fd: int, path: str) -> tuple[int, str]:
+    size = os.fstat(fd).st_size
+    running, done = hashlib.sha256(), 0
+    while chunk := os.read(fd, _CHUNK_BYTES):  # Bound: stops when the file outgrows its size
+        running.update(chunk)
+        done += len(chunk)
+        if done > size:
+            break
+    if done != size:
+        raise NotTrusted(f"{path} changes while it is read")
+    return size, running.hexdigest()
+
+
+def load(dir_fd: int, uid: int) -> Manifest:
+    """Return a manifest whose own digest checks; its files are not looked at yet.
+
+    Raises:
+        FileNotFoundError: not sealed.
+        Damaged: it does not check.
+        TooNew: a later version wrote it.
+    """
+    try:
+        manifest = json.loads(read_small(MANIFEST, uid, dir_fd, BYTES_MAX))
+    except (NotTrusted, ValueError, RecursionError) as error:
+        raise Damaged(f"{MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict):
+        raise Damaged(f"{MANIFEST} is not an object")
+    version = manifest.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise TooNew(f"{MANIFEST} has format {version}; this version reads up to {FORMAT}")
+    if version != FORMAT or manifest.get("digest") != digest_of(manifest):
+        raise Damaged(f"{MANIFEST}: the digest differs")
+    if not isinstance(manifest.get("seq"), int) or not _is_file_list(manifest.get("files")):
+        raise Damaged(f"{MANIFEST} lacks seq or files")
+    return manifest
+
+
+def _is_file_list(files: object) -> bool:
+    return isinstance(files, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in files
+    )
+
+
+def verify(dir_fd: int, uid: int, manifest: Manifest, *, is_deep: bool) -> None:
+    """Compare the files with the manifest: names and sizes, and when deep also every digest.
+
+    Raises:
+        Damaged: the first difference found.
+    """
+    missing = {entry["name"]: entry for entry in manifest["files"]}
+    try:
+        for leaf in walk(dir_fd, uid):
+            if leaf.name and not _is_own(leaf):
+                _compare(leaf, uid, missing.pop(leaf.path, None), is_deep=is_deep)
+    except (NotTrusted, OSError) as error:  # also EIO: what cannot be read is not valid
+        raise Damaged(str(error)) from error
+    for name in missing:
+        raise Damaged(f"{name} is missing")
+
+
+def _compare(leaf: Leaf, uid: int, entry: dict[str, Any] | None, *, is_deep: bool) -> None:
+    if entry is None:
+        raise Damaged(f"{leaf.path} is not in the manifest")
+    fd = open_regular(leaf.name, uid, leaf.parent_fd)
+    try:
+        size = os.fstat(fd).st_size
+        if size != entry.get("bytes"):
+            raise Damaged(f"{leaf.path} has {size} bytes, expected {entry.get('bytes')}")
+        if is_deep and _read_digest(fd, leaf.path)[1] != entry.get("sha256"):
+            raise Damaged(f"{leaf.path}: the digest differs")
+    finally:
+        os.close(fd)

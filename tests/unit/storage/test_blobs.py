@@ -1,0 +1,437 @@
+"""Checkpoint generations: sealed or not, valid or not, and what a hostile task may try."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from tests.task_world import TaskWorld
+
+from ckptd.sdk.save import save
+from ckptd.storage import blobs, facts
+from ckptd.storage.copy import copy_out, write_tar
+from ckptd.storage.journal import StaleAttempt
+from ckptd.storage.manifest import EMPTY, digest_of
+from ckptd.storage.untrusted import DEPTH_MAX, Damaged, NotTrusted, remove_tree
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> TaskWorld:
+    return TaskWorld(tmp_path)
+
+
+def saved(world: TaskWorld, **files: str) -> int:
+    paths = []
+    for name, text in files.items():
+        path = world.path("..", "..", name)
+        path.write_text(text)
+        paths.append(str(path))
+    header = {"task": 12, "attempt": world.attempt, "state": {"n": len(files)}}
+    return save(world.dir, paths, header).seq
+
+
+def numbers(world: TaskWorld) -> list[str]:
+    return sorted(os.listdir(world.path("ckpt")))
+
+
+# --- the plain life of a checkpoint --------------------------------------------------------------
+
+
+def test_a_task_that_saved_nothing_has_nothing(world: TaskWorld) -> None:
+    assert not blobs.has_anything(world.dir)
+    assert world.newest() == blobs.Found()
+    assert world.mark() == blobs.Mark()
+
+
+def test_a_task_that_never_was_has_nothing(tmp_path: Path) -> None:
+    assert not blobs.has_anything(str(tmp_path / "none"))
+    assert blobs.newest_valid(str(tmp_path / "none"), os.getuid(), "x") == blobs.Found()
+
+
+def test_published_and_sealed_is_what_the_next_attempt_resumes_from(world: TaskWorld) -> None:
+    world.publish(1, a="one")
+    world.publish(2, a="two")
+    assert blobs.has_anything(world.dir)
+
+    assert world.seal() == ["", ""]
+    world.begin()
+    found = world.newest()
+
+    assert (found.seq, found.path, found.warning) == (2, f"{world.dir}/ckpt/2", "")
+
+
+def test_what_the_daemon_had_no_time_to_seal_is_sealed_at_the_next_start(
+    world: TaskWorld,
+) -> None:
+    world.publish(1, a="one")
+
+    world.begin()
+
+    assert world.newest().seq == 1
+    assert world.path("ckpt", "1", "MANIFEST.json").exists()
+
+
+def test_unsealed_across_a_restart_of_the_machine_is_not_trusted(world: TaskWorld) -> None:
+    saved(world, a="sealed by the task")
+    world.publish(5, a="may be empty now")
+    attempt = json.dumps({"attempt": 1, "boot_id": "another boot"})
+    world.path("attempt.json").write_text(attempt)
+
+    world.begin()
+    found = world.newest()
+
+    assert found.seq == 1
+    assert "5.unsynced" in found.warning
+    assert world.path("ckpt", "5.unsynced", "a").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "shorten", "remove", "add", "manifest", "no manifest"])
+def test_a_damaged_newest_falls_back_is_told_and_kept(world: TaskWorld, damage: str) -> None:
+    saved(world, a="first")
+    saved(world, a="second")
+    newest = world.path("ckpt", "00000002")
+    hurt(newest, damage)
+
+    found = world.newest()
+
+    assert found.seq == 1 if damage != "no manifest" else found.seq == 2
+    if found.seq == 1:
+        assert "checkpoint 2 is damaged" in found.warning
+        assert numbers(world) == ["00000001", "00000002.damaged"]
+        assert world.newest().warning, "it is told again until something newer is valid"
+        assert saved(world, a="third") == 3, "a number is not used twice by `save`"
+
+
+def hurt(newest: Path, damage: str) -> None:
+    match damage:
+        case "flip":
+            (newest / "a").write_text("sEcond")
+        case "shorten":
+            (newest / "a").write_text("sec")
+        case "remove":
+            (newest / "a").unlink()
+        case "add":
+            (newest / "b").write_text("who put me here")
+        case "manifest":
+            text = (newest / "MANIFEST.json").read_text()
+            (newest / "MANIFEST.json").write_text(text.replace('"n": 1', '"n": 2'))
+        case "no manifest":  # indistinguishable from published by level 1: sealed again
+            (newest / "MANIFEST.json").unlink()
+
+
+def test_no_valid_checkpoint_left_is_a_problem_and_never_a_silent_fresh_start(
+    world: TaskWorld,
+) -> None:
+    saved(world, a="only")
+    hurt(world.path("ckpt", "00000001"), "flip")
+
+    for _ in range(2):
+        found = world.newest()
+        assert found.seq == 0
+        assert "no valid checkpoint is left" in found.problem
+
+
+def test_a_checkpoint_of_a_later_version_is_a_problem(world: TaskWorld) -> None:
+    saved(world, a="old")
+    saved(world, a="new")
+    path = world.path("ckpt", "00000002", "MANIFEST.json")
+    manifest = {**json.loads(path.read_text()), "format": 2}
+    path.write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))
+
+    assert "format 2" in world.newest().problem
+    assert "format 2" in world.mark().problem
+
+
+def test_fresh_archives_and_deletes_nothing(world: TaskWorld) -> None:
+    saved(world, a="one")
+    world.record(facts.step_done("s"))
+
+    world.begin(fresh=True)
+
+    assert world.newest() == blobs.Found()
+    assert world.facts().count == 0
+    assert world.path("archive", "2", "ckpt", "00000001", "a").exists()
+    assert world.path("archive", "2", "journal", "000001.j").exists()
+
+
+def test_a_fresh_start_that_is_repeated_archives_once(world: TaskWorld) -> None:
+    saved(world, a="one")
+    world.begin(fresh=True)
+    world.attempt -= 1
+
+    world.begin(fresh=True)
+
+    assert world.path("archive", "2", "ckpt", "00000001", "a").exists()
+
+
+def test_the_stage_is_empty_for_every_attempt(world: TaskWorld) -> None:
+    world.path("stage", "half").write_text("x")
+    world.path("stage", "deep").mkdir()
+
+    world.begin()
+    assert os.listdir(world.path("stage")) == []
+
+    blobs.prune(world.dir, world.uid)
+    assert not [name for name in os.listdir(world.dir) if name.startswith(".")]
+
+
+def test_two_valid_generations_stay(world: TaskWorld) -> None:
+    for number in range(1, 5):
+        world.publish(number, a=str(number))
+    world.seal()
+
+    assert blobs.prune(world.dir, world.uid) == [2, 1]
+    assert numbers(world) == ["3", "4"]
+
+
+def test_a_damaged_one_does_not_count_as_kept(world: TaskWorld) -> None:
+    for number in range(1, 4):
+        world.publish(number, a=str(number))
+    world.seal()
+    world.path("ckpt", "3", "a").unlink()
+
+    assert blobs.prune(world.dir, world.uid) == []
+
+
+def test_generations_say_what_is_wrong_with_each(world: TaskWorld) -> None:
+    saved(world, a="first")
+    saved(world, a="second")
+    world.publish(9, a="unsealed")
+    hurt(world.path("ckpt", "00000002"), "flip")
+
+    found = blobs.generations(world.dir, world.uid, verify=True)
+
+    assert [(one.seq, one.sealed, one.valid) for one in found] == [
+        (9, False, False),
+        (2, True, False),
+        (1, True, True),
+    ]
+    assert found[1].fault == "a: the digest differs"
+
+
+# --- the cursor ----------------------------------------------------------------------------------
+
+
+def test_saving_the_same_again_is_no_progress_and_anything_new_is(world: TaskWorld) -> None:
+    seen = [world.mark().cursor]
+
+    def gained() -> bool:
+        seen.append(world.mark().cursor)
+        return seen[-1] not in seen[:-1]
+
+    saved(world, a="one")
+    assert gained()
+    saved(world, a="one")
+    assert not gained()
+    saved(world, a="two")
+    assert gained()
+    world.record(facts.step_done("s"))
+    assert gained()
+    world.record(facts.step_done("s"))
+    assert not gained()
+    world.record(facts.item_done("k", "error"))
+    assert gained()
+    world.record(facts.step_start("t"), facts.retry_after(1))
+    assert not gained()
+    world.begin()
+    assert not gained()
+    assert world.mark().checkpoint == 3
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+def test_save_without_files_publishes_the_stage(world: TaskWorld) -> None:
+    world.path("stage", "a").write_text("staged")
+
+    assert saved(world) == 1
+    assert world.path("ckpt", "00000001", "a").read_text() == "staged"
+    assert os.listdir(world.path("stage")) == []
+
+
+def test_a_save_that_fails_leaves_everything_as_it_was(world: TaskWorld) -> None:
+    saved(world, a="one")
+    world.path("stage", "link").symlink_to("/etc/passwd")
+    before = numbers(world)
+
+    with pytest.raises(NotTrusted):
+        saved(world)
+    with pytest.raises(FileNotFoundError):
+        save(world.dir, ["/nonexistent"], {"attempt": 1})
+
+    assert numbers(world) == before
+    assert os.listdir(world.path("stage")) == ["link"]
+
+
+def test_a_zombie_cannot_publish(world: TaskWorld) -> None:
+    world.begin()
+
+    with pytest.raises(StaleAttempt):
+        save(world.dir, [], {"attempt": 1})
+    assert numbers(world) == []
+
+
+def test_a_directory_is_saved_and_restored_with_what_is_in_it(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    (tmp_path / "model" / "deep").mkdir(parents=True)
+    (tmp_path / "model" / "deep" / "w.bin").write_bytes(bytes(100_000))
+    save(world.dir, [str(tmp_path / "model")], {"attempt": 1})
+
+    assert copy_out(world.dir, world.uid, 1, str(tmp_path / "out")) == ["model/deep/w.bin"]
+    assert (tmp_path / "out/model/deep/w.bin").read_bytes() == bytes(100_000)
+
+
+def test_export_writes_a_tar_that_names_the_manifest_first(world: TaskWorld) -> None:
+    saved(world, a="one")
+    out = io.BytesIO()
+
+    write_tar(world.dir, world.uid, 1, out)
+
+    out.seek(0)
+    with tarfile.open(fileobj=out) as archive:
+        assert archive.getnames() == ["MANIFEST.json", "a"]
+    hurt(world.path("ckpt", "00000001"), "flip")
+    with pytest.raises(Damaged):
+        write_tar(world.dir, world.uid, 1, io.BytesIO())
+
+
+def test_restore_never_replaces_a_good_file_by_a_damaged_one(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    saved(world, a="one")
+    hurt(world.path("ckpt", "00000001"), "shorten")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("good")
+
+    with pytest.raises(Damaged):
+        copy_out(world.dir, world.uid, 1, str(tmp_path / "out"))
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    assert (tmp_path / "out" / "a").read_text() == "good"
+
+
+# --- hostile tasks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory link", "too deep"])
+def test_what_is_no_plain_file_cannot_be_sealed(world: TaskWorld, kind: str) -> None:
+    stage = world.path("stage")
+    match kind:
+        case "link":
+            (stage / "x").symlink_to("/etc/shadow")
+        case "fifo":
+            os.mkfifo(stage / "x")
+        case "directory link":
+            (stage / "x").symlink_to("/etc")
+        case "too deep":
+            (stage / "/".join("d" * (DEPTH_MAX + 1))).mkdir(parents=True)
+    world.publish(1)
+
+    assert "cannot be sealed" in world.seal()[0]
+    assert world.newest().seq == 0
+
+
+@pytest.mark.parametrize("name", ["ckpt", "stage"])
+def test_a_link_where_a_directory_must_be_is_not_followed(
+    world: TaskWorld, tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "1").mkdir()
+    world.path(name).rmdir()
+    world.path(name).symlink_to(victim)
+
+    with pytest.raises(NotTrusted):
+        world.begin()
+    world.newest()
+    blobs_seen = world.mark()
+
+    assert blobs_seen.checkpoint == 0
+    assert os.listdir(victim) == ["1"]
+
+
+def test_a_manifest_that_names_files_outside_restores_nothing(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    for name in ("../../secret", "/etc/passwd", "a/../b", ""):
+        generation = world.path("ckpt", "1")
+        generation.mkdir(exist_ok=True)
+        entry = {"name": name, "bytes": 0, "sha256": ""}
+        manifest = {**EMPTY, "format": 1, "seq": 1, "files": [entry]}
+        manifest["digest"] = digest_of(manifest)
+        (generation / "MANIFEST.json").write_text(json.dumps(manifest))
+
+        with pytest.raises(Damaged):
+            copy_out(world.dir, world.uid, 1, str(tmp_path / "out"))
+        assert world.newest().problem
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format":1}', "[" * 100_000, '{"format":1,"seq":1,"files":[1]}']
+)
+def test_a_manifest_of_rubbish_is_damage(world: TaskWorld, text: str) -> None:
+    generation = world.publish(1, a="x")
+    (generation / "MANIFEST.json").write_text(text)
+
+    assert "no valid checkpoint is left" in world.newest().problem
+
+
+@pytest.mark.root
+def test_files_of_another_owner_are_refused(world: TaskWorld) -> None:
+    generation = world.publish(1, a="x")
+    os.chown(generation / "a", 4711, -1)
+
+    assert "belongs to uid 4711" in world.seal()[0]
+
+
+@pytest.mark.root
+def test_prepare_as_root_gives_every_directory_to_the_task(tmp_path: Path) -> None:
+    task_dir = tmp_path / "12"
+
+    for attempt in (1, 2):
+        blobs.prepare(str(task_dir), attempt, 4711, 4712, fresh=attempt == 2)
+
+    for path in (task_dir, *task_dir.rglob("*")):
+        assert path.stat().st_uid == 4711, path
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.root
+def test_prepare_as_root_gives_away_no_file_that_it_did_not_make(tmp_path: Path) -> None:
+    task_dir = tmp_path / "12"
+    blobs.prepare(str(task_dir), 1, 4711, 4711, fresh=False)
+    victim = tmp_path / "victim"
+    victim.touch()
+    (task_dir / "attempt.json").unlink()
+    os.link(victim, task_dir / "attempt.json")
+
+    with pytest.raises(NotTrusted):
+        blobs.prepare(str(task_dir), 2, 4711, 4711, fresh=False)
+
+    assert victim.stat().st_uid == 0
+    assert victim.read_bytes() == b""
+
+
+def test_a_tree_of_any_depth_is_removed_and_no_link_followed(tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    keep.write_text("x")
+    top = tmp_path / "top"
+    top.mkdir()
+    folder = os.open(top, os.O_RDONLY)
+    for _ in range(2_000):
+        os.mkdir("d", dir_fd=folder)
+        os.symlink(keep, "link", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    parent = os.open(tmp_path, os.O_RDONLY)
+
+    remove_tree("top", parent)
+
+    os.close(parent)
+    assert not top.exists()
+    assert keep.read_text() == "x"
