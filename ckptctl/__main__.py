@@ -7,6 +7,7 @@ Exit codes: 0 ok, 1 a task failed or was refused, 2 transient, 3 not finished, 4
 import gc
 import os
 import sys
+from typing import NoReturn
 
 gc.disable()  # a short life with many imports: collecting would be a tenth of it
 
@@ -15,11 +16,18 @@ from ckptctl.call import report_error  # noqa: E402
 from ckptd.protocol.errors import CkptdError  # noqa: E402
 
 
-def main() -> int:
-    """Run the command line of this process; returns the exit code."""
-    argv = sys.argv[1:]
+def main() -> NoReturn:
+    """Run the command line of this process and end it."""
     gc.freeze()
     gc.enable()
+    code = run(sys.argv[1:])
+    sys.stderr.flush()
+    # Nothing is left to tidy up; taking the interpreter down in order would cost more than asking.
+    os._exit(code)
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line; returns the exit code, with stdout flushed."""
     try:
         code = cli.main(argv)
         sys.stdout.flush()
@@ -29,9 +37,10 @@ def main() -> int:
         sys.stderr.write("\n")
         return 130
     except BrokenPipeError:
-        # The reader has seen enough; what is left in the buffer must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 141  # the reader has seen enough
+    except SystemExit as ended:  # argparse, after -h
+        sys.stdout.flush()
+        return ended.code if isinstance(ended.code, int) else 1
     return code
 
 
@@ -41,4 +50,4 @@ def _wants_json(argv: list[str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -41,7 +41,7 @@ def daemon_status(call: Call) -> int:
     recovery = ", ".join(
         f"{name.removesuffix('_s')} {_short(name, value)}"
         for name, value in found.last_recovery.items()
-        if value not in ("", None, [], {})
+        if value and value is not True
     )
     facts = [
         ("health", health),
@@ -144,8 +144,22 @@ config_diff_options = config_check_options
 
 def config_check(call: Call) -> int:
     """Check a file as the daemon would; 78 where it is wrong. Works without a daemon."""
-    file = ["--config", call.args.file] if call.args.file else []
-    _become("ckptd.daemon.main", ["--check-config", *file])
+    path = call.args.file or _config_path(call)
+    if not path:
+        call.note("there is no file, the daemon runs on its defaults")
+        return 0
+    _become("ckptd.daemon.config", ["check", path])
+
+
+def _config_path(call: Call) -> str:
+    """Return what a running daemon reports, else the usual file where it is there."""
+    try:
+        return call.ask("config", Empty(), EffectiveConfig).path
+    except Unreachable:
+        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        usual = "/etc" if os.geteuid() == 0 else home
+        path = os.path.join(usual, "ckptd", "ckptd.toml")
+        return path if os.path.exists(path) else ""
 
 
 def config_diff(call: Call) -> int:
@@ -201,12 +215,14 @@ def wal(call: Call) -> int:
 def _state_dir(call: Call) -> str:
     """Return what a running daemon reports, else where one of this user would keep its state."""
     try:
-        return call.ask("daemon", Empty(), DaemonStatus).state_dir
+        found = call.ask("daemon", Empty(), DaemonStatus).state_dir
+        call.note("the daemon holds its log; first `ckptctl daemon shutdown` (tasks live on)")
     except Unreachable:
         if os.geteuid() == 0:
             return "/var/lib/ckptd"
         home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         return os.path.join(home, "ckptd")
+    return found
 
 
 def doctor_options(parser: argparse.ArgumentParser) -> None:

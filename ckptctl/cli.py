@@ -154,7 +154,7 @@ def parse(
 ) -> tuple[argparse.Namespace, Callable[[Call], int]]:
     """Return the parsed options of a verb. Raises BadRequest naming the nearest option."""
     parser, function = parser_of(verb)
-    if verb.where == "admin:wal":
+    if verb.passes_on:
         rest = [*rest] if {"-h", "--help"} & set(rest) else ["--", *rest]
     if verb.has_command:
         options, command = split_leading(parser, rest)

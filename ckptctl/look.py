@@ -1,7 +1,6 @@
-"""Verbs that look closer: show, explain, events, stats. Read next: `status.py`, `words.py`."""
+"""Verbs that look closer: show, explain, stats. Read next: `status.py`, `words.py`."""
 
 import argparse
-import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -11,19 +10,14 @@ import msgspec
 
 from ckptctl import selectors, units, words
 from ckptctl.call import Call
-from ckptctl.render import Column, Listing, facts_lines, json_line, json_text, plain, table_lines
+from ckptctl.render import Column, facts_lines, json_line, json_text, plain, table_lines
 from ckptctl.status import Picture, labels_text, task_listing
 from ckptctl.units import SECOND_NS, duration_text
-from ckptd.protocol import limits
 from ckptd.protocol.errors import NotFound
 from ckptd.protocol.messages import (
     PHASES,
     AttemptRow,
-    DaemonStatus,
     Empty,
-    Event,
-    EventPage,
-    Events,
     Show,
     Stats,
     TaskDetail,
@@ -69,10 +63,6 @@ def _details(call: Call) -> tuple[TaskDetail, ...]:
 def _detail_lines(call: Call, detail: TaskDetail) -> list[str]:
     row = detail.row
     lines = facts_lines(_facts(call, detail, time.time_ns()), call.style)
-    settings = [f"{name} = {_value_text(value)}" for name, value in sorted(detail.spec.items())
-                if name not in ("argv", "cwd", "name", "labels", "env", "digest")]  # fmt: skip
-    if settings:
-        lines += ["", *_titled(call, "settings", settings)]
     if detail.attempts:
         lines += ["", *_titled(call, "attempts", _attempt_lines(call, detail.attempts))]
     if detail.env is not None:
@@ -123,6 +113,7 @@ def _facts(call: Call, detail: TaskDetail, now_ns: int) -> list[tuple[str, str]]
         ("runtime", words.runtime_text(row, now_ns)),
         ("attempts", counts if row.attempt else ""),
         ("pid", str(row.pid or "")),
+        *words.settings(detail.spec),
         ("checkpoint", saved),
         ("files", words.clean(detail.directory)),
         ("output", words.clean(detail.output)),
@@ -191,83 +182,7 @@ def explain(call: Call) -> int:
     return 0
 
 
-# --- events, stats ------------------------------------------------------------------------------
-
-
-def events_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `events`."""
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
-    parser.add_argument(
-        "--since", metavar="LSN|TIME",
-        help="after this LSN (0: all that is kept), or from 2h ago, or a time",
-    )  # fmt: skip
-    parser.add_argument("--type", metavar="T[,T]", default="", help="only these types")
-    parser.add_argument("--task", metavar="ID", type=int, default=0, help="only of this task")
-    parser.add_argument("-n", "--limit", metavar="N", type=int, help="only the last N")
-
-
-def events(call: Call) -> int:
-    """Print what happened; with -f for ever, over restarts of the daemon."""
-    args = call.args
-    since, from_ns, last = _since(call)
-    types = set(filter(None, args.type.lower().split(",")))
-    kept: list[Event] = []
-    while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
-        hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
-        asked = Events(since, limits.EVENTS_PER_PAGE_MAX, args.task, hold_s)
-        page = call.wait_for("events", asked, EventPage)
-        fits = [
-            event for event in page.events
-            if event.at_ns >= from_ns and (not types or event.type.lower() in types)
-        ]  # fmt: skip
-        is_end = page.next == since or not page.events
-        since = page.next
-        if last is not None:
-            kept = (kept + fits)[-last:] if last else []
-            fits = kept if is_end else []
-            if is_end:
-                kept, last = [], None
-        _print_events(call, fits)
-        if is_end and not args.follow:
-            return 0
-
-
-def _since(call: Call) -> tuple[int, int, int | None]:
-    """Return (LSN to start after, oldest time, how many of the past; None for all)."""
-    args = call.args
-    if args.since is not None:
-        if args.since.isdigit():
-            return int(args.since), 0, args.limit
-        return 0, units.parse_moment(args.since), args.limit
-    if args.task:
-        return 0, 0, args.limit
-    if args.follow and args.limit is None:
-        return -1, 0, None
-    lsn = call.ask("daemon", Empty(), DaemonStatus).lsn
-    wanted = 40 if args.limit is None else args.limit
-    return max(0, lsn - 20 * wanted), 0, wanted
-
-
-def _print_events(call: Call, found: Sequence[Event]) -> None:
-    if call.style.form in ("json", "jsonl"):
-        call.out(json_line(event) for event in found)
-    elif call.is_for_people:
-        call.out(_event_line(call, event) for event in found)
-    elif found:
-        call.show(Listing("events", found, (), lambda row: str(row.lsn)))
-    if found and call.args.follow:
-        sys.stdout.flush()
-
-
-def _event_line(call: Call, event: Event) -> str:
-    task = f"task {event.task}" + (f".{event.attempt}" if event.attempt else "")
-    fields = " ".join(
-        f"{name}={_value_text(value)}" for name, value in event.fields.items()
-        if value not in ("", 0, None, [], {}) and name not in ("task", "attempt", "at_ns")
-    )  # fmt: skip
-    at = units.clock_text(event.at_ns, utc=call.clock_utc)
-    who = task if event.task else "daemon"
-    return f"{event.lsn:>8}  {at:<19}  {who:<10}  {event.type:<16}  {fields}".rstrip()
+# --- stats -----------------------------------------------------------------------------------
 
 
 def stats(call: Call) -> int:

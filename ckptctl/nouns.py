@@ -55,7 +55,7 @@ def group_add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `group add`."""
     parser.add_argument("name", metavar="NAME")
     parser.add_argument(
-        "--parallel", metavar="N", type=int, default=1,
+        "-j", "--parallel", metavar="N", type=int, default=1,
         help="how many tasks run at once (default 1; 0: as many as there are processors)",
     )  # fmt: skip
     parser.add_argument("--paused", action="store_true", help="start nothing yet")

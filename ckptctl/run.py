@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from ckptctl import selectors, spec, units, words
 from ckptctl.call import Call
-from ckptctl.follow import follow, tail
+from ckptctl.follow import Markers, follow, tail
 from ckptctl.render import json_text
 from ckptctl.status import Picture, check_code, task_listing
 from ckptd.protocol import limits
@@ -110,7 +110,7 @@ def _stay(call: Call, task: int) -> int:
     """Follow a task to its end. Ctrl-C detaches; a second one cancels."""
     call.note(f"task {task} is submitted")
     try:
-        follow(call, task, 0)
+        follow(call, task, 0, markers=Markers(call.note))
         row = _ended_row(call, task)
     except KeyboardInterrupt:
         return _detached(call, task)
@@ -266,20 +266,23 @@ def logs_options(parser: argparse.ArgumentParser) -> None:
     selectors.add_options(parser, many=False)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the task is done")
     parser.add_argument("-n", "--lines", metavar="N", type=int, help="only the last N lines")
+    parser.add_argument("--no-markers", action="store_true", help="without lines of the daemon's")
 
 
 def logs(call: Call) -> int:
     """Print the output of tasks."""
     select = selectors.selector(call.args, default_last=True)
     lines = call.args.lines
+    markers = Markers(call.note) if call.args.no_markers else None
     if call.args.follow:
         task = call.one_id(select)
         start = 0 if lines is None else tail(call, task, lines)
-        follow(call, task, start)
+        follow(call, task, start, markers=markers)
         return 0
     ids = select.ids or tuple(row.id for row in call.rows(select))
     for place, task in enumerate(ids):
         if len(ids) > 1:
             call.out([*([""] if place else []), f"==> task {task} <=="])
-        follow(call, task, 0 if lines is None else tail(call, task, lines), once=True)
+        start = 0 if lines is None else tail(call, task, lines)
+        follow(call, task, start, once=True, markers=markers)
     return 0

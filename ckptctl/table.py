@@ -19,6 +19,7 @@ class Verb(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...] = ()
     examples: str = ""
     has_command: bool = False  # the first word that is no option begins a command
+    passes_on: bool = False  # a program of its own reads all options but -h
 
 
 SECTIONS: Final[dict[str, tuple[Verb, ...]]] = {
@@ -64,7 +65,7 @@ ckptctl status -o '{id} {state} {command}'""",
             examples="ckptctl logs 7\nckptctl logs -f @last\nckptctl logs -n 20 name:nightly",
         ),
         Verb(
-            "events", "look:events", "what happened, from the daemon's log", "",
+            "events", "events:events", "what happened, from the daemon's log", "",
             aliases=("listen",),
             examples="ckptctl events -f\nckptctl events --task 7\n"
             "ckptctl events --since 2h --type ended\nckptctl events -f --since 4711 -o jsonl",
@@ -133,17 +134,18 @@ ckptctl wait --exit-code task 7; echo $?""",
         Verb("config check", "admin:config_check", "is a file right (78 if not)", "[FILE]"),
         Verb("config diff", "admin:config_diff", "the file against what is in force", "[FILE]"),
         *(
-            Verb(f"wal {word}", "admin:wal", text, "[options]")
-            for word, text in (
-                ("status", "segments, snapshots, positions (offline)"),
-                ("verify", "check every byte of the log (offline)"),
-                ("dump", "print the records (offline)"),
-                ("replay", "replay into nothing, to see that it works (offline)"),
-                ("repair", "cut a damaged end off, into quarantine (offline)"),
-                ("salvage", "copy what can be read to a new place (offline)"),
+            Verb(f"wal {word}", "admin:wal", text, passes_on=True, takes="",
+                 examples=f"ckptctl wal {word} {more}".strip())
+            for word, text, more in (
+                ("status", "segments, snapshots, positions (offline)", "--json"),
+                ("verify", "check every byte of the log (offline)", "--state /var/lib/ckptd"),
+                ("dump", "print the records (offline)", "--since 4711 --limit 20"),
+                ("replay", "rebuild the state from it, to see that it works (offline)", ""),
+                ("repair", "drop a damaged end, keep a copy (offline)", "--truncate-after 4711"),
+                ("salvage", "go on around damage, keep a copy (offline)", ""),
             )
         ),
-        Verb("doctor", "admin:doctor", "is this machine fit for ckptd", ""),
+        Verb("doctor", "admin:doctor", "is this machine fit for ckptd", "", passes_on=True),
         Verb("completion", "completion:completion", "shell completion", "bash|zsh|fish",
              examples="source <(ckptctl completion bash)\nckptctl completion fish | source"),
         Verb("help", "cli:help_verb", "this list, or the help of a verb", "[VERB]"),

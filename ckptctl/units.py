@@ -124,9 +124,11 @@ def parse_pairs(words: Iterable[str], what: str) -> dict[str, str]:
 
 
 def duration_text(seconds: float) -> str:
-    """Return `0.4s`, `12s`, `2m10s`, `3h05m`, `2d04h`: two units, never more."""
+    """Return `13ms`, `0.4s`, `12s`, `2m10s`, `3h05m`, `2d04h`: two units, never more."""
+    if seconds < 0.0995:
+        return f"{max(0, round(seconds * 1000))}ms"
     if seconds < 0.95:
-        return f"{max(0.0, seconds):.1f}s"
+        return f"{seconds:.1f}s"
     total = round(seconds)
     for over_s, big, small, letters in (
         (86_400, 86_400, 3600, "dh"),

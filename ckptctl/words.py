@@ -5,10 +5,11 @@ Text from tasks is hostile to a terminal: `clean` takes control characters out o
 
 import os
 import shlex
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from ckptctl.selectors import ACTIVE
-from ckptctl.units import SECOND_NS, age_text, duration_text, signal_name
+from ckptctl.units import SECOND_NS, age_text, clock_text, duration_text, signal_name, size_text
 from ckptd.protocol.messages import FINISHED, Progress, TaskRow
 
 PAINT: Final = {
@@ -190,3 +191,28 @@ def next_steps(row: TaskRow) -> list[str]:
         return []
     steps = [f"its output: ckptctl logs -n 20 {row.id}"] if row.attempt else []
     return [*steps, f"to start it again: ckptctl retry {row.id}"]
+
+
+def settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a task was submitted with, by the options of `submit`; "" for the usual."""
+    failures, stop = spec.get("max_failures", 0), spec.get("stop_signal", 15)
+    ask, on_exit = spec.get("checkpoint_signal", 0), spec.get("on_exit", {})
+    delays = [duration_text(spec.get(name, 0.0)) for name in ("backoff_s", "backoff_max_s")]
+    needs = [f"{need['task']} ({need['when']})" for need in spec.get("after", ())]
+    return [
+        ("after", ", ".join(needs)),
+        ("timeout", _unless_zero(duration_text, spec.get("timeout_s"))),
+        ("deadline", clock_text(spec.get("deadline_ns", 0))),
+        ("retries", str(failures - 1) if failures else "for as long as it makes progress"),
+        ("backoff", "..".join(delays) if failures != 1 else ""),
+        ("on-exit", ",".join(f"{code}={meaning}" for code, meaning in on_exit.items())),
+        ("stop signal", signal_name(stop) if stop != 15 else ""),
+        ("grace", _unless_zero(duration_text, spec.get("grace_s"))),
+        ("save signal", signal_name(ask) if ask else ""),
+        ("memory", _unless_zero(size_text, spec.get("memory_bytes"))),
+        ("stdin", clean(spec.get("stdin", ""))),
+    ]
+
+
+def _unless_zero(text: Callable[[float], str], value: float | None) -> str:
+    return text(value) if value else ""

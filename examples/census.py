@@ -178,12 +178,13 @@ def take(todo: list[str], root: Path, results: Results, options: argparse.Namesp
             continue
         touched.write(f"{attempt} {module}\n")  # the side effect: how often was it begun?
         began = time.monotonic()
-        results.add(measure(root / module, module))
+        row = measure(root / module, module)
+        time.sleep(max(0.0, options.pace / 1000 - (time.monotonic() - began)))
+        results.add(row)
         if number % options.every == 0:
             publish(directory, {"modules": number, "bytes": results.size})
             progress.say("CHECKPOINT=1")
         progress.say(f"PROGRESS={number}/{len(todo)}", f"STATUS={module}")
-        time.sleep(max(0.0, options.pace / 1000 - (time.monotonic() - began)))
 
 
 def report(results: Results, out: str, to: TextIO) -> None:

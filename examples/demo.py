@@ -25,6 +25,7 @@ IS_TERMINAL = sys.stdout.isatty()
 BAR_CHARS = 32
 PACE_MS = 12
 GIVE_UP_S = 25.0
+ENDS = ("succeeded", "failed", "cancelled", "quarantined", "blocked")
 
 
 class BrokenPromiseError(Exception):
@@ -126,6 +127,14 @@ class Stage:
         detail: dict[str, Any] = json.loads(done.stdout)["tasks"][0]
         return detail
 
+    def last_start(self, task: str) -> dict[str, Any]:
+        """Return the event of the newest start: attempt, supervisor, checkpoint."""
+        done = self.ctl("events", "--task", task, "--type", "started", "-o", "jsonl")
+        if done.returncode:
+            raise BrokenPromiseError(f"ckptctl events: {done.stderr}")
+        event: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return event
+
     def begun_count(self) -> int:
         """Return how many modules were begun so far, by the task's own log."""
         return self.touched.read_bytes().count(b"\n") if self.touched.exists() else 0
@@ -143,17 +152,12 @@ class Stage:
                 continue
 
 
-def parent_of(pid: int) -> int:
-    """Return the pid of a process's parent: a task's parent is its supervisor."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 class Demo:
     """The play: one task, three murders, one verdict."""
 
     def __init__(self, stage: Stage, screen: Screen, chance: random.Random, total: int) -> None:
         self.stage, self.screen, self.chance, self.total = stage, screen, chance, total
-        self.task = ""
+        self.task, self.done = "", 0
         self.task_kills = 0
 
     def submit(self, command: list[str]) -> None:
@@ -162,26 +166,29 @@ class Demo:
         if done.returncode:
             raise BrokenPromiseError(f"ckptctl submit: {done.stderr}")
         self.task = done.stdout.strip()
-        shown = " ".join(["python", f"examples/{Path(command[1]).name}", *command[2:4], "..."])
-        self.screen.line(f"  task {self.task} submitted: {shown}")
+        shown = " ".join(["python", f"examples/{Path(command[1]).name}", *command[2:6], "..."])
+        self.screen.line(f"  task {self.task} submitted: {shown}\n")
+
+    def draw(self, row: dict[str, Any], *, keep: bool = False) -> None:
+        """Draw how far the task is; a new daemon hears of it at the next module."""
+        if row["progress"]:
+            self.done = int(row["progress"]["done"])
+        note = row["progress"]["text"] if row["progress"] else row["phase"]
+        self.screen.bar(self.done, self.total, note, keep=keep)
 
     def watch(self, seconds: float, *, attempt: int = 0) -> dict[str, Any]:
-        """Show progress for so long, and until this attempt is running; return the last look."""
+        """Show progress for so long, and until this attempt runs; return the task's row."""
         end = time.monotonic() + seconds
-        deadline = end + GIVE_UP_S
-        while True:  # Bound: the deadline
+        while True:  # Bound: GIVE_UP_S
             detail = self.stage.show(self.task)
-            row = detail["row"]
-            progress = row["progress"] or {"done": 0, "total": self.total, "text": row["phase"]}
-            self.screen.bar(int(progress["done"]), self.total, progress["text"])
+            row: dict[str, Any] = detail["row"]
+            self.draw(row)
             is_there = row["phase"] == "running" and row["pid"] and row["attempt"] >= attempt
             if time.monotonic() > end and is_there:
-                self.screen.bar(int(progress["done"]), self.total, progress["text"], keep=True)
-                return detail
-            if time.monotonic() > deadline or row["phase"] in ("failed", "quarantined"):
-                raise BrokenPromiseError(
-                    f"task {self.task} is {row['phase']}: {detail['explanation']}"
-                )
+                self.draw(row, keep=True)
+                return row
+            if time.monotonic() > end + GIVE_UP_S or row["phase"] in ENDS:
+                raise BrokenPromiseError(f"task is {row['phase']}: {detail['explanation']}")
             time.sleep(0.1)
 
     def moment(self) -> float:
@@ -190,21 +197,19 @@ class Demo:
 
     def tell_resume(self, attempt: int) -> None:
         """Show where the newest attempt started: by the daemon's word and by the task's own."""
-        detail = self.watch(0.3, attempt=attempt)
-        last = detail["attempts"][-1]
-        own = [
-            line
-            for line in self.stage.ctl("logs", self.task).stdout.splitlines()
-            if "modules are done" in line
-        ]
+        self.watch(0.2, attempt=attempt)
+        start = self.stage.last_start(self.task)
         self.screen.line(
-            f"    attempt {last['attempt']} resumed from checkpoint {last['checkpoint']}; "
-            f"the task says: {own[-1] if own else 'nothing'}"
+            f"    attempt {start['attempt']} resumed from checkpoint"
+            f" {start['fields']['resumed_from']}; the task says:"
         )
+        said = self.stage.ctl("logs", self.task).stdout.splitlines()
+        own = [line for line in said if "modules are done" in line]
+        self.screen.line(f"    {own[-1] if own else 'nothing'}")
 
     def kill_task(self) -> None:
         """SIGKILL the task; the daemon starts it again."""
-        row = self.watch(self.moment())["row"]
+        row = self.watch(self.moment())
         self.screen.said(f"SIGKILL to the task (pid {row['pid']})")
         os.kill(row["pid"], signal.SIGKILL)
         self.task_kills += 1
@@ -212,7 +217,7 @@ class Demo:
 
     def kill_daemon(self) -> None:
         """SIGKILL the daemon; the task does not notice, the next daemon adopts it."""
-        row = self.watch(self.moment())["row"]
+        row = self.watch(self.moment())
         self.screen.said(f"SIGKILL to the daemon (pid {self.stage.daemon_pid})")
         before = self.stage.begun_count()
         self.stage.kill_daemon()
@@ -222,7 +227,7 @@ class Demo:
         began = time.monotonic()
         self.stage.start_daemon()
         took_s = time.monotonic() - began
-        after = self.watch(0)["row"]
+        after = self.watch(0)
         if (after["pid"], after["attempt"]) != (row["pid"], row["attempt"]):
             raise BrokenPromiseError(f"the task was not adopted: {row} became {after}")
         self.screen.line(
@@ -232,8 +237,8 @@ class Demo:
 
     def kill_everything(self) -> None:
         """SIGKILL daemon, supervisor and task; the next daemon starts the task again."""
-        row = self.watch(self.moment())["row"]
-        supervisor = parent_of(row["pid"])
+        row = self.watch(self.moment())
+        supervisor = self.stage.last_start(self.task)["fields"]["shim"]["pid"]
         self.screen.said(
             f"SIGKILL to all: daemon {self.stage.daemon_pid}, supervisor {supervisor},"
             f" task {row['pid']}"
@@ -252,10 +257,8 @@ class Demo:
 
     def finish(self, waiting: subprocess.Popen[str]) -> None:
         """Let the task come to its end; the `wait` of before the kills tells its exit code."""
-        while waiting.poll() is None:  # Bound: the task's pace, then GIVE_UP_S of `wait` itself
-            row = self.stage.show(self.task)["row"]
-            progress = row["progress"] or {"done": self.total, "text": row["phase"]}
-            self.screen.bar(int(progress["done"]), self.total, progress["text"])
+        while waiting.poll() is None:  # Bound: the task ends, and `wait` with it
+            self.draw(self.stage.show(self.task)["row"])
             time.sleep(0.1)
         self.screen.bar(self.total, self.total, "done", keep=True)
         _, err = waiting.communicate()

@@ -82,8 +82,11 @@ def chunks(state: State) -> Iterator[bytes]:
 
 
 def load(encoded: Iterable[bytes]) -> State:
-    """Return the State of a snapshot. Raises ValueError where the chunks are not whole."""
-    state = State()
+    """Return the State of a snapshot, not indexed yet: the log behind it comes first.
+
+    Raises ValueError where the chunks are not whole.
+    """
+    state = State(indexed=False)
     tail: Tail | None = None
     for chunk in encoded:
         part = _decoder.decode(chunk)

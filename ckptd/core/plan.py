@@ -177,6 +177,7 @@ def _judge(case: Case, task: Task) -> list[AnyRecord]:
 
 def _starts(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
     records: list[AnyRecord] = []
+    chosen: set[int] = set()  # a heap may hold a task twice: what is stale is dropped when popped
     for name, heap in state.ready.items():
         group = state.groups.get(name)
         if not heap or group is None or group.paused:
@@ -186,6 +187,9 @@ def _starts(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
             task = _pop_ready(state, name, heap)
             if task is None:
                 break
+            if task.id in chosen:
+                continue
+            chosen.add(task.id)
             attempt = task.run.attempt + 1 if task.run is not None else 1
             records.append(StartIntent(task.id, attempt, now.at_ns))
             free -= 1

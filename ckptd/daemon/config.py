@@ -60,7 +60,7 @@ class Wal(Table, frozen=True):
 class Task(Table, frozen=True):
     """[task]: what a submit that says nothing about it gets."""
 
-    retries: Annotated[int, Meta(ge=0, le=1_000_000), LIVE] = 0
+    retries: Annotated[int, Meta(ge=-1, le=1_000_000), LIVE] = -1
     timeout_s: Seconds = 0.0
     ask_s: Seconds = 2.0
     grace_s: Seconds = 10.0

@@ -49,11 +49,12 @@ def decode(payload: bytes | memoryview) -> list[AnyRecord]:
 
 def replay(chunks: Iterable[bytes], frames: Iterable[tuple[int, bytes | memoryview]]) -> State:
     """Return the State of a snapshot and the frames after it. The only way State comes to be."""
-    state = image.load(chunks) if (chunks := list(chunks)) else State()
+    state = image.load(chunks) if (chunks := list(chunks)) else State(indexed=False)
     for first_lsn, payload in frames:
         for offset, record in enumerate(decode(payload)):
             if first_lsn + offset > state.lsn:
                 apply(state, first_lsn + offset, record)
+    state.index()
     return state
 
 

@@ -21,12 +21,18 @@ from ckptd.daemon import zap
 from ckptd.daemon.journal import WARNING, Journal, Kind
 
 EVENTS: Final = int(zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED)
+DESCRIPTORS_MIN: Final = 4_096
+RECOUNT_EVERY: Final = 64  # refusals; a flood must not make us look at every connection each time
 _EVENT: Final = struct.Struct("=HI")  # event, value: a descriptor
 _PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files to the hard one; return it."""
+    """Raise the soft limit of open files to the hard one; return it.
+
+    The guard lags behind the accepts by at most the monitor's queue: libzmq's thread stops
+    accepting while about 1,000 events are unread. So DESCRIPTORS_MIN is what makes us safe.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -63,7 +69,7 @@ class Guard:
             return
         connection, uid = with_uid
         with connection:
-            if not self._has_room(uid):
+            if not self._has_room(uid) and self.refused % RECOUNT_EVERY == 0:
                 self._recount(uid)
             if self._has_room(uid):
                 self._uid_of[fd] = uid

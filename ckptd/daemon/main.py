@@ -5,6 +5,8 @@ it adopts, the socket, READY, the loop. Read next: `loop.py`.
 """
 
 import argparse
+import contextlib
+import ctypes
 import faulthandler
 import gc
 import os
@@ -171,8 +173,7 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
     engine.stage(begin)
     engine.commit()
     wal.prepare_spare()
-    gc.collect()
-    gc.freeze()  # what was replayed lives long: keep the collector out of it
+    _settle()
     report: dict[str, Any] = msgspec.to_builtins(found.report)
     journal.event(
         Kind.RECOVERY_DONE,
@@ -181,6 +182,14 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
         lsn=state.lsn,
     )
     return engine, found.snapshot_lsn, report
+
+
+def _settle() -> None:
+    """Keep the collector out of what lives long, and give the memory of the replay back."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError, OSError):  # a libc without malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _frames(base: Base, found: Recovery) -> Iterator[tuple[int, bytes | memoryview]]:

@@ -8,7 +8,6 @@ Source: zmq_socket(3) on ROUTER, zmq_getsockopt(3) on ZMQ_FD. Read next: PROTOCO
 
 import grp
 import os
-import resource
 import socket
 import stat
 from collections import Counter
@@ -20,7 +19,7 @@ import zmq
 
 from ckptd.daemon import paths
 from ckptd.daemon.config import Ipc
-from ckptd.daemon.guard import Doorkeeper, Guard
+from ckptd.daemon.guard import DESCRIPTORS_MIN, Doorkeeper, Guard, raise_descriptor_limit
 from ckptd.daemon.journal import WARNING, Journal, Kind
 from ckptd.daemon.zap import Access, Peer, parse_peer
 from ckptd.protocol import codec, limits
@@ -103,9 +102,12 @@ class Server:
         self._socket = self._context.socket(zmq.ROUTER)
         _set_bounds(self._socket)
         group = ipc.group if os.geteuid() == 0 else ""  # a user's daemon serves that user alone
-        guard = Guard(
-            path, per_uid=ipc.connections_per_uid, total=_connections_max(), journal=journal
-        )
+        descriptors = raise_descriptor_limit()
+        if descriptors < DESCRIPTORS_MIN:
+            text = f"{descriptors} open files are too few to stand a flood of connections"
+            journal.note(f"{text}; set LimitNOFILE to {DESCRIPTORS_MIN} or more", WARNING)
+        total = max(16, (descriptors - DESCRIPTORS_MIN // 2) // 2)
+        guard = Guard(path, per_uid=ipc.connections_per_uid, total=total, journal=journal)
         self._guard = guard
         self._door = Doorkeeper(self._socket, guard, Access(os.geteuid(), group), journal)
         self._door.start()
@@ -232,6 +234,7 @@ class Server:
 
     def _bind(self, path: str, ipc: Ipc, group: str, listen_fd: int | None) -> None:
         if listen_fd is not None:
+            _check_listening(listen_fd, path)
             self._socket.setsockopt(zmq.USE_FD, listen_fd)
         else:
             clear_path(path)
@@ -267,12 +270,6 @@ def _set_bounds(router: "zmq.Socket[bytes]") -> None:
     router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     router.setsockopt(zmq.BACKLOG, 1_024)
     router.copy_threshold = BIG_REPLY_BYTES  # what is sent uncopied can be tracked
-
-
-def _connections_max() -> int:
-    """Return how many connections of all uids are let in: half of the descriptors there are."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, soft // 2)
 
 
 def _request_id(body: bytes | memoryview) -> str:
@@ -311,6 +308,17 @@ def clear_path(path: str) -> None:
     except OSError as error:
         raise Internal(f"cannot use {path}: {error.strerror}", "remove it") from error
     raise Busy(f"another process answers at {path}", "stop it, or set another daemon.run_dir")
+
+
+def _check_listening(fd: int, path: str) -> None:
+    with socket.socket(fileno=os.dup(fd)) as handed_over:
+        where = handed_over.getsockname()
+        listens = handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if where != path or not listens:
+        raise Internal(
+            f"systemd handed over a socket at {where!r}, but this daemon's is {path}",
+            "let ListenStream= and daemon.run_dir name the same place",
+        )
 
 
 def take_listen_fd(env: MutableMapping[str, str]) -> int | None:

@@ -51,7 +51,7 @@ ckpt: checkpoints, steps and items of a task that ckptd runs
   stop?                          exit 0 and print the reason if the task shall stop, else 1
   wanted                         exit 0 if a checkpoint was asked for since the last one, else 1
   retry-after SECONDS [SCOPE]    ask not to be started again before; then exit 75
-  resume                         exit 0 if this attempt resumes, else 1
+  resume                         exit 0 if there is anything to go on from, else 1
   pipe                           coprocess: one JSON object per line, see docs/CHECKPOINTS.md
   help                           print this
 
@@ -268,7 +268,7 @@ def _retry_after(around: Surroundings, words: list[str]) -> int:
 
 def _resume(around: Surroundings, words: list[str]) -> int:
     _exactly(words, 0, "ckpt resume")
-    return YES if around.is_resuming else NO
+    return YES if around.is_resuming or _facts(around).has_any else NO
 
 
 def _pipe(around: Surroundings, words: list[str]) -> int:

@@ -218,7 +218,7 @@ class Pipe:
             "task": around.task,
             "attempt": around.attempt,
             "epoch": around.epoch,
-            "resume": around.is_resuming,
+            "resume": around.is_resuming or self.known.has_any,
             "last": last,
             "seq": seq,
         }

@@ -32,7 +32,14 @@ from ckptd.storage.taskdir import (
     task_of,
     this_boot_id,
 )
-from ckptd.storage.untrusted import Damaged, NotTrusted, names_in, open_directory, remove_tree
+from ckptd.storage.untrusted import (
+    Damaged,
+    NotTrusted,
+    names_in,
+    open_directory,
+    plain,
+    remove_tree,
+)
 
 __all__ = [
     "Found",
@@ -51,7 +58,7 @@ __all__ = [
 ]
 
 KEPT: Final = 2
-_FAULT_CHARS_MAX: Final = 500
+_NOT_SYNCED: Final = "is not trusted: not sealed before the machine was restarted"
 
 
 class Found(NamedTuple):
@@ -105,7 +112,7 @@ def _look(ckpt_fd: int, path: str, seq: int, name: str, uid: int, *, is_deep: bo
         finally:
             os.close(fd)
     except (Damaged, NotTrusted, OSError) as error:
-        fault = str(error)[:_FAULT_CHARS_MAX] if sealed else "not sealed"
+        fault = plain(error) if sealed else "not sealed"
         return Generation(seq, path, sealed, False, fault, {})
     return Generation(seq, path, True, True, "", found)
 
@@ -120,12 +127,12 @@ def generations(task_dir: str, owner_uid: int, *, verify: bool) -> list[Generati
                 try:
                     one = _look(ckpt_fd, path, seq, name, owner_uid, is_deep=verify)
                 except TooNew as error:
-                    one = Generation(seq, path, True, False, str(error), {})
+                    one = Generation(seq, path, True, False, plain(error), {})
                 found.append(one)
     except FileNotFoundError:
         return []
     except (NotTrusted, OSError) as error:
-        return [Generation(0, f"{task_dir}/ckpt", False, False, str(error), {})]
+        return [Generation(0, f"{task_dir}/ckpt", False, False, plain(error), {})]
     return found
 
 
@@ -145,9 +152,9 @@ def newest_valid(task_dir: str, owner_uid: int, boot_id: str) -> Found:
     except FileNotFoundError:
         return Found()
     except TooNew as error:
-        return Found(problem=str(error))
+        return Found(problem=plain(error))
     except (NotTrusted, OSError) as error:
-        return Found(problem=f"checkpoints cannot be read: {error}")
+        return Found(problem=plain(f"checkpoints cannot be read: {error}"))
 
 
 def _newest(ckpt_fd: int, task_dir: str, uid: int, warnings: list[str]) -> Found:
@@ -159,13 +166,13 @@ def _newest(ckpt_fd: int, task_dir: str, uid: int, warnings: list[str]) -> Found
             warnings += [_put_away(ckpt_fd, text) for text in damaged]
             warnings += _still_aside(ckpt_fd, seq, warnings)
             warning = "; ".join([*warnings, f"resumed from {seq}"]) if warnings else ""
-            return Found(seq, path, int(one.manifest.get("at_ns") or 0), warning)
+            return Found(seq, path, int(one.manifest.get("at_ns") or 0), plain(warning))
         if one.sealed:
             damaged.append(f"{name}: {one.fault}")
     if damaged:
-        return Found(problem=f"no valid checkpoint is left ({'; '.join(damaged)})")
+        return Found(problem=plain(f"no valid checkpoint is left ({'; '.join(damaged)})"))
     warnings += _still_aside(ckpt_fd, 0, warnings)
-    return Found(warning="; ".join(warnings))
+    return Found(warning=plain("; ".join(warnings)))
 
 
 def _put_away(ckpt_fd: int, text: str) -> str:
@@ -212,14 +219,7 @@ def seal_pending(
                 return []
             attempt, boot_of_attempt = attempt_of(task_fd, owner_uid)
             if boot_of_attempt != boot_id:
-                return [
-                    Sealed(
-                        seq,
-                        f"checkpoint {seq} is not trusted: published before a restart "
-                        "of the machine and not sealed",
-                    )
-                    for seq, _ in pending
-                ]
+                return [Sealed(seq, f"checkpoint {seq} {_NOT_SYNCED}") for seq, _ in pending]
             header = {
                 "task": task_of(task_dir),
                 "attempt": attempt,
@@ -231,7 +231,7 @@ def seal_pending(
     except FileNotFoundError:
         return []
     except (NotTrusted, OSError) as error:
-        return [Sealed(0, f"checkpoints cannot be read: {error}")]
+        return [Sealed(0, plain(f"checkpoints cannot be read: {error}"))]
 
 
 def _seal_one(ckpt_fd: int, seq: int, name: str, uid: int, header: dict[str, Any]) -> Sealed:
@@ -248,7 +248,7 @@ def _seal_one(ckpt_fd: int, seq: int, name: str, uid: int, header: dict[str, Any
     except FileNotFoundError:
         return Sealed(seq, f"checkpoint {seq} was removed while it was sealed")
     except (NotTrusted, OSError) as error:
-        return Sealed(seq, f"checkpoint {seq} cannot be sealed: {error}")
+        return Sealed(seq, plain(f"checkpoint {seq} cannot be sealed: {error}"))
     return Sealed(seq, "")
 
 
@@ -363,7 +363,7 @@ def mark(task_dir: str, attempt: int, owner_uid: int, boot_id: str) -> Mark:
         int(saved.get("at_ns") or 0),
         hashlib.sha256(known.encode()).hexdigest()[:32] if known else "",
         gain.retry_after_s(attempt),
-        problem or gain.problem,
+        plain(problem or gain.problem),
     )
 
 

@@ -151,6 +151,11 @@ class Facts(Standing):
         self.progress: Fact = {}
         self.checkpoint = 0
 
+    @property
+    def has_any(self) -> bool:
+        """Return whether there is anything that need not be done again."""
+        return bool(self.steps or self.values or self.items or self.progress)
+
     def _know(self, attempt: int, fact: Fact) -> bool:
         if not super()._know(attempt, fact):
             return False

@@ -149,9 +149,9 @@ def find_later(data: memoryview, offset: int, seed: int) -> Iterator[tuple[int, 
 
     Bound: one step of 8 bytes at least, up to the last byte that is not zero.
     """
-    end = written_end(data, offset)
+    end = min(written_end(data, offset), len(data) - HEADER_BYTES + 1)
     offset = (offset + 7) & ~7
-    while offset + HEADER_BYTES <= end:
+    while offset < end:  # not offset + 40: the last bytes of a marker are zero
         head = _plausible(data, offset) and decode(data, offset, seed)
         if head:
             yield offset, head

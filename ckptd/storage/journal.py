@@ -30,6 +30,7 @@ FORMAT: Final = 1
 FACTS_PER_FRAME_MAX: Final = 1_000
 FACT_BYTES_MAX: Final = 1 << 20  # larger things belong into a file of a checkpoint
 FILE_BYTES_MAX: Final = 256 << 20  # half a million items and more; a batch has its own ledger
+ALL_BYTES_MAX: Final = 512 << 20  # over all attempts; bounds what one reading costs
 ATTEMPTS_MAX: Final = 10_000
 _CHUNK_BYTES: Final = 1 << 20
 _PAYLOAD_BYTES_MAX: Final = 4 << 20
@@ -309,9 +310,13 @@ def read(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Iterator
         return
     finally:
         os.close(task_fd)
+    left_bytes = ALL_BYTES_MAX
     try:
         for attempt, name in _files(journal_fd):
             if attempt <= attempt_max:
+                left_bytes -= os.stat(name, dir_fd=journal_fd, follow_symlinks=False).st_size
+                if left_bytes < 0:
+                    raise JournalDamaged(f"the journals are larger than {ALL_BYTES_MAX} bytes")
                 for payload in _payloads_of(name, journal_fd, owner_uid, _seed(task, attempt)):
                     for fact in _facts_of(payload, name):
                         yield attempt, fact

@@ -22,6 +22,7 @@ from ckptd.storage.untrusted import (
     Damaged,
     Leaf,
     NotTrusted,
+    is_fit,
     open_regular,
     read_small,
     replace_small,
@@ -50,6 +51,8 @@ EMPTY: Final[Manifest] = {
     "resume_count": 0,
     "wait_s": 0.0,
 }
+
+_TYPES: Final[Manifest] = {**EMPTY, "seq": 0, "at_ns": 0, "boot_id": ""}
 
 
 class TooNew(Exception):
@@ -143,14 +146,25 @@ def load(dir_fd: int, uid: int) -> Manifest:
         raise TooNew(f"{MANIFEST} has format {version}; this version reads up to {FORMAT}")
     if version != FORMAT or manifest.get("digest") != digest_of(manifest):
         raise Damaged(f"{MANIFEST}: the digest differs")
-    if not isinstance(manifest.get("seq"), int) or not _is_file_list(manifest.get("files")):
-        raise Damaged(f"{MANIFEST} lacks seq or files")
+    wrong = [key for key, like in _TYPES.items() if not _is_like(manifest.get(key, like), like)]
+    if wrong or not _is_file_list(manifest.get("files")):
+        raise Damaged(f"{MANIFEST}: {', '.join(wrong) or 'files'} cannot be read")
     return manifest
+
+
+def _is_like(value: object, like: object) -> bool:
+    """Return whether a value has the type that readers count on; a digest proves no good will."""
+    if like is None:
+        return True
+    if isinstance(like, int):
+        return isinstance(value, int) and 0 <= value < 1 << 63
+    return isinstance(value, int | float if isinstance(like, float) else type(like))
 
 
 def _is_file_list(files: object) -> bool:
     return isinstance(files, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in files
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and is_fit(entry["name"])
+        for entry in files
     )
 
 

@@ -19,6 +19,7 @@ It knows no record. Read next: `recovery.py`, `snapshot.py`, FORMAT.md.
 
 import contextlib
 import json
+from zlib import crc32
 
 from ckptd.protocol.errors import BadConfig, Busy, CkptdError, Corrupt
 from ckptd.storage import frame, segment, snapshot
@@ -31,6 +32,7 @@ from ckptd.storage.snapshot import SnapshotWriter
 from ckptd.storage.wal import Background, Reign, Wal, new_block
 
 _FORMAT_BYTES_MAX = 4096
+_FORMAT_CRC = b',"crc32":"'
 
 
 class Store:
@@ -135,9 +137,13 @@ class Store:
 
 
 def encode_format(store: bytes) -> bytes:
-    r"""Return the content of FORMAT: {"format":1,"min_reader":1,"store":"<32 hex digits>"}\n."""
+    """Return the content of FORMAT; `crc32` is that of all bytes before `,"crc32"`.
+
+    {"format":1,"min_reader":1,"store":"<32 hex digits>","crc32":"<8 hex digits>"}
+    """
     fields = {"format": segment.FORMAT, "min_reader": segment.FORMAT, "store": store.hex()}
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    body = json.dumps(fields, separators=(",", ":")).encode().removesuffix(b"}")
+    return body + _FORMAT_CRC + f'{crc32(body):08x}"}}\n'.encode()
 
 
 def _lock(disk: Disk, root: str, *, create: bool) -> File:
@@ -169,14 +175,12 @@ def _read_format(disk: Disk, root: str) -> bytes | None:
     finally:
         file.close()
     try:
-        fields = json.loads(data)
+        body, _, crc = data.partition(_FORMAT_CRC)
+        fields = json.loads(data) if crc == f'{crc32(body):08x}"}}\n'.encode() else {}
         store = bytes.fromhex(fields["store"])
         segment.check_version(int(fields["format"]), int(fields["min_reader"]), f"{root}/FORMAT")
-        is_good = int(fields["format"]) > segment.FORMAT or data == encode_format(store)
-    except (ValueError, KeyError, TypeError):
-        is_good, store = False, b""
-    if not is_good:
-        raise Corrupt(f"{root}/FORMAT does not check: {data[:80]!r}", LOOK)
+    except (ValueError, KeyError, TypeError) as bad:
+        raise Corrupt(f"{root}/FORMAT does not check: {data[:80]!r}", LOOK) from bad
     return store
 
 

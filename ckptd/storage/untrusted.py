@@ -16,6 +16,7 @@ FILES_MAX: Final = 10_000  # files in one checkpoint
 DEPTH_MAX: Final = 8  # directories below a checkpoint
 ENTRIES_MAX: Final = 20_000  # names looked at in one directory
 PATH_BYTES_MAX: Final = 1_024
+TEXT_CHARS_MAX: Final = 500
 DEPTH_REMOVED_MAX: Final = 100_000  # a tree to delete may be as deep as its maker liked
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -28,6 +29,11 @@ class NotTrusted(Exception):
 
 class Damaged(Exception):
     """Stored bytes do not check; nothing was changed."""
+
+
+def plain(text: object) -> str:
+    """Return a text fit for logs and terminals, whatever the task named its files."""
+    return "".join(char if char.isprintable() else "?" for char in str(text)[:TEXT_CHARS_MAX])
 
 
 class Leaf(NamedTuple):
@@ -156,8 +162,8 @@ def _walk(dir_fd: int, uid: int, prefix: str, depth: int) -> Iterator[Leaf]:
         raise NotTrusted(f"{prefix} is more than {DEPTH_MAX} directories deep")
     for name in sorted(names_in(dir_fd)):
         path = prefix + name
-        if len(os.fsencode(path)) > PATH_BYTES_MAX:
-            raise NotTrusted(f"a name is longer than {PATH_BYTES_MAX} bytes: {path[:60]}...")
+        if not is_fit(path):
+            raise NotTrusted(f"a name is no UTF-8 or too long: {path[:60]!r}")
         mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
         if not stat.S_ISDIR(mode):
             yield Leaf(path, dir_fd, name)
@@ -168,6 +174,14 @@ def _walk(dir_fd: int, uid: int, prefix: str, depth: int) -> Iterator[Leaf]:
         finally:
             os.close(sub_fd)
     yield Leaf(prefix, dir_fd, "")
+
+
+def is_fit(path: str) -> bool:
+    """Return whether a name can stand in a manifest: UTF-8 and at most PATH_BYTES_MAX bytes."""
+    try:
+        return len(path.encode()) <= PATH_BYTES_MAX
+    except UnicodeEncodeError:
+        return False
 
 
 def remove_tree(name: str, dir_fd: int) -> None:

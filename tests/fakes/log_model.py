@@ -53,7 +53,9 @@ def replay(recovery: Recovery) -> int:
 class Writer:
     """One reign: opens, recovers, arms, and writes as told."""
 
-    def __init__(self, disk: MemoryDisk, acked: int = 0, submitted: int = 0, **options: int):
+    def __init__(
+        self, disk: MemoryDisk, acked: int = 0, submitted: int = 0, **options: int
+    ) -> None:
         self.disk = disk
         self.acked = acked
         self.submitted = submitted
@@ -62,8 +64,11 @@ class Writer:
         self.recovered = replay(self.recovery)
         assert acked <= self.recovered <= submitted, (acked, self.recovered, submitted)
         self.acked = self.submitted = self.recovered  # what was shown must stay
-        self.wal: Wal = self.store.arm(self.recovery,
-            epoch=self.recovery.epoch + 1, boot_id="b" * 36, at_ns=1_700_000_000_000_000_000
+        self.wal: Wal = self.store.arm(
+            self.recovery,
+            epoch=self.recovery.epoch + 1,
+            boot_id="b" * 36,
+            at_ns=1_700_000_000_000_000_000,
         )
 
     def append(self, count: int) -> None:
@@ -100,3 +105,53 @@ class Writer:
         self.sync()
         self.wal.mark_idle(closed=True)
         self.store.close()
+
+
+class CrashAtEveryStep:
+    """Cuts the power before every operation of a disk and checks each state it may leave.
+
+    Each state is recovered, written to, cut off once more (now and then inside its recovery) and
+    recovered again: nothing acknowledged may ever be missing.
+    """
+
+    def __init__(self, disk: MemoryDisk, rng: random.Random, depth: int = 2) -> None:
+        self.states = 0
+        self.writer: Writer | None = None
+        self.acked = self.submitted = 0
+        self._disk = disk
+        self._rng = rng
+        self._depth = depth
+        self._is_busy = False
+        disk.watch = self._before
+
+    def live(self, reigns: int, steps: int, segment_bytes: int = SMALL) -> None:
+        for _ in range(reigns):
+            self.writer = None
+            writer = self.writer = Writer(
+                self._disk, self.acked, self.submitted, segment_bytes=segment_bytes
+            )
+            writer.work(self._rng, steps)
+            if self._rng.random() < 0.5:
+                writer.close()
+            self.acked, self.submitted = writer.acked, writer.submitted
+            self._disk.locked.clear()
+
+    def _before(self, kind: str, path: str) -> None:
+        acked = self.writer.acked if self.writer else self.acked
+        submitted = self.writer.submitted if self.writer else self.submitted
+        for keep in (0.0, 1.0, self._rng.random(), self._rng.random(), None):
+            after = self._disk.clone() if keep is None else self._disk.crash(self._rng, keep)
+            self._survive(after, acked, submitted)
+
+    def _survive(self, disk: MemoryDisk, acked: int, submitted: int) -> None:
+        self.states += 1
+        if self._depth > 1 and self._rng.random() < 0.04:
+            inner = CrashAtEveryStep(disk, self._rng, self._depth - 1)
+            inner.acked, inner.submitted = acked, submitted
+            inner.live(1, 2)
+            self.states += inner.states
+            return
+        writer = Writer(disk, acked, submitted)
+        writer.append(3)
+        writer.sync()
+        Writer(disk.crash(self._rng, self._rng.random()), writer.acked, writer.submitted)

@@ -138,7 +138,9 @@ class Fault:
 class MemoryFile:
     """An open file of a MemoryDisk."""
 
-    def __init__(self, disk: "MemoryDisk", path: str, inode: Inode, *, is_lock: bool = False):
+    def __init__(
+        self, disk: "MemoryDisk", path: str, inode: Inode, *, is_lock: bool = False
+    ) -> None:
         self._disk = disk
         self._path = path
         self._inode = inode

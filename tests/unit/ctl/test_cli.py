@@ -122,8 +122,8 @@ def test_completion_scripts_name_every_verb() -> None:
 
 def test_status_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nsys.argv = ['ckptctl', 'status', '--endpoint', '/nowhere.sock']\n"
-        "from ckptctl.__main__ import main\nassert main() == 2\n"
+        "import sys\nfrom ckptctl.__main__ import run\n"
+        "assert run(['status', '--endpoint', '/nowhere.sock']) == 2\n"
         "heavy = {'rich', 'asyncio', 'subprocess', 'tomllib', 'tomli_w', 'psutil', 'difflib',"
         " 'shutil', 'importlib.metadata', 'ckptctl.run', 'ckptctl.admin', 'ckptctl.watch'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

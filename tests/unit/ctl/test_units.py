@@ -74,7 +74,7 @@ def test_backoff_has_a_first_delay_and_a_cap() -> None:
 
 def test_durations_are_told_in_two_units() -> None:
     told = [units.duration_text(s) for s in (0.04, 12, 130, 11_100, 187_200)]
-    assert told == ["0.0s", "12s", "2m10s", "3h05m", "2d04h"]
+    assert told == ["40ms", "12s", "2m10s", "3h05m", "2d04h"]
     assert [units.age_text(s) for s in (5, 200, 7300, 400_000)] == ["5s", "3m", "2h", "4d"]
 
 

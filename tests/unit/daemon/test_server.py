@@ -228,6 +228,8 @@ def test_a_listening_socket_of_systemd_is_taken_over_and_kept() -> None:
             finally:
                 desk.close()
             assert Path(path).exists()
+            with pytest.raises(Internal, match="handed over a socket at"):
+                Desk(Ipc(), f"{directory}/other.sock", os.dup(listening.fileno()))
 
 
 def test_variables_of_another_processes_activation_are_dropped_unheeded() -> None:

@@ -6,10 +6,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.task_world import TaskWorld
 
 from ckptd.sdk import ckpt
 from ckptd.storage import facts
+from tests.task_world import TaskWorld
 
 
 @pytest.fixture

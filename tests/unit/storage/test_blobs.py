@@ -7,7 +7,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tests.task_world import TaskWorld
 
 from ckptd.sdk.save import save
 from ckptd.storage import blobs, facts
@@ -15,6 +14,7 @@ from ckptd.storage.copy import copy_out, write_tar
 from ckptd.storage.journal import StaleAttempt
 from ckptd.storage.manifest import EMPTY, digest_of
 from ckptd.storage.untrusted import DEPTH_MAX, Damaged, NotTrusted, remove_tree
+from tests.task_world import TaskWorld
 
 
 @pytest.fixture
@@ -377,6 +377,41 @@ def test_a_manifest_of_rubbish_is_damage(world: TaskWorld, text: str) -> None:
     (generation / "MANIFEST.json").write_text(text)
 
     assert "no valid checkpoint is left" in world.newest().problem
+
+
+@pytest.mark.parametrize(
+    "forged", [{"at_ns": "x"}, {"at_ns": 1 << 70}, {"attempt": -1}, {"steps": {}}, {"boot_id": 1}]
+)
+def test_a_forged_manifest_that_checks_gives_readers_no_surprise(
+    world: TaskWorld, forged: dict[str, object]
+) -> None:
+    saved(world, a="x")
+    path = world.path("ckpt", "00000001", "MANIFEST.json")
+    manifest = {**json.loads(path.read_text()), **forged}
+    path.write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))
+
+    (found,) = blobs.generations(world.dir, world.uid, verify=True)
+
+    assert not found.valid
+    assert next(iter(forged)) in found.fault
+
+
+def test_names_made_to_confuse_a_terminal_or_an_encoder_stay_out_of_texts(
+    world: TaskWorld,
+) -> None:
+    os.mkdir(os.fsencode(world.path("ckpt")) + b"/9.\xff\x1b[31m")
+    (world.path("stage") / "red\x1b[31m").symlink_to("x")
+    world.publish(1)
+    name = os.fsencode(world.path("stage")) + b"/\xff"
+    with open(name, "wb"):
+        pass
+    world.publish(2)
+
+    texts = [*world.seal(), world.newest().warning, world.newest().problem]
+
+    assert "cannot be sealed" in texts[0]
+    assert "no UTF-8" in texts[1]
+    assert all(text.isprintable() and text.encode() for text in texts if text)
 
 
 @pytest.mark.root

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.task_world import TaskWorld
 
 from ckptd.storage import facts, frame
 from ckptd.storage.journal import JournalDamaged, StaleAttempt, TooLarge
 from ckptd.storage.untrusted import Damaged, NotTrusted
+from tests.task_world import TaskWorld
 
 NAMES = ["one", "two", "three"]
 

@@ -1,0 +1,139 @@
+"""`events`: what happened, in order, as a durable stream whose offset is the LSN.
+
+A follower that passes the last LSN it saw as --since misses nothing, whatever restarted meanwhile.
+Read next: `ckptd/core/records.py` (what there is to hear of).
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ckptctl import units, words
+from ckptctl.call import Call
+from ckptctl.render import Column, Listing, json_line
+from ckptctl.units import SECOND_NS, duration_text
+from ckptd.protocol import limits
+from ckptd.protocol.messages import DaemonStatus, Empty, Event, EventPage, Events
+
+SHOWN: Final = 40  # of the past, where nobody says how many
+RECORDS_PER_EVENT: Final = 20  # looked through at most for one that is shown
+
+
+def events_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `events`."""
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    parser.add_argument(
+        "--since", metavar="LSN|TIME",
+        help="after this LSN (0: all that is kept), or from 2h ago, or a time",
+    )  # fmt: skip
+    parser.add_argument("--type", metavar="T[,T]", default="", help="only these types")
+    parser.add_argument("--task", metavar="ID", type=int, default=0, help="only of this task")
+    parser.add_argument("-n", "--limit", metavar="N", type=int, help="only the last N")
+
+
+def events(call: Call) -> int:
+    """Print what happened; with -f for ever, over restarts of the daemon."""
+    args = call.args
+    since, from_ns, last = _since(call)
+    types = set(filter(None, args.type.lower().split(",")))
+    kept: list[Event] = []
+    while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
+        hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
+        asked = Events(since, limits.EVENTS_PER_PAGE_MAX, args.task, hold_s)
+        page = call.wait_for("events", asked, EventPage)
+        fits = [
+            event for event in page.events
+            if event.at_ns >= from_ns and (not types or event.type.lower() in types)
+        ]  # fmt: skip
+        is_end = page.next == since or not page.events
+        since = page.next
+        if last is not None:
+            kept = (kept + fits)[-last:] if last else []
+            fits = kept if is_end else []
+            if is_end:
+                kept, last = [], None
+        _print_events(call, fits)
+        if is_end and not args.follow:
+            return 0
+
+
+def _since(call: Call) -> tuple[int, int, int | None]:
+    """Return (LSN to start after, oldest time, how many of the past; None for all)."""
+    args = call.args
+    if args.since is not None:
+        if args.since.isdigit():
+            return int(args.since), 0, args.limit
+        return 0, units.parse_moment(args.since), args.limit
+    if args.task:
+        return 0, 0, args.limit
+    if args.follow and args.limit is None:
+        return -1, 0, None
+    lsn = call.ask("daemon", Empty(), DaemonStatus).lsn
+    wanted = SHOWN if args.limit is None else args.limit
+    return max(0, lsn - RECORDS_PER_EVENT * wanted), 0, wanted
+
+
+def _print_events(call: Call, found: Sequence[Event]) -> None:
+    if call.style.form in ("json", "jsonl"):
+        call.out(json_line(event) for event in found)
+    elif call.is_for_people:
+        call.out(_line(call, event) for event in found)
+    elif found:
+        call.show(Listing("events", found, (_TEXT,), lambda row: str(row.lsn)))
+    if found and call.args.follow:
+        sys.stdout.flush()
+
+
+def _line(call: Call, event: Event) -> str:
+    task = f"task {event.task}" + (f".{event.attempt}" if event.attempt else "")
+    at = units.clock_text(event.at_ns, utc=call.clock_utc)
+    text = event_text(event)
+    start = f"{event.lsn:>7}  {at:<19}  {task if event.task else 'daemon':<9}"
+    return f"{start}  {event.type:<15}  {text}".rstrip()
+
+
+def event_text(event: Event) -> str:
+    """Return what a person wants to know of an event."""
+    fields = event.fields
+    match event.type:
+        case "daemon_started":
+            text = f"version {fields['version']}, epoch {fields['epoch']}, pid {fields['pid']}"
+            text += "" if fields["clean"] else ", after a crash"
+        case "submitted" | "edited":
+            spec = fields["spec"]
+            where = f"in {fields['group']}" + (f", {fields['phase']}" if "phase" in fields else "")
+            text = f"{spec.get('name', '')} {where}: {shlex.join(spec['argv'])}"
+        case "started":
+            resumed = fields.get("resumed_from")
+            text = f"pid {fields['pid']}" + (f", from checkpoint {resumed}" if resumed else "")
+            text += f" ({fields['warning']})" if fields.get("warning") else ""
+        case "ended":
+            text = _ended(fields)
+        case "moved":
+            text = fields["phase"] + (f": {fields['reason']}" if fields["reason"] else "")
+        case "marked":
+            text = f"checkpoint {fields['checkpoint']}" if fields["checkpoint"] else "progress"
+        case "stop_intent":
+            rung = ("ask for a checkpoint", "stop signal", "SIGKILL")[min(2, fields["rung"])]
+            text = f"{fields['why']}: {rung}"
+        case "signal_intent":
+            text = units.signal_name(fields["signal"])
+        case _:
+            text = " ".join(f"{name}={value}" for name, value in fields.items())
+    return words.clean(text)
+
+
+def _ended(fields: dict[str, Any]) -> str:
+    cause, verdict = fields["cause"], fields["verdict"]
+    how = f"exit {fields['code']}" if cause == "exit" else cause
+    if fields["signal"]:
+        how = f"{units.signal_name(fields['signal'])}" + ("" if cause == "signal" else f", {cause}")
+    took = duration_text((fields["ended_ns"] - fields["started_ns"]) / SECOND_NS)
+    reason = f": {verdict['reason']}" if verdict["reason"] else ""
+    lost = f", lost {duration_text(fields['lost_s'])} of work" if fields["lost_s"] else ""
+    return f"{how} after {took}{lost}, now {verdict['phase']}{reason}"
+
+
+_TEXT: Final = Column("text", event_text)
