@@ -148,7 +148,7 @@ def config_check(call: Call) -> int:
     if not path:
         call.note("there is no file, the daemon runs on its defaults")
         return 0
-    _become("ckptd.daemon.config", ["check", path])
+    return _become("ckptd.daemon.config", ["check", path])
 
 
 def _config_path(call: Call) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TypeVar
 
-from ckptctl import render, units
+from ckptctl import render, selectors, units
 from ckptd.client import TIMEOUT_S, Client, find_endpoint
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest, CkptdError, ErrorReply, NotFound
@@ -86,6 +86,24 @@ class Call:
         report(error, is_json=self.style.form in ("json", "jsonl"), about=about)
 
     # --- tasks --------------------------------------------------------------------------------
+
+    def select(self, *, default_last: bool = False) -> Selector:
+        """Return the selection of the options; ids of a range are those that exist."""
+        return selectors.selector(self.args, self._existing, default_last=default_last)
+
+    def _existing(self, first: int, end: int) -> list[int]:
+        ids: list[int] = []
+        cursor = first - 1
+        while True:  # Bound: the cursor only moves on, to `end` or the last task
+            asked = Status(Selector(all=True), limits.ROWS_PER_PAGE_MAX, cursor)
+            page = self.ask("status", asked, TaskPage)
+            ids += [row.id for row in page.tasks if row.id <= end]
+            cursor = page.next
+            if not cursor or cursor >= end:
+                break
+        if not ids:
+            raise NotFound(f"no task from {first} to {end}", "see them all: ckptctl status --all")
+        return ids
 
     def pages(self, select: Selector, *, newest: bool = False) -> Iterable[TaskPage]:
         """Yield every page of the selected tasks."""

@@ -36,6 +36,7 @@ _PAST: Final = {
     "cancel": "cancelled", "kill": "killed", "signal": "signalled", "pause": "paused",
     "resume": "resumed", "hold": "held", "release": "released", "drop": "dropped",
     "retry": "queued again", "edit": "changed", "clean": "cleaned",
+    "clean_dry_run": "would be cleaned",
     "checkpoint_now": "asked to save",
 }  # fmt: skip
 
@@ -58,8 +59,9 @@ def tell(call: Call, verb: str, tasks: Sequence[TaskChange]) -> int:
         call.out([json_text({"tasks": [plain(task) for task in tasks]})])
     else:
         call.show(_listing(done if call.style.form != "jsonl" else tasks))
-    for task in refused:
-        _report(call, task, is_only=len(tasks) == 1)
+    for place, task in enumerate(refused):
+        after = refused[place + 1].error if place + 1 < len(refused) else None
+        _report(call, task, after, is_only=len(tasks) == 1)
     if not tasks:
         call.note("no task fits the selection")
         return 4
@@ -71,11 +73,14 @@ def tell(call: Call, verb: str, tasks: Sequence[TaskChange]) -> int:
 def _outcome(verb: str, task: TaskChange) -> str:
     if verb in ("cancel", "kill") and task.phase == "stopping":
         return "is being stopped"
-    return f"{_PAST[verb]}, now {task.phase}" if verb in ("release", "edit") else _PAST[verb]
+    return f"{_PAST[verb]}, now {task.phase}" if verb == "release" else _PAST[verb]
 
 
-def _report(call: Call, task: TaskChange, *, is_only: bool) -> None:
+def _report(call: Call, task: TaskChange, after: ErrorReply | None, *, is_only: bool) -> None:
+    """Report one refusal; a hint that the one after it repeats is told there."""
     error = task.error or ErrorReply("error", "")
+    if after is not None and after.hint == error.hint:
+        error = msgspec.structs.replace(error, hint="")
     about = "" if is_only or f"task {task.id}" in error.message else f"task {task.id}: "
     call.problem(error, about)
 
@@ -90,7 +95,7 @@ def _listing(tasks: Sequence[TaskChange]) -> Listing:
 
 def _chosen(call: Call, deed: str, *, ask: bool = False) -> Selector:
     """Return the selection; where it is --all, a person is asked first."""
-    select = selectors.selector(call.args)
+    select = call.select()
     if ask and call.args.all and not call.confirm(f"{deed} every task that fits?"):
         raise BadRequest(f"nothing was done: {deed} was not confirmed")
     return select
@@ -212,7 +217,7 @@ def clean_options(parser: argparse.ArgumentParser) -> None:
 def clean(call: Call) -> int:
     """Forget ended tasks."""
     args = call.args
-    select = selectors.selector(args)
+    select = call.select()
     is_wide = select.all and not args.dry_run
     if is_wide and not call.confirm("forget every ended task that fits, and delete its files?"):
         raise BadRequest("nothing was done: clean was not confirmed")
@@ -223,6 +228,4 @@ def clean(call: Call) -> int:
     if not answer.tasks:
         call.note("nothing to clean")
         return 0
-    if args.dry_run:
-        call.note(f"{sum(task.error is None for task in answer.tasks)} tasks would be cleaned")
-    return tell(call, "clean", answer.tasks)
+    return tell(call, "clean_dry_run" if args.dry_run else "clean", answer.tasks)

@@ -154,9 +154,10 @@ def parse(
 ) -> tuple[argparse.Namespace, Callable[[Call], int]]:
     """Return the parsed options of a verb. Raises BadRequest naming the nearest option."""
     parser, function = parser_of(verb)
-    if verb.passes_on:
-        rest = [*rest] if {"-h", "--help"} & set(rest) else ["--", *rest]
-    if verb.has_command:
+    if verb.passes_on and not {"-h", "--help"} & set(rest):
+        args, extra = parser.parse_args([]), []
+        args.words = list(rest)
+    elif verb.has_command:
         options, command = split_leading(parser, rest)
         if command and command[0].startswith("-") and command[0] != "--":
             raise _unknown_option(parser, command[0])

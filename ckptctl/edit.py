@@ -45,7 +45,7 @@ def edit_options(parser: argparse.ArgumentParser) -> None:
 
 def edit(call: Call) -> int:
     """Change tasks."""
-    select = selectors.selector(call.args)
+    select = call.select()
     if call.args.pairs:
         settings = units.parse_pairs(call.args.pairs, "setting")
         answer = call.ask("edit", change_of(select, settings), Changed)

@@ -52,7 +52,7 @@ def show(call: Call) -> int:
 
 
 def _details(call: Call) -> tuple[TaskDetail, ...]:
-    select = selectors.selector(call.args, default_last=True)
+    select = call.select(default_last=True)
     env = bool(getattr(call.args, "env", False))
     details = call.ask("show", Show(select, env), TaskDetails).tasks
     if not details:

@@ -166,7 +166,7 @@ def checkpoint_now_options(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_now(call: Call) -> int:
     """Ask running tasks to save and go on."""
-    return change(call, "checkpoint_now", CheckpointNow(selectors.selector(call.args)))
+    return change(call, "checkpoint_now", CheckpointNow(call.select()))
 
 
 def checkpoint_ls_options(parser: argparse.ArgumentParser) -> None:
@@ -179,13 +179,13 @@ checkpoint_verify_options = checkpoint_ls_options
 
 def checkpoint_ls(call: Call) -> int:
     """List the generations of a task."""
-    task = call.one_id(selectors.selector(call.args, default_last=True))
+    task = call.one_id(call.select(default_last=True))
     return _list(call, task, verify=False)
 
 
 def checkpoint_verify(call: Call) -> int:
     """Read every byte of every generation; 1 if one is bad."""
-    task = call.one_id(selectors.selector(call.args, default_last=True))
+    task = call.one_id(call.select(default_last=True))
     return _list(call, task, verify=True)
 
 
@@ -243,7 +243,7 @@ def checkpoint_show(call: Call) -> int:
 
 def _generation(call: Call) -> CheckpointRow:
     call.args.tasks = [call.args.task]
-    task = call.one_id(selectors.selector(call.args))
+    task = call.one_id(call.select())
     rows = call.ask("checkpoints", Checkpoints(task), CheckpointList).checkpoints
     wanted = call.args.seq
     for row in rows:

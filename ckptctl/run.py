@@ -85,8 +85,8 @@ def _resolve_last(call: Call, depends: list[str]) -> None:
         parts = word.split(",")
         for number, part in enumerate(parts):
             if part.startswith("@"):
-                _, last, _, _ = selectors.words_of([part])
-                parts[number] = str(call.one_id(Selector(last=tuple(last))))
+                last = tuple(selectors.words_of([part]).last)
+                parts[number] = str(call.one_id(Selector(last=last)))
         depends[place] = ",".join(parts)
 
 
@@ -129,10 +129,8 @@ def _ended_row(call: Call, task: int) -> TaskRow:
 
 
 def _detached(call: Call, task: int) -> int:
-    call.note(
-        f"detached; task {task} goes on. Press Ctrl-C again to cancel it;"
-        f" to follow it later: ckptctl logs -f {task}"
-    )
+    call.note(f"detached, task {task} goes on; Ctrl-C again now cancels it")
+    call.note(f"to follow it later: ckptctl logs -f {task}")
     try:
         time.sleep(SECOND_INTERRUPT_S)
     except KeyboardInterrupt:
@@ -177,7 +175,7 @@ def wait(call: Call) -> int:
     args = call.args
     timeout_s = units.parse_duration(args.timeout) if args.timeout is not None else None
     until = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-    ids = [row.id for row in call.rows(selectors.selector(args, default_last=True))]
+    ids = [row.id for row in call.rows(call.select(default_last=True))]
     if args.exit_code == "task" and len(ids) != 1:
         raise BadRequest(f"--exit-code task takes one task, not {len(ids)}")
     if timeout_s == 0:
@@ -271,7 +269,7 @@ def logs_options(parser: argparse.ArgumentParser) -> None:
 
 def logs(call: Call) -> int:
     """Print the output of tasks."""
-    select = selectors.selector(call.args, default_last=True)
+    select = call.select(default_last=True)
     lines = call.args.lines
     markers = Markers(call.note) if call.args.no_markers else None
     if call.args.follow:

@@ -6,11 +6,12 @@ It only reads words; what exists is the daemon's to say. Read next: `ckptd/proto
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
+import msgspec
+
 from ckptctl.units import nearest, parse_pairs
-from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import FINISHED, PHASES, Selector
 
@@ -65,54 +66,67 @@ def parse_states(text: str) -> tuple[str, ...]:
     return tuple(phases)
 
 
-def selector(args: argparse.Namespace, *, default_last: bool = False) -> Selector:
-    """Return the Selector of the parsed options.
+class Words(msgspec.Struct):
+    """What the words name."""
 
-    Without any, it is the caller's last task where `default_last`, else a BadRequest.
+    ids: list[int] = []
+    ranges: list[tuple[int, int]] = []
+    last: list[int] = []
+    keys: list[str] = []
+    names: list[str] = []
+
+
+def selector(
+    args: argparse.Namespace,
+    existing: Callable[[int, int], list[int]],
+    *,
+    default_last: bool = False,
+) -> Selector:
+    """Return the Selector of the parsed options; `existing` tells the ids of a range.
+
+    Without any option, it is the caller's last task where `default_last`, else a BadRequest.
     """
-    ids, last, keys, names = words_of(args.tasks)
+    words = words_of(args.tasks)
     group = getattr(args, "group", "")
     labels = parse_pairs(getattr(args, "label", []), "label")
     phases = parse_states(getattr(args, "state", ""))
-    named = bool(ids or last or keys or names)
-    narrowed = bool(group or labels or phases)
-    everything = getattr(args, "all", False)
-    if not (named or narrowed or everything):
+    is_narrowed = bool(group or labels or phases)
+    is_all = getattr(args, "all", False)
+    if not (args.tasks or is_narrowed or is_all):
         if not default_last:
             raise BadRequest("which tasks? none is named", EXAMPLES)
-        last = [0]
+        words.last = [0]
+    elif args.tasks and words == Words():
+        raise BadRequest("which tasks? stdin named none", EXAMPLES)
+    for first, end in words.ranges:
+        words.ids += existing(first, end)
     return Selector(
-        ids=tuple(ids),
-        last=tuple(last),
-        keys=tuple(keys),
-        names=tuple(names),
-        all=everything or (narrowed and not named),
+        ids=tuple(dict.fromkeys(words.ids)),
+        last=tuple(words.last),
+        keys=tuple(words.keys),
+        names=tuple(words.names),
+        all=is_all or (is_narrowed and not args.tasks),
         group=group,
         labels=labels,
         phases=phases,
     )
 
 
-def words_of(words: Iterable[str]) -> tuple[list[int], list[int], list[str], list[str]]:
-    """Return (ids, lasts, keys, names) of the words; `-` is replaced by what stdin says."""
-    ids: list[int] = []
-    last: list[int] = []
-    keys: list[str] = []
-    names: list[str] = []
+def words_of(words: Iterable[str]) -> Words:
+    """Return what the words name; `-` is replaced by what stdin says."""
+    found = Words()
     for word in _with_stdin(words):
         if word == "@last":
-            last.append(0)
-        elif found := re.fullmatch(r"@~(\d{1,6})", word):
-            last.append(int(found[1]))
+            found.last.append(0)
+        elif back := re.fullmatch(r"@~(\d{1,6})", word):
+            found.last.append(int(back[1]))
         elif word.startswith("key:"):
-            keys.append(word[4:])
+            found.keys.append(word[4:])
         elif word.startswith("name:"):
-            names.append(word[5:])
+            found.names.append(word[5:])
         else:
-            ids.extend(_numbers(word))
-    if len(ids) > limits.SELECTED_MAX:
-        raise BadRequest(f"{len(ids)} ids, at most {limits.SELECTED_MAX} at once", EXAMPLES)
-    return list(dict.fromkeys(ids)), last, keys, names
+            _numbers(word, found)
+    return found
 
 
 def _with_stdin(words: Iterable[str]) -> Iterable[str]:
@@ -123,16 +137,17 @@ def _with_stdin(words: Iterable[str]) -> Iterable[str]:
             yield word
 
 
-def _numbers(word: str) -> list[int]:
-    """Return the ids of `7`, `3-9` or `1,4-6`."""
-    ids: list[int] = []
+def _numbers(word: str, into: Words) -> None:
+    """Take in the ids of `7`, `3-9` or `1,4-6`."""
     for part in word.split(","):
-        found = re.fullmatch(r"(\d{1,15})(?:(?:-|\.\.)(\d{1,15}))?", part)
+        found = re.fullmatch(r"(\d{1,14})(?:(?:-|\.\.)(\d{1,14}))?", part)
         if found is None or int(found[1]) < 1:
             hint = f"for a name write name:{word}" if word.isidentifier() else EXAMPLES
             raise BadRequest(f"not a task: {word!r}", hint)
         first, end = int(found[1]), int(found[2] or found[1])
-        if end < first or end - first >= limits.SELECTED_MAX:
+        if end < first:
             raise BadRequest(f"not a range of tasks: {part!r}", EXAMPLES)
-        ids.extend(range(first, end + 1))
-    return ids
+        if found[2]:
+            into.ranges.append((first, end))
+        else:
+            into.ids.append(first)

@@ -59,11 +59,11 @@ def _pairs(what: str) -> Callable[[Any], dict[str, str]]:
 
 def _needs(when: str) -> Setting:
     def convert(value: Any) -> dict[str, Any]:
-        ids, last, keys, names = words_of(str(word) for word in _listed(value))
-        if last or names:
+        words = words_of(str(word) for word in _listed(value))
+        if words.last or words.names or words.ranges:
             raise BadRequest("a dependency is an id or key:K", "example: --after 3,key:prepare")
-        tasks = [Dependency(task=number, when=when) for number in ids]  # type: ignore[arg-type]
-        tasks += [Dependency(key=key, when=when) for key in keys]  # type: ignore[arg-type]
+        tasks = [Dependency(task=number, when=when) for number in words.ids]  # type: ignore[arg-type]
+        tasks += [Dependency(key=key, when=when) for key in words.keys]  # type: ignore[arg-type]
         return {"after": tuple(tasks)}
 
     return convert

@@ -46,7 +46,7 @@ def status_options(parser: argparse.ArgumentParser) -> None:
         "-w", "--watch", nargs="?", const="2s", metavar="EVERY",
         help="redraw until Ctrl-C or q (--watch=5s; default 2s)",
     )  # fmt: skip
-    shown.add_argument("--sort", metavar="FIELD", help="sort by a field; -FIELD turns it round")
+    shown.add_argument("--sort", metavar="FIELD", help="sort by a field; FIELD- turns it round")
     shown.add_argument("-n", "--limit", metavar="N", type=int, help="at most so many tasks")
     shown.add_argument(
         "--check", action="store_true",
@@ -86,7 +86,7 @@ def picture(call: Call) -> Picture:
     """Ask for the tasks to show."""
     args = call.args
     if is_narrowed(args):
-        rows, totals = _every(call, selectors.selector(args))
+        rows, totals = _every(call, call.select())
     elif call.is_for_people and not (args.sort or args.limit):
         rows, totals = _digest(call)
     else:
@@ -155,7 +155,7 @@ def _digest_key(row: TaskRow) -> tuple[int, int]:
 
 
 def _sorted(rows: list[TaskRow], field: str) -> list[TaskRow]:
-    is_reverse, field = field.startswith("-"), field.lstrip("-")
+    is_reverse, field = "-" in (field[:1], field[-1:]), field.strip("-")
     known = {"runtime", "age", *TaskRow.__struct_fields__, *(plain(rows[0]) if rows else ())}
     if field not in known:
         hint = units.nearest(field, known) or f"known: {', '.join(sorted(known))}"

@@ -30,6 +30,7 @@ ENTER: Final = "\x1b[?1049h\x1b[?25l"
 LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 FRAME: Final = "\x1b[?2026h\x1b[H", "\x1b[J\x1b[?2026l"  # synchronised where the terminal can
 EVERY_S_MIN: Final = 0.1
+ANSWER_S: Final = 1.0  # longer, and keys and resizing would feel dead while no daemon answers
 BAR_CELLS: Final = 20
 ROOMY: Final = 110  # columns of a terminal that has room for long bars
 
@@ -39,6 +40,7 @@ def watch(call: Call) -> int:
     every_s = max(EVERY_S_MIN, parse_duration(call.args.watch))
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
         raise BadRequest("--watch needs a terminal", "for programs: ckptctl events -f -o jsonl")
+    call.client.timeout_s = min(call.client.timeout_s, ANSWER_S)
     with _screen() as wake:
         shown, problem = Picture([], {}), ""
         while True:  # Bound: ends by q or Ctrl-C

@@ -179,7 +179,7 @@ class Client:
         """Wait until the daemon closed the connection. Returns False after the timeout."""
         limit = time.monotonic() + self.timeout_s
         while self._connected and time.monotonic() < limit:
-            self._hear("", limit, patient=True)
+            self._hear("", limit, patient=False)
         return not self._connected
 
     def _send(self, frame: bytes) -> None:
@@ -234,7 +234,7 @@ class Client:
     def _silence(self, verb: str, *, timed_out: bool) -> CkptdError:
         if timed_out:
             return TimedOut("the time limit ran out; the tasks are untouched")
-        if not self._met:
+        if not self._connected:
             return self._refused()
         return Unreachable(
             f"the daemon at {self.endpoint} did not answer `{verb}` within {self.timeout_s:g} s",

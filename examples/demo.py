@@ -203,9 +203,14 @@ class Demo:
             f"    attempt {start['attempt']} resumed from checkpoint"
             f" {start['fields']['resumed_from']}; the task says:"
         )
-        said = self.stage.ctl("logs", self.task).stdout.splitlines()
-        own = [line for line in said if "modules are done" in line]
-        self.screen.line(f"    {own[-1] if own else 'nothing'}")
+        for _ in range(int(GIVE_UP_S / 0.1)):
+            said = self.stage.ctl("logs", self.task).stdout.splitlines()
+            own = [line for line in said if "modules are done" in line]
+            if len(own) >= attempt:
+                self.screen.line(f"    {own[-1]}")
+                return
+            time.sleep(0.1)
+        raise BrokenPromiseError(f"the output of attempt {attempt} is missing")
 
     def kill_task(self) -> None:
         """SIGKILL the task; the daemon starts it again."""

@@ -163,7 +163,7 @@ def _groups_here() -> str:
 
 
 def _descriptors(_: Place) -> Finding:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard >= DESCRIPTORS_MIN:
         return Finding("open files", "ok", f"limit {hard}")
     text = f"limit {hard} is too low to stand a flood of connections"

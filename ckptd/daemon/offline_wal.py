@@ -184,7 +184,7 @@ def _readable(record: AnyRecord) -> Row:
 def _replay(args: argparse.Namespace) -> int:
     opened = Store.open(args.state, create=False)
     found = opened.recover()
-    frames = ((one.first_lsn, one.payload) for one in found.frames() if one.payload)
+    frames = ((one.first_lsn, one.payload) for one in found.frames())
     state = replay(found.chunks(), frames)
     opened.close()
     row = {

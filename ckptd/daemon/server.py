@@ -20,7 +20,7 @@ import zmq
 from ckptd.daemon import paths
 from ckptd.daemon.config import Ipc
 from ckptd.daemon.guard import DESCRIPTORS_MIN, Doorkeeper, Guard, raise_descriptor_limit
-from ckptd.daemon.journal import WARNING, Journal, Kind
+from ckptd.daemon.journal import ERROR, WARNING, Journal, Kind
 from ckptd.daemon.zap import Access, Peer, parse_peer
 from ckptd.protocol import codec, limits
 from ckptd.protocol.errors import BadRequest, Busy, CkptdError, Internal
@@ -185,6 +185,11 @@ class Server:
         except CkptdError as error:
             self._refuse(identity, body, error, delimiter=delimiter)
             return None
+        except Exception as bug:  # noqa: BLE001  # no frame may end the daemon, whatever we forgot
+            self._journal.event(Kind.CLIENT_MALFORMED, f"cannot read a request: {bug!r}", ERROR)
+            bad = BadRequest(f"not a request: {bug!r}", "see PROTOCOL.md")
+            self._refuse(identity, b"", bad, delimiter=delimiter)
+            return None
         peer = self._peer(frame)
         size = len(frame)
         return Incoming(peer, identity, delimiter, request.id, request.verb, args, size)
@@ -276,7 +281,7 @@ def _request_id(body: bytes | memoryview) -> str:
     """Return the id that a refused request carried, as far as it can be read."""
     try:
         name = _named.decode(body).id
-    except (msgspec.DecodeError, RecursionError):
+    except codec.UNREADABLE:
         return ""
     return name if len(name) <= 64 else ""
 

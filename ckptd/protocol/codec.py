@@ -13,6 +13,9 @@ from ckptd.protocol.messages import VERBS, Answer, Message, Reply, Request
 
 A = TypeVar("A", bound=Answer)
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for foreign bytes; a string that is not UTF-8 is not a DecodeError."""
+
 _encoder = msgspec.json.Encoder()
 _request = msgspec.json.Decoder(Request)
 _reply = msgspec.json.Decoder(Reply)
@@ -37,7 +40,7 @@ def decode_request(frame: bytes | memoryview) -> Request:
         raise BadRequest(f"request of {len(frame)} bytes is over {limits.REQUEST_BYTES_MAX}")
     try:
         request = _request.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as bad:
+    except UNREADABLE as bad:
         raise BadRequest(f"not a request: {bad}", "see PROTOCOL.md") from bad
     if request.v != limits.PROTOCOL_VERSION:
         raise ProtocolMismatch(
@@ -54,7 +57,7 @@ def decode_args(request: Request) -> Message:
         raise BadRequest(f"unknown verb {request.verb!r}", f"known: {', '.join(sorted(VERBS))}")
     try:
         return decoder.decode(request.args)
-    except (msgspec.DecodeError, RecursionError) as bad:
+    except UNREADABLE as bad:
         raise BadRequest(f"{request.verb}: {bad}") from bad
 
 
@@ -77,7 +80,7 @@ def decode_reply(frame: bytes) -> Reply:
     """Return the envelope back. Raises ProtocolMismatch where it is none of ours."""
     try:
         reply = _reply.decode(frame)
-    except msgspec.DecodeError as bad:
+    except UNREADABLE as bad:
         raise ProtocolMismatch(f"the daemon's answer cannot be read: {bad}") from bad
     if reply.v != limits.PROTOCOL_VERSION:
         raise ProtocolMismatch(f"the daemon speaks protocol {reply.v}")
@@ -88,5 +91,5 @@ def decode_result(reply: Reply, kind: type[A]) -> A:
     """Return the typed result of a reply that is ok. Raises ProtocolMismatch."""
     try:
         return msgspec.json.decode(reply.result, type=kind)
-    except msgspec.DecodeError as bad:
+    except UNREADABLE as bad:
         raise ProtocolMismatch(f"the daemon's result cannot be read: {bad}") from bad

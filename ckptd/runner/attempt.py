@@ -1,18 +1,20 @@
-"""What daemon and supervisor share about one attempt: its directory, its order, its exit record.
+"""What daemon and supervisor share about one attempt: its order and its record.
 
-    attempts/reign              link to the token of the daemon that may start attempts now
-    attempts/7.2/               attempt 2 of task 7, 0700, the daemon's
-        claim                   link to "BOOT-ID:PID:TICKS": who runs it. THE START FENCE
-        exit.tmp                4 KiB, written before the task may run: a full disk cannot refuse
-                                the record. Holds the start until it becomes
-        exit                    the exit record:
-                                {"task":7,"attempt":2,...,"cause":"exit","code":0,...}
-                                1a2b3c4d            CRC-32 of the line above, then NUL bytes
+    attempts/reign              link to the token of the daemon whose orders are valid now
+    attempts/7.2                attempt 2 of task 7: one block, a hard link to a record file
+    attempts/spare/TOKEN.K      the record files, recycled from attempt to attempt
 
-A claim is a symbolic link because making one is a single atomic system call that fails where the
-name exists, and its content is there at once: there is no empty claim. It does what O_EXCL, a
-write, a link(2) and an unlink(2) would do in four.
-Invariant: who makes the claim, and nobody else, may run or end the attempt.
+    offset  bytes   in a record, each line with its CRC-32: {"pid":...,...}\n1a2b3c4d\n NUL...
+         0   1,024  claim: boot id, pid and start tick of who runs the attempt
+     1,024   1,024  start: the same, with the main process; written before it may run
+     2,048   2,048  exit: {"task":7,"attempt":2,...,"cause":"exit","code":0,...}
+
+THE START FENCE is link(2): it fails where the name exists, and what it makes visible is complete.
+Records are recycled because making and removing inodes at a thousand a second is what ext4 is slow
+at (it scans past all recently deleted ones), and because a record that exists needs no room on a
+full disk.
+Invariant: who makes the link, and nobody else, may run or end the attempt.
+Invariant: a claim is never changed while its link exists; start and exit are written once each.
 Loaded by the supervisors: stdlib only. Read next: `shim.py`.
 """
 
@@ -20,9 +22,11 @@ import marshal
 import os
 import zlib
 
-RECORD_BYTES = 4_096  # one block
-TEXT_CHARS_MAX = 600  # escaped six times as long, and still inside one block
-_CLAIM, _START, _EXIT, _REIGN = "claim", "exit.tmp", "exit", "reign"
+RECORD_BYTES = 4_096
+_START_AT = 1_024
+_EXIT_AT = 2_048
+_TEXT_CHARS_MAX = 240  # six bytes each at worst: still inside the block
+_SPARE, _REIGN = "spare", "reign"
 
 
 class Order:
@@ -30,7 +34,7 @@ class Order:
 
     __slots__ = (
         "argv", "attempt", "cwd", "env", "gid", "groups", "memory_bytes", "output", "reign",
-        "resumed_from", "stdin", "task", "uid", "umask",
+        "resumed_from", "spare", "stdin", "task", "uid", "umask",
     )  # fmt: skip
     task: int
     attempt: int
@@ -46,6 +50,7 @@ class Order:
     memory_bytes: int
     resumed_from: int
     reign: str
+    spare: int  # number of the record file to use
 
     def pack(self) -> bytes:
         """Return the bytes for `unpack` in another process of the same interpreter."""
@@ -61,50 +66,80 @@ class Order:
 
 
 def place_of(attempts_dir: str, task: int, attempt: int) -> str:
-    """Return the attempt's directory."""
+    """Return the path of the attempt's record."""
     return f"{attempts_dir}/{task}.{attempt}"
 
 
 # --- the fence ------------------------------------------------------------------------------
 
 
-def claim(place: str, boot_id: str, pid: int, ticks: int) -> bool:
-    """Take the attempt for a process; False where somebody has it already.
+class Record:
+    """An open record file, before and after it is an attempt's."""
 
-    Durable: nothing. After a power loss no process of that boot is left to be kept apart.
-    """
-    if not os.path.isdir(place):
+    __slots__ = ("_fd", "_spare", "place")
+
+    def __init__(self, attempts_dir: str, place: str, spare: str, claim: bytes) -> None:
+        """Write the claim into a record file, new or used before, for `take` to make visible."""
+        self.place = place
+        self._spare = f"{attempts_dir}/{_SPARE}/{spare}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(self._spare, flags, 0o600)
         try:
-            os.mkdir(place, 0o700)
+            os.pwrite(self._fd, claim.ljust(RECORD_BYTES, b"\0"), 0)
+        except OSError:
+            self.close()
+            raise
+
+    def take(self) -> bool:
+        """Claim the attempt; False where somebody has it already.
+
+        Durable: nothing. After a power loss no process of that boot is left to be kept apart.
+        """
+        try:
+            os.link(self._spare, self.place)
         except FileExistsError:
-            pass
-    try:
-        os.symlink(f"{boot_id}:{pid}:{ticks}", f"{place}/{_CLAIM}")
-    except FileExistsError:
-        return False
-    return True
+            return False
+        return True
 
+    def write_start(self, start: bytes) -> None:
+        """Keep who the main process is.
 
-def claimed_by(place: str) -> tuple[str, int, int] | None:
-    """Return (boot id, pid, ticks) of who holds the attempt, None where nobody does."""
-    try:
-        boot_id, pid, ticks = os.readlink(f"{place}/{_CLAIM}").rsplit(":", 2)
-        return boot_id, int(pid), int(ticks)
-    except (OSError, ValueError):
-        return None
+        Durable: nothing, as the claim; the block exists, a full disk cannot refuse it.
+        """
+        os.pwrite(self._fd, start.ljust(_EXIT_AT - _START_AT, b"\0"), _START_AT)
+
+    def write_exit(self, exit_record: bytes, directory: int) -> None:
+        """Make the end final.
+
+        Durable: the exit record and the name of the attempt.
+        """
+        assert len(exit_record) <= RECORD_BYTES - _EXIT_AT, "an exit record has a bound"
+        os.pwrite(self._fd, exit_record.ljust(RECORD_BYTES - _EXIT_AT, b"\0"), _EXIT_AT)
+        # Crash: torn after a power loss. The CRC tells, and then the boot id differs.
+        os.fsync(self._fd)
+        os.fsync(directory)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
 
 
 def begin_reign(attempts_dir: str, token: str) -> None:
     """Revoke all orders of earlier daemons that no supervisor has claimed yet.
 
     Without this an order that lies unread in a socket could run after the next daemon has
-    declared the attempt not started, and has forgotten it.
+    declared the attempt not started, and has forgotten it. Spare records of the past go, too:
+    those that are an attempt's stay under its name.
     """
     aside = f"{attempts_dir}/{_REIGN}.tmp"
     if os.path.lexists(aside):
         os.unlink(aside)
     os.symlink(token, aside)
     os.rename(aside, f"{attempts_dir}/{_REIGN}")
+    spares = f"{attempts_dir}/{_SPARE}"
+    os.makedirs(spares, 0o700, exist_ok=True)
+    for name in os.listdir(spares):
+        os.unlink(f"{spares}/{name}")
 
 
 def is_reigning(attempts_dir: str, token: str) -> bool:
@@ -112,33 +147,39 @@ def is_reigning(attempts_dir: str, token: str) -> bool:
     return os.readlink(f"{attempts_dir}/{_REIGN}") == token
 
 
-# --- start and exit record ------------------------------------------------------------------
+# --- reading and writing records --------------------------------------------------------------
 
 
-def reserve(place: str, start: bytes) -> int:
-    """Write the start and the room for the exit record; return the open file.
+class Found:
+    """What a record says: JSON, None where that part is not written, or torn."""
 
-    Durable: nothing yet; but the block is allocated, and `record_exit` overwrites it.
+    __slots__ = ("claim", "exit", "start")
+
+    def __init__(self, block: bytes) -> None:
+        self.claim = checked(block[:_START_AT])
+        self.start = checked(block[_START_AT:_EXIT_AT])
+        self.exit = checked(block[_EXIT_AT:])
+
+
+def read(place: str) -> Found | None:
+    """Return what is known of an attempt; None where nobody has claimed it."""
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return Found(os.read(fd, RECORD_BYTES))
+    finally:
+        os.close(fd)
+
+
+def forget(place: str) -> None:
+    """Take the name away; a record that is missing is no error.
+
+    Durable: nothing; a name that comes back after a power loss is forgotten again.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    fd = os.open(f"{place}/{_START}", flags, 0o600)
-    os.write(fd, start.ljust(RECORD_BYTES, b"\0"))
-    return fd
-
-
-def record_exit(place: str, fd: int, record: bytes) -> None:
-    """Make the exit record final.
-
-    Durable: the record, under its name.
-    """
-    os.pwrite(fd, record.ljust(RECORD_BYTES, b"\0"), 0)
-    os.rename(f"{place}/{_START}", f"{place}/{_EXIT}")
-    # Crash: named but torn or empty after a power loss. The CRC tells, and the boot id differs.
-    os.fsync(fd)
-    directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fsync(directory)
-    os.close(directory)
-    os.close(fd)
+    if os.path.lexists(place):
+        os.unlink(place)
 
 
 def encode(fields: dict[str, int | float | str]) -> bytes:
@@ -155,7 +196,7 @@ def _json(value: float | str) -> str:
         return repr(value)
     plain = "".join(
         char if " " <= char <= "~" and char not in '"\\' else f"\\u{min(ord(char), 0xFFFD):04x}"
-        for char in value[:TEXT_CHARS_MAX]
+        for char in value[:_TEXT_CHARS_MAX]
     )
     return f'"{plain}"'
 
@@ -165,40 +206,3 @@ def checked(data: bytes) -> bytes | None:
     line, newline, rest = data.partition(b"\n")
     is_whole = newline and rest[:9] == b"%08x\n" % zlib.crc32(line)
     return line if is_whole else None
-
-
-def read_exit(place: str) -> bytes | None:
-    """Return the exit record's JSON, None where there is no whole one."""
-    return _read(f"{place}/{_EXIT}")
-
-
-def read_start(place: str) -> bytes | None:
-    """Return the start's JSON, None while the main process has not been made."""
-    return _read(f"{place}/{_START}")
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return checked(os.read(fd, RECORD_BYTES))
-    finally:
-        os.close(fd)
-
-
-def remove(place: str) -> None:
-    """Forget the attempt; what is missing is no error.
-
-    Durable: nothing; a directory that comes back after a power loss is forgotten again.
-    """
-    for name in (_EXIT, _START, _CLAIM):
-        try:
-            os.unlink(f"{place}/{name}")
-        except FileNotFoundError:
-            continue
-    try:
-        os.rmdir(place)
-    except FileNotFoundError:
-        return

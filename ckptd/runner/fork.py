@@ -33,15 +33,17 @@ from ckptd.core.port import (
     StartSeen,
 )
 from ckptd.runner import attempt, cgroup, environment, identity
+from ckptd.runner.attempt import Record
 from ckptd.runner.cgroup import Group
 from ckptd.runner.environment import Place, Users
-from ckptd.runner.files import NOT_KNOWN, TaskFiles
+from ckptd.runner.files import TaskFiles
 from ckptd.runner.instance import Began, Instance, Stage, decode_began, decode_exit
+from ckptd.runner.marks import Marks
 from ckptd.runner.notify import Hints
 from ckptd.runner.spawn import Link, Pool
 from ckptd.runner.stop import Tree
 from ckptd.runner.watch import Watch, Worker
-from ckptd.storage.blobs import Found, Mark
+from ckptd.storage.blobs import Found
 from ckptd.storage.untrusted import NotTrusted
 
 SIGHTINGS_PER_POLL_MAX = 1_000
@@ -74,6 +76,9 @@ class ForkRunner:
         self._watch = Watch()
         self._worker = Worker(self._watch.wake)
         self._hints = Hints(f"{run_dir}/notify", self._watch)
+        self._marks = Marks(self._files, self._worker, self._see, self._tell_end)
+        self._spares: list[int] = []  # record files that nobody uses
+        self._spares_made = 0
         self._pool = Pool(state_dir, self.boot_id, self._roots)
         for _ in range(SPARE_SUPERVISORS):
             self._pool.keep(self._new_link())
@@ -163,14 +168,34 @@ class ForkRunner:
             self._refuse(one, "spawn_error", f"cannot read the argument placeholder: {error}")
             return
         self._users.set(order, start.uid, start.gid)
+        order.spare = one.spare = self._take_spare()
         one.warning = found.warning
         one.stage = Stage.ORDERED
         self._hand_over(one, order.pack())
 
     def _listen(self, one: Instance) -> None:
         ckpt_dir = f"{self._files.directory(one.task)}/ckpt"
-        hinted = partial(self._hinted, one)
+        hinted = partial(self._marks.hinted, one)
         one.listener = self._hints.listen(*one.key, one.uid, ckpt_dir, hinted)
+
+    def _take_spare(self) -> int:
+        if self._spares:
+            return self._spares.pop()
+        self._spares_made += 1
+        return self._spares_made
+
+    def _claim(self, one: Instance) -> None:
+        """Take the attempt, if nobody has it, so that nobody ever runs it."""
+        mine = {"boot_id": self.boot_id, "shim_pid": os.getpid(), "shim_ticks": 0}
+        spare = self._take_spare()
+        with contextlib.suppress(OSError):
+            name = f"{self._reign}.{spare}"
+            record = Record(self._attempts_dir, one.place, name, attempt.encode(mine))
+            if record.take():
+                one.spare = spare
+            else:
+                self._spares.append(spare)
+            record.close()
 
     def _hand_over(self, one: Instance, packed: bytes) -> None:
         for _ in range(64):  # Bound: more than the supervisors that can be idle
@@ -184,8 +209,7 @@ class ForkRunner:
 
     def _refuse(self, one: Instance, cause: str, text: str, error: Exception | None = None) -> None:
         """End an attempt that no supervisor has: take the claim first, so that none ever will."""
-        with contextlib.suppress(OSError):
-            attempt.claim(one.place, self.boot_id, os.getpid(), 0)
+        self._claim(one)
         is_error = cause == "spawn_error"
         code = (getattr(error, "errno", 0) or errno.EINVAL) if is_error else 0
         one.end = EndSeen(*one.key, cause, code, ended_ns=time.time_ns(), text=text)
@@ -269,47 +293,12 @@ class ForkRunner:
         if one.listener is not None:
             self._hints.unlisten(one.listener)
             one.listener = None
-        if one.is_marking:
-            one.wants_mark = True
-        elif one.marked is None and not self._is_touched(one):
-            self._tell_end(one)
-        else:
-            self._mark(one)
-
-    def _is_touched(self, one: Instance) -> bool:
-        return one.published_ns == NOT_KNOWN or self._files.is_touched(*one.key, one.published_ns)
+        self._marks.finish(one)
 
     def _tell_end(self, one: Instance) -> None:
         assert one.end is not None
         one.stage = Stage.OVER
         self._see(one.end)
-
-    def _hinted(self, one: Instance) -> None:
-        """Something may have been saved."""
-        if one.is_marking:
-            one.wants_mark = True
-        elif one.stage < Stage.ENDING:
-            self._mark(one)
-
-    def _mark(self, one: Instance) -> None:
-        one.is_marking, one.wants_mark = True, False
-        job = partial(self._files.mark, *one.key, one.uid)
-        is_last = one.end is not None
-        self._worker.submit(job, partial(self._marked, one, is_last))
-
-    def _marked(self, one: Instance, is_last: bool, mark: Mark) -> None:  # noqa: FBT001
-        one.is_marking = False
-        seen = MarkSeen(
-            *one.key, mark.checkpoint, mark.checkpoint_ns, mark.cursor, mark.retry_after_s,
-            mark.problem,
-        )  # fmt: skip
-        if seen != one.marked and (seen.cursor or seen.checkpoint or seen.problem):
-            one.marked = seen
-            self._see(seen)
-        if is_last:
-            self._tell_end(one)
-        elif one.wants_mark or one.end is not None:
-            self._mark(one)
 
     # --- dead supervisors and adoption ----------------------------------------------------------
 
@@ -331,23 +320,24 @@ class ForkRunner:
         self._take_up(one)
 
     def _take_up(self, one: Instance) -> None:
-        with contextlib.suppress(OSError):
-            attempt.claim(one.place, self.boot_id, os.getpid(), 0)  # EEXIST in all cases but one
-        claim = attempt.claimed_by(one.place)
-        record = attempt.read_exit(one.place)
-        if record is not None:
-            self._ended(one, record)
-        elif claim is None or claim[2] == 0:
+        found = attempt.read(one.place)
+        if found is None:
+            self._claim(one)
+            found = attempt.read(one.place) or attempt.Found(b"")
+        claim = decode_began(found.claim) if found.claim else Began("", 0, 0)
+        if found.exit is not None:
+            self._ended(one, found.exit)
+        elif claim.shim_ticks == 0 and claim.shim_pid:
             self._end_without_record(one, "not_started", "the order never reached a supervisor")
-        elif claim[0] != self.boot_id:
+        elif claim.boot_id != self.boot_id:
             self._end_without_record(one, "reboot", "the machine was restarted meanwhile")
         else:
-            one.shim = Identity(*claim)
+            one.shim = Identity(claim.boot_id, claim.shim_pid, claim.shim_ticks)
             self._follow(one)
 
     def _end_without_record(self, one: Instance, cause: str, text: str) -> None:
-        start = attempt.read_start(one.place)
-        began_ns = decode_began(start).started_ns if start else 0
+        found = attempt.read(one.place)
+        began_ns = decode_began(found.start).started_ns if found and found.start else 0
         now_ns = time.time_ns()
         one.end = EndSeen(*one.key, cause, started_ns=began_ns, ended_ns=now_ns, text=text)
         self._over(one)
@@ -369,16 +359,16 @@ class ForkRunner:
         one.stage = Stage.ORDERED
         self._listen(one)
         self._look_for_start(one)
-        self._hinted(one)
+        self._marks.hinted(one)
 
     def _look_for_start(self, one: Instance) -> None:
         if one.stage != Stage.ORDERED:
             return
-        start = attempt.read_start(one.place)
-        if start is None:
-            self._watch.after(LOOK_AGAIN_S, partial(self._look_for_start, one))
+        found = attempt.read(one.place)
+        if found is not None and found.start is not None:
+            self._began(one, found.start)
         else:
-            self._began(one, start)
+            self._watch.after(LOOK_AGAIN_S, partial(self._look_for_start, one))
 
     def _pidfd_fired(self, one: Instance) -> None:
         self._unfollow(one)
@@ -392,18 +382,14 @@ class ForkRunner:
 
     def _supervisor_died(self, one: Instance) -> None:
         """Its exit record, or the death of its whole tree, comes before the end is told."""
-        record = attempt.read_exit(one.place)
-        if record is not None:
-            self._ended(one, record)
-            return
-        claim = attempt.claimed_by(one.place)
-        if claim is None or claim[2] == 0:
+        found = attempt.read(one.place)
+        if found is None or found.exit is not None or found.claim is None:
             self._take_up(one)
             return
+        claim = decode_began(found.claim)
         one.stage = Stage.ENDING
-        one.shim = Identity(*claim)
-        start = attempt.read_start(one.place)
-        one.tree = self._tree(one, decode_began(start) if start else None)
+        one.shim = Identity(claim.boot_id, claim.shim_pid, claim.shim_ticks)
+        one.tree = self._tree(one, decode_began(found.start) if found.start else None)
         self._kill_rest(one)
 
     def _kill_rest(self, one: Instance) -> None:
@@ -461,9 +447,10 @@ class ForkRunner:
         one = self._instances.get(key)
         if one is not None and one.stage != Stage.OVER:
             return
-        self._instances.pop(key, None)
         with contextlib.suppress(OSError):
-            attempt.remove(attempt.place_of(self._attempts_dir, *key))
+            attempt.forget(attempt.place_of(self._attempts_dir, *key))
+        if self._instances.pop(key, None) is not None and one is not None and one.spare >= 0:
+            self._spares.append(one.spare)
 
     def _see(self, sighting: Sighting) -> None:
         if not self._seen:

@@ -28,19 +28,19 @@ class Stage(IntEnum):
 
 
 class Began(msgspec.Struct, frozen=True):
-    """The start, as a supervisor tells and keeps it (`attempt.reserve`)."""
+    """A claim (without `pid`) or a start, as a supervisor tells and keeps it."""
 
     boot_id: str
     shim_pid: int
-    shim_ticks: int
-    pid: int
-    ticks: int
-    started_ns: int
-    resumed_from: int
+    shim_ticks: int  # 0: claimed by a daemon, so that nobody will run it
+    pid: int = 0
+    ticks: int = 0
+    started_ns: int = 0
+    resumed_from: int = 0
 
 
 class ExitRecord(msgspec.Struct, frozen=True):
-    """The exit record (`attempt.record_exit`); what never started has no `pid`."""
+    """The exit record (`attempt.Record`); what never started has no `pid`."""
 
     task: int
     attempt: int
@@ -73,8 +73,8 @@ class Instance:
 
     __slots__ = (
         "attempt", "end", "is_frozen", "is_marking", "link", "listener", "marked", "pending",
-        "place", "published_ns", "shim", "shim_fd", "stage", "task", "tree", "uid", "wants_mark",
-        "warning",
+        "place", "published_ns", "shim", "shim_fd", "spare", "stage", "task", "tree", "uid",
+        "wants_mark", "warning",
     )  # fmt: skip
 
     def __init__(self, task: int, attempt: int, uid: int, place: str) -> None:
@@ -83,6 +83,7 @@ class Instance:
         self.uid = uid
         self.place = place
         self.stage = Stage.PREPARING
+        self.spare = -1  # number of its record file; -1: of an earlier daemon
         self.link: Link | None = None  # None: adopted, or not sent yet
         self.shim: Identity | None = None
         self.shim_fd = -1  # pidfd of an adopted supervisor

@@ -14,7 +14,7 @@ Messages, one packet each: an order comes in (or a descriptor of it, where it is
 
 `_socket` is the C half of `socket`, whose Python half (it imports enum) would make every fork a
 tenth dearer; `signal`, `json` and `typing` are avoided for the same reason.
-Stdlib only. Read next: `child.py`, `attempt.py`, and `spawn.py` for the daemon's end.
+Stdlib only. Read next: `attempt.py`, `child.py`, and `spawn.py` for the daemon's end.
 """
 
 import gc
@@ -29,24 +29,25 @@ if __name__ == "__main__":  # started by path: nothing of the environment is tru
 import _socket
 
 from ckptd.runner import attempt, child, identity, linux
-from ckptd.runner.attempt import Order
+from ckptd.runner.attempt import Order, Record
 from ckptd.runner.cgroup import Group, Roots
 
 ORDER_BYTES_MAX = 65_536  # longer ones travel as a memory file
 DESCRIPTOR_BYTES = 4
 NOFILE_SOFT = 1_024
-_ENOENT = 2
+_EINVAL = 22
 _SIGKILL = 9
 
 
 class Supervisor:
     """One supervisor: who it is, its socket and its control group."""
 
-    __slots__ = ("attempts_dir", "boot_id", "calm", "group", "link", "pid", "ticks")
+    __slots__ = ("attempts", "attempts_dir", "boot_id", "calm", "group", "link", "pid", "ticks")
 
     def __init__(self, link: _socket.socket, attempts_dir: str, boot_id: str, roots: Roots) -> None:
         self.link = link
         self.attempts_dir = attempts_dir
+        self.attempts = os.open(attempts_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.boot_id = boot_id
         self.calm = _oom_score() == b"0"
         self.pid = os.getpid()
@@ -89,27 +90,37 @@ class Supervisor:
     def _run(self, order: Order) -> bool:
         """Run one attempt; False where this supervisor must end, so that its claim is dead."""
         place = attempt.place_of(self.attempts_dir, order.task, order.attempt)
+        fields: Fields = {
+            "boot_id": self.boot_id, "shim_pid": self.pid, "shim_ticks": self.ticks
+        }  # fmt: skip
+        record: Record | None = None
         try:
-            if not attempt.claim(place, self.boot_id, self.pid, self.ticks):
+            spare = f"{order.reign}.{order.spare}"
+            record = Record(self.attempts_dir, place, spare, attempt.encode(fields))
+            if not record.take():
                 self._tell(b"F")
                 return True
             # Crash: claimed, nothing runs. The claim is dead with us: the daemon says lost.
-            if not attempt.is_reigning(self.attempts_dir, order.reign):
-                return self._record(order, place, -1, _end("not_started", text="order revoked"))
+            if attempt.is_reigning(self.attempts_dir, order.reign):
+                fields.update(self._start(order, record, fields))
+            else:
+                fields.update(_end("not_started", text="the order was revoked"))
+            return self._keep(order, record, fields)
         except OSError as error:
-            return self._record(order, place, -1, _failed(error, "claim the attempt"))
+            fields.update(_failed(error, "claim the attempt"))
+            return self._keep(order, record, fields)
+        finally:
+            if record is not None:
+                record.close()
+
+    def _start(self, order: Order, record: Record, fields: "Fields") -> "Fields":
+        """Run the task from its first to its last process; return how it ended."""
         try:
             output = _open_output(order)
         except OSError as error:
-            return self._record(order, place, -1, _failed(error, f"open {order.output}"))
-        try:
-            return self._start(order, place, output)
-        finally:
-            os.close(output)
-
-    def _start(self, order: Order, place: str, output: int) -> bool:
+            return _failed(error, f"open {order.output}")
         gate, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        started_ns = time.time_ns()
+        fields["started_ns"] = started_ns = time.time_ns()
         _write(output, _start_line(order, started_ns))
         oom_kills = self.group.oom_kills()
         pid = os.fork()
@@ -117,52 +128,46 @@ class Supervisor:
             gate.close()
             child.become_task(order, inner.fileno(), output, self.pid, calm=self.calm)
         inner.close()
-        fields: dict[str, int | float | str] = {
-            "task": order.task, "attempt": order.attempt, "boot_id": self.boot_id,
-            "shim_pid": self.pid, "shim_ticks": self.ticks, "pid": pid,
-            "ticks": identity.ticks_of(pid), "started_ns": started_ns,
-            "resumed_from": order.resumed_from,
-        }  # fmt: skip
+        fields.update(pid=pid, ticks=identity.ticks_of(pid), resumed_from=order.resumed_from)
         try:
-            end, record = self._watch(order, place, gate, fields)
+            complaint = self._release(order, record, gate, fields)
+            end = self._wait(pid, complaint)
+            self._judge_memory(end, oom_kills, order.memory_bytes)
+            _write(output, _end_line(order.attempt, output, end))
         finally:
             gate.close()
-        self._judge_memory(end, oom_kills, order.memory_bytes)
-        _write(output, _end_line(order.attempt, output, end))
-        fields.update(end)
-        return self._record(order, place, record, fields)
+            os.close(output)
+        return end
 
-    def _watch(
-        self, order: Order, place: str, gate: _socket.socket, fields: "Fields"
-    ) -> "tuple[Fields, int]":
-        """Let the child go, wait for its end and for that of all that came from it."""
+    def _release(
+        self, order: Order, record: Record, gate: _socket.socket, fields: "Fields"
+    ) -> bytes:
+        """Let the child go; return what it says if it could not become the task."""
         pid = int(fields["pid"])
-        record = -1
-        complaint = b""
         try:
             self.group.limit(order.memory_bytes)
             self.group.add(pid)
             start = attempt.encode(fields)
-            record = attempt.reserve(place, start)
+            record.write_start(start)
             # Crash: the gate is shut. With us the child dies without having run the task.
             self._tell(b"S" + start)
             gate.send(child.OPEN)
             # Crash: the task runs. PDEATHSIG ends it with us, the daemon kills what it forked.
-            complaint = gate.recv(4_096)
+            return gate.recv(4_096)
         except ConnectionError:  # the child gave up before the gate and said why
-            complaint = gate.recv(4_096)
-        except OSError as error:  # no room for the record: the task must not run
-            complaint = b"%d cannot reserve the exit record: %s" % (
-                error.errno or 0,
-                str(error).encode(),
-            )
+            return gate.recv(4_096)
+        except OSError as error:  # a record that cannot be kept: the task must not run
             os.kill(pid, _SIGKILL)
+            return f"{error.errno or 0} cannot keep the start: {error}".encode()
+
+    def _wait(self, pid: int, complaint: bytes) -> "Fields":
+        """Wait for the end of the main process and of all that came from it."""
         status, cpu_s, rss_bytes = _wait_for(pid)
         ended_ns = time.time_ns()
         self._end_tree()
         end = _end_of(status, complaint)
         end.update(ended_ns=ended_ns, cpu_s=round(cpu_s, 6), rss_bytes=rss_bytes)
-        return end, record
+        return end
 
     def _end_tree(self) -> None:
         """Kill all that the task left; nothing escapes, orphans become our children (subreaper).
@@ -194,20 +199,20 @@ class Supervisor:
             end["cause"] = "oom"
             end["signal"] = _SIGKILL
 
-    def _record(self, order: Order, place: str, fd: int, fields: "Fields") -> bool:
-        """Keep the exit record, then report it. False where it could not be kept.
+    def _keep(self, order: Order, record: Record | None, fields: "Fields") -> bool:
+        """Keep the exit record, then report it; False where it could not be kept.
 
         Durable: the record, before the daemon hears of it.
         """
-        fields["task"], fields["attempt"] = order.task, order.attempt
-        record = attempt.encode(fields)
+        line = attempt.encode({"task": order.task, "attempt": order.attempt, **fields})
+        is_kept = record is not None
         try:
-            attempt.record_exit(place, fd if fd >= 0 else attempt.reserve(place, b""), record)
+            if record is not None:
+                record.write_exit(line, self.attempts)
         except OSError:
-            self._tell(b"E" + record)
-            return False
-        self._tell(b"E" + record)
-        return True
+            is_kept = False
+        self._tell(b"E" + line)
+        return is_kept
 
 
 # --- ends ---------------------------------------------------------------------------------------
@@ -221,7 +226,7 @@ def _end(cause: str, *, code: int = 0, signal: int = 0, text: str = "") -> "Fiel
 
 
 def _failed(error: OSError, doing: str) -> "Fields":
-    errno = error.errno or _ENOENT
+    errno = error.errno or _EINVAL
     return _end("spawn_error", code=errno, text=f"cannot {doing}: {os.strerror(errno)}")
 
 

@@ -237,8 +237,11 @@ class Pipe:
     def _items_done(self, request: dict[str, Any]) -> Answer:
         keys = request.get("keys")
         wanted = self.known.items if keys is None else dict.fromkeys(keys)
-        items = {key: fact["status"] for key, fact in self.known.items.items() if key in wanted}
-        return {"ok": True, "items": items}
+        found = {key: fact for key, fact in self.known.items.items() if key in wanted}
+        answer: Answer = {"ok": True, "items": {key: found[key]["status"] for key in found}}
+        if request.get("results"):
+            answer["results"] = {key: found[key].get("result") for key in found}
+        return answer
 
     def _checkpoint(self, request: dict[str, Any]) -> Answer:
         """Durable: all facts before it, then the checkpoint."""

@@ -13,9 +13,11 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from ckptd.storage import manifest as seals
+from ckptd.storage.disk import sync_fd
 from ckptd.storage.facts import Standing
 from ckptd.storage.journal import read
 from ckptd.storage.manifest import Manifest, TooNew
@@ -205,46 +207,60 @@ class Sealed(NamedTuple):
 def seal_pending(
     task_dir: str, owner_uid: int, boot_id: str, *, epoch: int = 0, at_ns: int = 0
 ) -> list[Sealed]:
-    """Seal every published directory that is not sealed yet, oldest first.
+    """Seal what was published and is not sealed, newest first, until KEPT generations are.
 
     Only while the boot is the one it was published under: a power loss since then may have
-    emptied files that the task believes written.
+    emptied files that the task believes written. Older ones are left for `prune`.
 
     Durable: content, manifest and name of what it returns without a warning.
     """
     try:
         with opened(task_dir, owner_uid) as (task_fd, ckpt_fd):
-            pending = [one for one in reversed(numbered(ckpt_fd)) if not is_sealed(ckpt_fd, one[1])]
-            if not pending:
+            found = numbered(ckpt_fd)
+            if all(is_sealed(ckpt_fd, name) for _, name in found[:KEPT]):
                 return []
             attempt, boot_of_attempt = attempt_of(task_fd, owner_uid)
-            if boot_of_attempt != boot_id:
-                return [Sealed(seq, f"checkpoint {seq} {_NOT_SYNCED}") for seq, _ in pending]
             header = {
                 "task": task_of(task_dir),
                 "attempt": attempt,
                 "epoch": epoch,
                 "at_ns": at_ns or time.time_ns(),
-                "boot_id": boot_id,
+                "boot_id": boot_id if boot_of_attempt == boot_id else "",
             }
-            return [_seal_one(ckpt_fd, seq, name, owner_uid, header) for seq, name in pending]
+            return list(_sealing(ckpt_fd, found, owner_uid, header))
     except FileNotFoundError:
         return []
     except (NotTrusted, OSError) as error:
         return [Sealed(0, plain(f"checkpoints cannot be read: {error}"))]
 
 
-def _seal_one(ckpt_fd: int, seq: int, name: str, uid: int, header: dict[str, Any]) -> Sealed:
-    parent = max(
-        (n for n, other in numbered(ckpt_fd) if n < seq and is_sealed(ckpt_fd, other)), default=0
-    )
+def _sealing(
+    ckpt_fd: int, found: list[tuple[int, str]], uid: int, header: dict[str, Any]
+) -> Iterator[Sealed]:
+    sealed = 0
+    for at, (seq, name) in enumerate(found):
+        if sealed == KEPT:
+            return
+        if is_sealed(ckpt_fd, name):
+            sealed += 1
+        elif not header["boot_id"]:
+            yield Sealed(seq, f"checkpoint {seq} {_NOT_SYNCED}")
+        else:
+            parent = found[at + 1][0] if at + 1 < len(found) else 0
+            one = _seal_one(ckpt_fd, name, uid, {**header, "seq": seq, "parent": parent})
+            sealed += not one.warning
+            yield one
+
+
+def _seal_one(ckpt_fd: int, name: str, uid: int, header: dict[str, Any]) -> Sealed:
+    seq = header["seq"]
     try:
         fd = open_directory(name, uid, ckpt_fd)
         try:
-            seals.seal(fd, uid, {**seals.EMPTY, **header, "seq": seq, "parent": parent})
+            seals.seal(fd, uid, {**seals.EMPTY, **header})
         finally:
             os.close(fd)
-        os.fsync(ckpt_fd)
+        sync_fd(ckpt_fd)
     except FileNotFoundError:
         return Sealed(seq, f"checkpoint {seq} was removed while it was sealed")
     except (NotTrusted, OSError) as error:

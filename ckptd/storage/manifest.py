@@ -16,6 +16,7 @@ import json
 import os
 from typing import Any, Final
 
+from ckptd.storage.disk import sync_fd
 from ckptd.storage.taskdir import MANIFEST
 from ckptd.storage.untrusted import (
     FILES_MAX,
@@ -93,7 +94,7 @@ def seal(dir_fd: int, uid: int, header: Manifest) -> Manifest:
     if len(data) > BYTES_MAX:
         raise NotTrusted(f"the manifest takes {len(data)} bytes, more than {BYTES_MAX}")
     replace_small(MANIFEST, data, dir_fd, uid)
-    os.fsync(dir_fd)
+    sync_fd(dir_fd)
     return manifest
 
 
@@ -103,11 +104,11 @@ def _is_own(leaf: Leaf) -> bool:
 
 def _sealed(leaf: Leaf, uid: int) -> dict[str, Any]:
     if not leaf.name:
-        os.fsync(leaf.parent_fd)
+        sync_fd(leaf.parent_fd)
         return {}
     fd = open_regular(leaf.name, uid, leaf.parent_fd)
     try:
-        os.fsync(fd)
+        sync_fd(fd)
         size, sha256 = _read_digest(fd, leaf.path)
     finally:
         os.close(fd)

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from ckptd.storage.disk import sync_fd
+
 FILES_MAX: Final = 10_000  # files in one checkpoint
 DEPTH_MAX: Final = 8  # directories below a checkpoint
 ENTRIES_MAX: Final = 20_000  # names looked at in one directory
@@ -115,7 +117,7 @@ def replace_small(name: str, data: bytes, dir_fd: int, uid: int, *, is_synced: b
         with os.fdopen(fd, "wb", closefd=False) as file:
             file.write(data)
         if is_synced:
-            os.fsync(fd)
+            sync_fd(fd)
     finally:
         os.close(fd)
     os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)

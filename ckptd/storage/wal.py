@@ -142,7 +142,7 @@ class Wal:
             WalFailed: the disk failed; end the process.
         """
         assert 0 < count <= frame.COUNT_MAX, f"a frame of {count} records"
-        assert len(payload) <= self.payload_bytes_max, f"a payload of {len(payload)} bytes"
+        assert 0 < len(payload) <= self.payload_bytes_max, f"a payload of {len(payload)} bytes"
         if self._offset + frame.frame_bytes(len(payload)) + TAIL_BYTES > self._file_bytes:
             self._rotate()
         first = self.next_lsn

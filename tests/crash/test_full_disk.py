@@ -13,7 +13,7 @@ from tests.daemon_fixture import LiveDaemon, StartDaemon, is_alive
 from tests.raw_client import RawClient, RefusedError
 from tests.waiting import until
 
-DISK_BYTES = 48 << 20
+DISK_BYTES = 96 << 20
 FAT_BYTES = 400 << 10
 END_AT_GO = """
 import os, sys, time
@@ -73,7 +73,7 @@ def can_submit(daemon: LiveDaemon) -> bool:
 def test_full_disk_refuses_new_work_keeps_the_old_and_recovers_by_itself(
     small_disk: Path, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(state_dir=small_disk / "state", config="[wal]\nsegment_bytes = 8388608\n")
+    daemon = start_daemon(state_dir=small_disk / "state")
     task = daemon.submit(sys.executable, "-c", END_AT_GO, "7")
     pid = int(daemon.wait_file("pid"))
     daemon_pid = daemon.pid

@@ -9,6 +9,7 @@ from tests.daemon_fixture import LiveDaemon, processes_of
 from tests.raw_client import RawClient
 
 TASKS = 100_000
+PROCESSES_MAX = 20  # the daemon, the warm parent, and supervisors that wait for work
 
 
 def count_files(daemon: LiveDaemon) -> int:
@@ -21,14 +22,13 @@ def test_a_hundred_thousand_queued_tasks_cost_no_process_and_no_file_each(
 ) -> None:
     with RawClient(daemon.endpoint) as client:
         client.ask("group_set", {"name": "default", "paused": True})
-        empty = len(list(processes_of(daemon.root)))
         ids: list[int] = []
         for _ in range(0, TASKS, TASKS_PER_SUBMIT_MAX):
             tasks = [{"argv": ["/bin/true"]}] * TASKS_PER_SUBMIT_MAX
             ids += client.ask("submit", {"tasks": tasks})["ids"]
 
         assert len(set(ids)) == TASKS
-        assert len(list(processes_of(daemon.root))) == empty
+        assert len(list(processes_of(daemon.root))) < PROCESSES_MAX
         assert count_files(daemon) < 50
         daemon.restart()
         page = client.ask("status", {"select": {"all": True}, "limit": 1})

@@ -4,8 +4,6 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fakes.log_model import ROOT, SMALL
-from tests.fakes.memory_disk import MemoryDisk
 
 from ckptd.core.decide import Case, decide
 from ckptd.core.plan import adoption
@@ -15,6 +13,8 @@ from ckptd.core.records import DaemonStarted
 from ckptd.daemon.engine import Engine, replay
 from ckptd.protocol import messages as m
 from ckptd.storage.store import Store
+from tests.fakes.log_model import ROOT, SMALL
+from tests.fakes.memory_disk import MemoryDisk
 
 ADMIN = Caller(0, 0, admin=True)
 POLICY = Policy(slots=2)

@@ -14,13 +14,18 @@ def parsed(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def existing(first: int, end: int) -> list[int]:
+    """Task 4 was cleaned."""
+    return [number for number in range(first, end + 1) if number != 4]
+
+
 def selected(*words: str) -> Selector:
-    return selectors.selector(parsed(*words))
+    return selectors.selector(parsed(*words), existing)
 
 
 def test_ids_ranges_and_lists() -> None:
-    assert selected("7", "3-5", "9,11").ids == (7, 3, 4, 5, 9, 11)
-    assert selected("3..5", "4").ids == (3, 4, 5)
+    assert selected("7", "3-5", "9,11").ids == (7, 9, 11, 3, 5)
+    assert selected("3..5", "5").ids == (5, 3)
 
 
 def test_last_keys_and_names() -> None:
@@ -44,7 +49,7 @@ def test_states_have_collective_names() -> None:
 def test_nothing_named_is_an_error_or_the_last_task() -> None:
     with pytest.raises(BadRequest, match="which tasks"):
         selected()
-    assert selectors.selector(parsed(), default_last=True) == Selector(last=(0,))
+    assert selectors.selector(parsed(), existing, default_last=True) == Selector(last=(0,))
 
 
 def test_a_bare_word_is_not_taken_for_a_name() -> None:
@@ -53,7 +58,7 @@ def test_a_bare_word_is_not_taken_for_a_name() -> None:
     assert caught.value.hint == "for a name write name:census"
 
 
-@pytest.mark.parametrize("word", ["0", "9-3", "-1", "1-", "1-99999999", "1e3"])
+@pytest.mark.parametrize("word", ["0", "9-3", "-1", "1-", "1e3"])
 def test_malformed_ids_are_refused(word: str) -> None:
     with pytest.raises(BadRequest):
         selectors.words_of([word])

@@ -56,6 +56,13 @@ def test_a_req_socket_with_its_empty_delimiter_is_served_too(desk: Desk) -> None
         (b"", "bad_request", ""),
         (b"{", "bad_request", ""),
         (b"[" * 100_000, "bad_request", ""),
+        (b'{"v":1,"id":"\x80","verb":"ping"}', "bad_request", ""),
+        (b'{"v":1,"id":"e","verb":"\xff"}', "bad_request", "e"),
+        (
+            b'{"v":1,"id":"f","verb":"show","args":{"select":{"keys":["\xed\xa0\x80"]}}}',
+            "bad_request",
+            "f",
+        ),
         (b'{"v":1}', "bad_request", ""),
         (b'{"v":2,"id":"a","verb":"ping"}', "protocol_mismatch", "a"),
         (b'{"v":1,"id":"b","verb":"dance"}', "bad_request", "b"),

@@ -222,9 +222,9 @@ def test_pipe_answers_in_order_and_later_requests_see_earlier_ones(world: TaskWo
         {"op": "get", "key": "k"},
         {"op": "delete", "key": "k"},
         {"op": "get", "key": "k"},
-        {"op": "item", "key": "i", "status": "pass"},
+        {"op": "item", "key": "i", "status": "pass", "result": 9},
         {"op": "items_done"},
-        {"op": "items_done", "keys": ["i", "j"]},
+        {"op": "items_done", "keys": ["i", "j"], "results": True},
         {"op": "progress", "done": 1, "total": 2},
         {"op": "progress", "done": 1, "total": 2, "durable": True},
         {"op": "retry_after", "seconds": 5},
@@ -242,6 +242,7 @@ def test_pipe_answers_in_order_and_later_requests_see_earlier_ones(world: TaskWo
     assert answers[6]["value"] == {"n": 1}
     assert not answers[8]["found"]
     assert answers[10]["items"] == answers[11]["items"] == {"i": "pass"}
+    assert answers[11]["results"] == {"i": 9}
     assert answers[15] == {"ok": True, "stop": None, "deadline": None, "checkpoint": False}
 
 

@@ -1,0 +1,70 @@
+"""When to look at what a task saved: on every hint, and once more before its end is told.
+
+The looking is a job of the worker; here is only who waits for it. A task that never saved anything
+costs two system calls at its end and no job.
+Invariant: the last MarkSeen of an attempt comes before its EndSeen.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from ckptd.core.port import MarkSeen
+from ckptd.runner.files import NOT_KNOWN, TaskFiles
+from ckptd.runner.instance import Instance, Stage
+from ckptd.runner.watch import Worker
+from ckptd.storage.blobs import Mark
+
+
+class Marks:
+    """Looks that are under way and wanted, over all attempts; at most one at a time for each."""
+
+    def __init__(
+        self,
+        files: TaskFiles,
+        worker: Worker,
+        see: Callable[[MarkSeen], None],
+        tell_end: Callable[[Instance], None],
+    ) -> None:
+        self._files = files
+        self._worker = worker
+        self._see = see
+        self._tell_end = tell_end
+
+    def hinted(self, one: Instance) -> None:
+        """Look soon: something may have been saved."""
+        if one.is_marking:
+            one.wants_mark = True
+        elif one.stage < Stage.ENDING:
+            self._look(one)
+
+    def finish(self, one: Instance) -> None:
+        """Look a last time where that can make a difference, then have the end told."""
+        if one.is_marking:
+            one.wants_mark = True
+        elif one.marked is None and not self._is_touched(one):
+            self._tell_end(one)
+        else:
+            self._look(one)
+
+    def _is_touched(self, one: Instance) -> bool:
+        return one.published_ns == NOT_KNOWN or self._files.is_touched(*one.key, one.published_ns)
+
+    def _look(self, one: Instance) -> None:
+        one.is_marking, one.wants_mark = True, False
+        job = partial(self._files.mark, *one.key, one.uid)
+        is_last = one.end is not None
+        self._worker.submit(job, lambda mark: self._looked(one, mark, is_last=is_last))
+
+    def _looked(self, one: Instance, mark: Mark, *, is_last: bool) -> None:
+        one.is_marking = False
+        seen = MarkSeen(
+            *one.key, mark.checkpoint, mark.checkpoint_ns, mark.cursor, mark.retry_after_s,
+            mark.problem,
+        )  # fmt: skip
+        if seen != one.marked and (seen.cursor or seen.checkpoint or seen.problem):
+            one.marked = seen
+            self._see(seen)
+        if is_last:
+            self._tell_end(one)
+        elif one.wants_mark or one.end is not None:
+            self._look(one)

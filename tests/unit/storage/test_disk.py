@@ -1,0 +1,76 @@
+"""One set of expectations for the disk of the tests and the disk of the kernel."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ckptd.storage.disk import Disk, RealDisk
+from tests.fakes.memory_disk import MemoryDisk
+
+
+@pytest.fixture(params=[MemoryDisk, RealDisk])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Disk, str]:
+    disk: Disk = request.param()
+    root = f"{tmp_path}/state"
+    disk.make_dir(root, 0o700)
+    return disk, root
+
+
+def test_what_is_written_is_read_back(place: tuple[Disk, str]) -> None:
+    disk, root = place
+    file = disk.create(f"{root}/a")
+    file.write(b"hello", 10)
+    file.sync_data()
+    file.sync()
+    file.drop_cache()
+    assert file.read(100, 8) == b"\0\0hello"
+    assert file.read(3, 10) == b"hel"
+    assert file.read(3, 100) == b""
+    assert file.size() == 15
+    file.close()
+    assert disk.open(f"{root}/a").read(5, 10) == b"hello"
+
+
+def test_names_follow_rename_link_and_unlink(place: tuple[Disk, str]) -> None:
+    disk, root = place
+    disk.make_dir(f"{root}/sub", 0o700)
+    disk.create(f"{root}/a").write(b"1", 0)
+    disk.create(f"{root}/b").write(b"2", 0)
+    disk.rename(f"{root}/a", f"{root}/b")
+    disk.link(f"{root}/b", f"{root}/sub/c")
+    assert disk.names(root) == ["b", "sub"]
+    disk.unlink(f"{root}/b")
+    disk.sync_dir(root)
+    assert disk.names(root) == ["sub"]
+    assert disk.open(f"{root}/sub/c").read(9, 0) == b"1"
+    with pytest.raises(FileNotFoundError):
+        disk.open(f"{root}/b")
+    with pytest.raises(FileNotFoundError):
+        disk.names(f"{root}/nothing")
+
+
+def test_creating_over_a_file_empties_it(place: tuple[Disk, str]) -> None:
+    disk, root = place
+    disk.create(f"{root}/a").write(b"old", 0)
+    disk.create(f"{root}/a").write(b"n", 0)
+    assert disk.open(f"{root}/a").read(9, 0) == b"n"
+
+
+def test_a_lock_is_held_until_it_is_closed(place: tuple[Disk, str]) -> None:
+    disk, root = place
+    lock = disk.lock(f"{root}/LOCK")
+    with pytest.raises(BlockingIOError):
+        disk.lock(f"{root}/LOCK")
+    lock.close()
+    disk.lock(f"{root}/LOCK").close()
+
+
+def test_the_real_disk_never_follows_a_link_and_keeps_files_private(tmp_path: Path) -> None:
+    disk = RealDisk()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "link")
+    for use in (disk.create, disk.open, disk.lock):
+        with pytest.raises(OSError, match="symbolic links"):
+            use(f"{tmp_path}/link")
+    disk.create(f"{tmp_path}/file").close()
+    assert os.stat(tmp_path / "file").st_mode & 0o777 == 0o600

@@ -1,0 +1,175 @@
+"""What a hostile task may put into its directory, and that nothing comes of it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ckptd.sdk.save import save
+from ckptd.storage import blobs
+from ckptd.storage.copy import copy_out
+from ckptd.storage.manifest import EMPTY, digest_of
+from ckptd.storage.untrusted import DEPTH_MAX, Damaged, NotTrusted, remove_tree
+from tests.task_world import TaskWorld
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> TaskWorld:
+    return TaskWorld(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory link", "too deep"])
+def test_what_is_no_plain_file_cannot_be_sealed(world: TaskWorld, kind: str) -> None:
+    stage = world.path("stage")
+    match kind:
+        case "link":
+            (stage / "x").symlink_to("/etc/shadow")
+        case "fifo":
+            os.mkfifo(stage / "x")
+        case "directory link":
+            (stage / "x").symlink_to("/etc")
+        case "too deep":
+            (stage / "/".join("d" * (DEPTH_MAX + 1))).mkdir(parents=True)
+    world.publish(1)
+
+    assert "cannot be sealed" in world.seal()[0]
+    assert world.newest().seq == 0
+
+
+@pytest.mark.parametrize("name", ["ckpt", "stage"])
+def test_a_link_where_a_directory_must_be_is_not_followed(
+    world: TaskWorld, tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "1").mkdir()
+    world.path(name).rmdir()
+    world.path(name).symlink_to(victim)
+
+    with pytest.raises(NotTrusted):
+        world.begin()
+    world.newest()
+    blobs_seen = world.mark()
+
+    assert blobs_seen.checkpoint == 0
+    assert os.listdir(victim) == ["1"]
+
+
+def test_a_manifest_that_names_files_outside_restores_nothing(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    for name in ("../../secret", "/etc/passwd", "a/../b", ""):
+        generation = world.path("ckpt", "1")
+        generation.mkdir(exist_ok=True)
+        entry = {"name": name, "bytes": 0, "sha256": ""}
+        manifest = {**EMPTY, "format": 1, "seq": 1, "files": [entry]}
+        manifest["digest"] = digest_of(manifest)
+        (generation / "MANIFEST.json").write_text(json.dumps(manifest))
+
+        with pytest.raises(Damaged):
+            copy_out(world.dir, world.uid, 1, str(tmp_path / "out"))
+        assert world.newest().problem
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format":1}', "[" * 100_000, '{"format":1,"seq":1,"files":[1]}']
+)
+def test_a_manifest_of_rubbish_is_damage(world: TaskWorld, text: str) -> None:
+    generation = world.publish(1, a="x")
+    (generation / "MANIFEST.json").write_text(text)
+
+    assert "no valid checkpoint is left" in world.newest().problem
+
+
+@pytest.mark.parametrize(
+    "forged", [{"at_ns": "x"}, {"at_ns": 1 << 70}, {"attempt": -1}, {"steps": {}}, {"boot_id": 1}]
+)
+def test_a_forged_manifest_that_checks_gives_readers_no_surprise(
+    world: TaskWorld, forged: dict[str, object]
+) -> None:
+    save(world.dir, ["/etc/hostname"], {"attempt": 1})
+    path = world.path("ckpt", "00000001", "MANIFEST.json")
+    manifest = {**json.loads(path.read_text()), **forged}
+    path.write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))
+
+    (found,) = blobs.generations(world.dir, world.uid, verify=True)
+
+    assert not found.valid
+    assert next(iter(forged)) in found.fault
+
+
+def test_names_made_to_confuse_a_terminal_or_an_encoder_stay_out_of_texts(
+    world: TaskWorld,
+) -> None:
+    os.mkdir(os.fsencode(world.path("ckpt")) + b"/9.\xff\x1b[31m")
+    (world.path("stage") / "red\x1b[31m").symlink_to("x")
+    world.publish(1)
+    name = os.fsencode(world.path("stage")) + b"/\xff"
+    with open(name, "wb"):
+        pass
+    world.publish(2)
+
+    texts = [*world.seal(), world.newest().warning, world.newest().problem]
+
+    assert "no UTF-8" in texts[0]
+    assert "cannot be opened" in texts[1]
+    assert all(text.isprintable() and text.encode() for text in texts if text)
+
+
+@pytest.mark.root
+def test_files_of_another_owner_are_refused(world: TaskWorld) -> None:
+    generation = world.publish(1, a="x")
+    os.chown(generation / "a", 4711, -1)
+
+    assert "belongs to uid 4711" in world.seal()[0]
+
+
+@pytest.mark.root
+def test_prepare_as_root_gives_every_directory_to_the_task(tmp_path: Path) -> None:
+    task_dir = tmp_path / "12"
+
+    for attempt in (1, 2):
+        blobs.prepare(str(task_dir), attempt, 4711, 4712, fresh=attempt == 2)
+
+    for path in (task_dir, *task_dir.rglob("*")):
+        assert path.stat().st_uid == 4711, path
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.root
+def test_prepare_as_root_gives_away_no_file_that_it_did_not_make(tmp_path: Path) -> None:
+    task_dir = tmp_path / "12"
+    blobs.prepare(str(task_dir), 1, 4711, 4711, fresh=False)
+    victim = tmp_path / "victim"
+    victim.touch()
+    (task_dir / "attempt.json").unlink()
+    os.link(victim, task_dir / "attempt.json")
+
+    with pytest.raises(NotTrusted):
+        blobs.prepare(str(task_dir), 2, 4711, 4711, fresh=False)
+
+    assert victim.stat().st_uid == 0
+    assert victim.read_bytes() == b""
+
+
+def test_a_tree_of_any_depth_is_removed_and_no_link_followed(tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    keep.write_text("x")
+    top = tmp_path / "top"
+    top.mkdir()
+    folder = os.open(top, os.O_RDONLY)
+    for _ in range(2_000):
+        os.mkdir("d", dir_fd=folder)
+        os.symlink(keep, "link", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    parent = os.open(tmp_path, os.O_RDONLY)
+
+    remove_tree("top", parent)
+
+    os.close(parent)
+    assert not top.exists()
+    assert keep.read_text() == "x"

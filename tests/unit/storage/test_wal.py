@@ -1,0 +1,162 @@
+import random
+from pathlib import Path
+
+import pytest
+
+from ckptd.protocol.errors import Corrupt, NotFound
+from ckptd.storage import segment
+from ckptd.storage.disk import RealDisk
+from ckptd.storage.store import Store
+from tests.fakes.log_model import ROOT, SMALL, Writer, numbers_in, open_store, payload_of, replay
+from tests.fakes.memory_disk import MemoryDisk
+
+
+def long_log(count: int = 60) -> Writer:
+    writer = Writer(MemoryDisk(), segment_bytes=SMALL)
+    rng = random.Random(count)
+    for _ in range(count):
+        writer.append(rng.randint(1, 9))
+    writer.sync()
+    return writer
+
+
+def read_all(writer: Writer, since: int, bytes_max: int) -> list[int]:
+    found: list[int] = []
+    while frames := writer.wal.read(since, bytes_max):
+        numbers = [n for one in frames for n in numbers_in(one)]
+        found += [n for n in numbers if n > since]
+        since = found[-1]
+    return found
+
+
+@pytest.mark.parametrize("bytes_max", [1, 100, 1000, 1 << 20])
+def test_reading_gives_every_record_once_in_order_over_all_segments(bytes_max: int) -> None:
+    writer = long_log()
+    for since in (0, 1, 50, writer.acked - 1, writer.acked, writer.acked + 5):
+        assert read_all(writer, since, bytes_max) == list(range(since + 1, writer.acked + 1))
+
+
+def test_reading_shows_only_what_is_durable() -> None:
+    writer = long_log(3)
+    last = writer.acked
+    writer.append(5)
+    assert read_all(writer, 0, 1 << 20)[-1] == last
+    writer.sync()
+    assert read_all(writer, 0, 1 << 20)[-1] == last + 5
+
+
+def test_reading_is_bounded_but_for_the_first_frame() -> None:
+    writer = Writer(MemoryDisk(), segment_bytes=1 << 20)
+    for _ in range(100):
+        writer.append(50)
+    writer.sync()
+    assert len(writer.wal.read(0, 1)) == 1
+    assert 2 <= len(writer.wal.read(0, 3000)) < 10
+
+
+def test_reading_works_over_restarts_also_where_replay_did_not_look() -> None:
+    writer = long_log()
+    writer.snapshot()
+    writer.close()
+    again = Writer(writer.store.place.disk, writer.acked, writer.acked)  # type: ignore[arg-type]
+    assert again.recovery.report.segments == 1
+    assert read_all(again, 0, 300) == list(range(1, again.recovered + 1))
+
+
+def test_reading_what_is_retired_names_the_earliest() -> None:
+    writer = long_log()
+    writer.snapshot()
+    writer.append(1)
+    writer.snapshot()
+    earliest = writer.wal.earliest_lsn
+    assert earliest > 1
+    with pytest.raises(NotFound, match=str(earliest)):
+        writer.wal.read(0, 100)
+    assert read_all(writer, earliest - 1, 100)[0] == earliest
+
+
+def test_reading_bytes_that_rotted_is_an_error_and_not_an_end() -> None:
+    writer = long_log()
+    disk = writer.store.place.disk
+    assert isinstance(disk, MemoryDisk)
+    name = segment.newest_names(disk.names(f"{ROOT}/wal"))[0][0]
+    disk.inode(f"{ROOT}/wal/{name}").data[segment.BLOCK_BYTES + 60] ^= 4
+    with pytest.raises(Corrupt):
+        writer.wal.read(0, 1 << 20)
+
+
+def test_retiring_keeps_the_segment_that_holds_the_next_record() -> None:
+    writer = long_log()
+    disk = writer.store.place.disk
+    names = segment.newest_names(disk.names(f"{ROOT}/wal"))[0]
+    assert len(names) > 3
+    assert writer.wal.retire(names[2].first_lsn - 2) == 1
+    assert writer.wal.retire(names[2].first_lsn - 1) == 1
+    assert writer.wal.retire(1 << 40) == len(names) - 3
+    assert segment.newest_names(disk.names(f"{ROOT}/wal"))[0] == names[-1:]
+
+
+def test_idle_markers_do_not_pile_up_and_never_run_out_of_room() -> None:
+    writer = Writer(MemoryDisk(), segment_bytes=SMALL)
+    for _ in range(200):
+        writer.append(1)
+        for _ in range(3):
+            writer.wal.mark_idle()
+    room = writer.wal.room_bytes
+    writer.wal.mark_idle()
+    assert writer.wal.room_bytes == room
+
+
+@pytest.mark.parametrize("reigns", [50])
+def test_empty_reigns_do_not_grow_the_log(reigns: int) -> None:
+    disk = MemoryDisk()
+    rooms = set()
+    for _ in range(reigns):
+        writer = Writer(disk)
+        rooms.add(writer.wal.room_bytes)
+        writer.close()
+    assert len(rooms) == 1
+
+
+def test_an_orderly_end_is_told_from_any_other() -> None:
+    disk = MemoryDisk()
+    writer = Writer(disk, 0, 0)
+    assert not writer.recovery.clean
+    writer.append(3)
+    writer.close()
+    writer = Writer(disk, 3, 3)
+    assert writer.recovery.clean
+    disk.locked.clear()
+    assert not Writer(disk, 3, 3).recovery.clean
+
+
+def test_a_real_log_with_full_segments_and_the_background_thread(tmp_path: Path) -> None:
+    store = Store.open(f"{tmp_path}/state", RealDisk())
+    wal = store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1)
+    big = payload_of(1, 300_000)  # about 5 MB
+    sizes = []
+    for _ in range(9):
+        first = wal.next_lsn
+        payload = payload_of(first, 60_000)
+        sizes.append(len(payload))
+        assert len(payload) < wal.payload_bytes_max < len(big)
+        wal.append(payload, 60_000)
+    assert wal.sync() == 540_000
+    assert sum(sizes) > 9_000_000
+    store.close()
+    store = Store.open(f"{tmp_path}/state", RealDisk())
+    assert replay(store.recover()) == 540_000
+    store.close()
+
+
+def test_a_smaller_setting_for_segments_takes_an_old_log_over() -> None:
+    disk = MemoryDisk()
+    writer = Writer(disk, segment_bytes=SMALL * 4)
+    for _ in range(40):
+        writer.append(5)
+    writer.close()
+    again = Writer(disk, 200, 200, segment_bytes=SMALL)
+    for _ in range(40):
+        again.append(5)
+    again.close()
+    assert replay(open_store(disk).recover()) == 400
