@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from ckptctl import spec, words
 from ckptctl.call import Call
 from ckptctl.render import facts_lines, json_text, plain
-from ckptctl.units import SECOND_NS, duration_text
+from ckptctl.units import SECOND_NS, duration_text, number_text
 from ckptd.protocol.errors import BadConfig, Unreachable
 from ckptd.protocol.messages import (
     DaemonStatus,
@@ -56,7 +56,7 @@ def daemon_status(call: Call) -> int:
     ]
     call.out(facts_lines(facts, call.style))
     if call.style.form == "wide":
-        counters = [(name, f"{value:,.6g}") for name, value in sorted(found.counters.items())]
+        counters = [(name, number_text(value)) for name, value in sorted(found.counters.items())]
         call.out(["", *facts_lines(counters, call.style)])
     return 0 if found.health == "ok" else 1
 

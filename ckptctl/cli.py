@@ -155,7 +155,7 @@ def parse(
     """Return the parsed options of a verb. Raises BadRequest naming the nearest option."""
     parser, function = parser_of(verb)
     if verb.passes_on and not {"-h", "--help"} & set(rest):
-        args, extra = parser.parse_args([]), []
+        args, extra = parser.parse_known_args([])
         args.words = list(rest)
     elif verb.has_command:
         options, command = split_leading(parser, rest)

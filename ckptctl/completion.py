@@ -22,7 +22,7 @@ _ckptctl() {
 @CASES@
     esac
     if [[ $is_task && $cur != -* ]]; then
-        words="@last $(ckptctl status -q --all --timeout 1s 2>/dev/null | tail -n 100)"
+        words="@last $(ckptctl status -q -n 50 --timeout 1s 2>/dev/null)"
     elif [[ -z $words ]]; then
         COMPREPLY=($(compgen -c -f -- "$cur"))
         return

@@ -109,7 +109,10 @@ def _facts(call: Call, detail: TaskDetail, now_ns: int) -> list[tuple[str, str]]
         ("user", str(row.uid)),
         ("submitted", units.clock_text(row.submitted_ns, utc=call.clock_utc)),
         ("started", units.clock_text(row.started_ns, utc=call.clock_utc)),
-        ("ended", units.clock_text(row.ended_ns, utc=call.clock_utc)),
+        (
+            "last end" if row.phase in selectors.ACTIVE else "ended",
+            units.clock_text(row.ended_ns, utc=call.clock_utc),
+        ),
         ("runtime", words.runtime_text(row, now_ns)),
         ("attempts", counts if row.attempt else ""),
         ("pid", str(row.pid or "")),
@@ -196,6 +199,6 @@ def stats(call: Call) -> int:
     for name, phases in sorted(found.groups.items()):
         counts = ", ".join(f"{count} {phase}" for phase, count in phases.items() if count)
         call.out([f"  group {name}: {counts or 'empty'}"])
-    counters = [(name, f"{value:,.6g}") for name, value in sorted(found.counters.items())]
+    counters = [(name, units.number_text(value)) for name, value in sorted(found.counters.items())]
     call.out(["", *_titled(call, "since the daemon's start", facts_lines(counters, call.style))])
     return 0

@@ -12,7 +12,7 @@ from ckptctl.call import Call
 from ckptctl.change import change
 from ckptctl.render import Column, Listing, facts_lines, json_text, plain
 from ckptctl.units import SECOND_NS, age_text
-from ckptd.protocol.errors import BadRequest, Conflict, NotFound
+from ckptd.protocol.errors import BadRequest, Conflict, Denied, NotFound
 from ckptd.protocol.messages import (
     CheckpointList,
     CheckpointNow,
@@ -232,7 +232,7 @@ def checkpoint_show(call: Call) -> int:
         ("problem", words.clean(row.problem)),
         ("saved", units.clock_text(row.at_ns, utc=call.clock_utc)),
         ("attempt", str(row.attempt or "")),
-        ("size", f"{units.size_text(row.bytes)} in {len(row.files)} files"),
+        ("size", f"{units.size_text(row.bytes)}, files: {len(row.files)}"),
         ("digest", row.digest),
         ("path", words.clean(row.path)),
     ]
@@ -265,15 +265,28 @@ def checkpoint_export_options(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_export(call: Call) -> int:
     """Copy the files of one generation to a new directory."""
-    row, target = _generation(call), call.args.directory
+    target = call.args.directory
     if os.path.lexists(target):
         raise Conflict(f"{target} exists already", "name a directory that does not exist yet")
-    try:
-        shutil.copytree(row.path, target, symlinks=True)
-    except (OSError, shutil.Error) as bad:
-        hint = f"the files belong to the task's user; read them as that user: {row.path}"
-        raise NotFound(f"cannot copy checkpoint {row.seq}: {bad}", hint) from bad
+    row = _generation(call)
+    if not _copied(row, target):  # the task saved twice meanwhile: this one was cleared away
+        row = _generation(call)
+        if not _copied(row, target):
+            raise NotFound(f"checkpoint {row.seq} is gone", "name one, or pause the task first")
     call.note(f"checkpoint {row.seq}, {units.size_text(row.bytes)}, is in {target}")
     if call.style.is_quiet or not call.is_for_people:
         call.out([target])
     return 0
+
+
+def _copied(row: CheckpointRow, target: str) -> bool:
+    """Copy a generation, all or nothing. Returns False where it vanished."""
+    try:
+        shutil.copytree(row.path, target, symlinks=True)
+    except (OSError, shutil.Error) as bad:
+        shutil.rmtree(target, ignore_errors=True)
+        if not os.path.exists(row.path) and os.access(os.path.dirname(row.path), os.R_OK):
+            return False
+        hint = f"the files belong to the task's user; read them as that user: {row.path}"
+        raise Denied(f"cannot copy checkpoint {row.seq}: {bad}", hint) from bad
+    return True

@@ -19,13 +19,14 @@ from ckptd.protocol.messages import FINISHED, PHASES, Selector, Status, TaskPage
 
 ENDED_SHOWN: Final = 10
 PENDING_SHOWN: Final = 40
+HELD_SHOWN: Final = 10
 LIVE_SHOWN: Final = 100
 FIRST_PAGE: Final = 200
 PAGES_MAX: Final = 20  # of 5,000 tasks each, looked through for one class of the digest
 _RANK: Final = {
     phase: rank
     for rank, phases in enumerate(
-        (selectors.ACTIVE, selectors.STUCK, selectors.PENDING, selectors.ENDED)
+        (selectors.ACTIVE, selectors.STUCK, ("waiting", "queued"), ("held",), selectors.ENDED)
     )
     for phase in phases
 }
@@ -47,7 +48,9 @@ def status_options(parser: argparse.ArgumentParser) -> None:
         help="redraw until Ctrl-C or q (--watch=5s; default 2s)",
     )  # fmt: skip
     shown.add_argument("--sort", metavar="FIELD", help="sort by a field; FIELD- turns it round")
-    shown.add_argument("-n", "--limit", metavar="N", type=int, help="at most so many tasks")
+    shown.add_argument(
+        "-n", "--limit", metavar="N", type=int, help="the last N alone (with --sort: the first N)"
+    )
     shown.add_argument(
         "--check", action="store_true",
         help="print nothing; exit 0 if all succeeded, 3 if some are not finished, else 1",
@@ -85,16 +88,18 @@ def is_narrowed(args: argparse.Namespace) -> bool:
 def picture(call: Call) -> Picture:
     """Ask for the tasks to show."""
     args = call.args
-    if is_narrowed(args):
+    if args.limit is not None and not args.sort:
+        select = call.select() if is_narrowed(args) else Selector(all=True)
+        rows, totals = _newest(call, select, max(0, args.limit))
+    elif is_narrowed(args):
         rows, totals = _every(call, call.select())
-    elif call.is_for_people and not (args.sort or args.limit):
+    elif call.is_for_people and not args.sort:
         rows, totals = _digest(call)
     else:
         rows, totals = _every(call, Selector(all=True))
     if args.sort:
         rows = _sorted(rows, args.sort)
-    if args.limit is not None:
-        rows = rows[: args.limit] if args.sort else rows[max(0, len(rows) - args.limit) :]
+        rows = rows[: args.limit]
     return Picture(rows, totals)
 
 
@@ -107,6 +112,19 @@ def _every(call: Call, select: Selector) -> tuple[list[TaskRow], dict[str, int]]
     return rows, totals
 
 
+def _newest(call: Call, select: Selector, limit: int) -> tuple[list[TaskRow], dict[str, int]]:
+    """Return the last `limit` tasks, oldest first."""
+    rows: list[TaskRow] = []
+    totals: dict[str, int] = {}
+    is_scan = not (select.ids or select.last or select.keys or select.names)
+    for page in call.pages(select, newest=True):
+        rows.extend(page.tasks)
+        totals = page.totals
+        if is_scan and len(rows) >= limit:
+            break  # named tasks come by id, whatever was asked
+    return sorted(rows, key=lambda row: -row.id)[:limit][::-1], totals
+
+
 def _digest(call: Call) -> tuple[list[TaskRow], dict[str, int]]:
     """Return the tasks that matter now; one request where there are few."""
     asked = Status(Selector(all=True), FIRST_PAGE, newest=True)
@@ -116,7 +134,8 @@ def _digest(call: Call) -> tuple[list[TaskRow], dict[str, int]]:
         found = [
             *_some(call, selectors.ACTIVE, totals, LIVE_SHOWN),
             *_some(call, selectors.STUCK, totals, PENDING_SHOWN),
-            *_some(call, selectors.PENDING, totals, PENDING_SHOWN),
+            *_some(call, ("waiting", "queued"), totals, PENDING_SHOWN),
+            *_some(call, ("held",), totals, HELD_SHOWN),
             *_some(call, selectors.ENDED, totals, 5 * ENDED_SHOWN, newest=True),
         ]
     else:

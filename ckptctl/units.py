@@ -158,6 +158,11 @@ def size_text(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def number_text(value: float) -> str:
+    """Return `1,234,567`, or three digits after the point where there is a fraction."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.3f}"
+
+
 def rfc3339(at_ns: int) -> str | None:
     """Return `2026-11-20T17:00:00.250000Z`, or None for 0."""
     if not at_ns:

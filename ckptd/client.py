@@ -218,7 +218,7 @@ class Client:
                     self._notice("the daemon went away; waiting for it to come back")
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 raise Denied(f"the daemon at {self.endpoint} refuses this user")
-            elif not self._met and not patient:
+            elif not self._met:
                 raise self._refused()
         return is_back
 

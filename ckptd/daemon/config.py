@@ -87,12 +87,6 @@ class Retention(Table, frozen=True):
     age_s: Annotated[float, Meta(ge=0, le=100 * 366 * 86_400), LIVE] = 30 * 86_400.0
 
 
-class Checkpoint(Table, frozen=True):
-    """[checkpoint]: generations of a task's checkpoints."""
-
-    keep: Annotated[int, Meta(ge=2, le=1_000), LIVE] = 2
-
-
 class Group(Table, frozen=True):
     """[groups.NAME]: how many tasks of a group run at once."""
 
@@ -108,7 +102,6 @@ class Config(Table, frozen=True):
     task: Task = Task()
     retry: Retry = Retry()
     retention: Retention = Retention()
-    checkpoint: Checkpoint = Checkpoint()
     groups: dict[GroupName, Group] = msgspec.field(default_factory=lambda: {"default": Group()})
 
 

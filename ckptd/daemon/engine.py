@@ -23,6 +23,7 @@ from ckptd.core.port import (
 )
 from ckptd.core.records import AnyRecord
 from ckptd.core.state import State
+from ckptd.protocol.codec import UNREADABLE
 from ckptd.protocol.errors import Corrupt
 from ckptd.storage.frame import COUNT_MAX
 from ckptd.storage.wal import Wal
@@ -40,7 +41,7 @@ def decode(payload: bytes | memoryview) -> list[AnyRecord]:
     """Return the records of one frame. Raises Corrupt for what this version cannot read."""
     try:
         return _decoder.decode(payload)
-    except msgspec.DecodeError as bad:
+    except UNREADABLE as bad:
         raise Corrupt(
             f"a log frame checks but cannot be read: {bad}",
             "it was written by a newer ckptd: upgrade, or see FORMAT.md",

@@ -221,7 +221,12 @@ class Housekeeping:
             "commits": self._commits,
             "log_bytes": self._engine.appended_bytes,
             "journal_dropped": self._journal.dropped,
+            **(self.server.stats() if self.server is not None else {}),
         }
+
+    def hold_max_s(self) -> float:
+        """Return the longest time that a request may be parked."""
+        return self.config.ipc.hold_s
 
     def effective_config(self) -> m.EffectiveConfig:
         """Return the configuration in force."""

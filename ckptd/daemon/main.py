@@ -31,7 +31,7 @@ from ckptd.daemon.loop import Loop
 from ckptd.daemon.notify import Notify
 from ckptd.daemon.policy import policy_of
 from ckptd.daemon.requests import Requests
-from ckptd.daemon.server import Server
+from ckptd.daemon.server import Server, take_listen_fd
 from ckptd.daemon.snapshots import Snapshots
 from ckptd.daemon.story import Story
 from ckptd.daemon.wake import Wake
@@ -104,15 +104,17 @@ def _say_failed(journal: Journal, notify: Notify, failed: CkptdError) -> None:
 
 def _serve(base: Base) -> None:
     started_ns = base.clock.mono_ns()
+    listen_fd = take_listen_fd(os.environ)  # first of all: no child may take it for its own
     os.makedirs(base.paths.run, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
-    store = Store.open(base.paths.state, RealDisk())
+    segment_bytes = base.config.wal.segment_bytes
+    store = Store.open(base.paths.state, RealDisk(), segment_bytes=segment_bytes)
     engine, snapshot_lsn, report = _recover(base, store)
     runner = ForkRunner(base.paths.state, base.paths.run, boot_id=base.boot_id)
     wake = Wake()
     wake.install()
     for order in adoption(engine.state, engine.observed):
         runner.adopt(order.task, order.attempt)
-    server = _server(base)
+    server = Server(base.paths.socket, base.config.ipc, base.journal, listen_fd)
     snapshots = Snapshots(engine, store, base.journal, snapshot_lsn)
     facts = Facts(
         os.getpid(),
@@ -136,7 +138,7 @@ def _serve(base: Base) -> None:
     )
     requests = Requests(engine, house, Files(base.paths.state), base.journal)
     requests.on_late = wake.up
-    house.requests = requests
+    house.requests, house.server = requests, server
     loop = Loop(engine, server, requests, runner, house, Story(base.journal), base.clock, wake)
     ready_ms = (base.clock.mono_ns() - started_ns) // 1_000_000
     text = f"ready after {ready_ms} ms on {base.paths.socket}: {house.status_line()}"
@@ -199,10 +201,6 @@ def _frames(base: Base, found: Recovery) -> Iterator[tuple[int, bytes | memoryvi
             base.notify.extend_timeout(REPLAY_STEP_S)
             base.notify.status(f"replaying: at LSN {frame.first_lsn} of {found.last_lsn}")
         yield frame.first_lsn, frame.payload
-
-
-def _server(base: Base) -> Server:
-    return Server(base.paths.socket, base.config.ipc, base.journal)
 
 
 def _close(

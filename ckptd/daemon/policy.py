@@ -5,6 +5,9 @@ import os
 from ckptd.core.policy import Policy
 from ckptd.daemon.config import Config
 
+UNLIMITED = 1 << 60
+FOR_EVER_S = 1e9  # 30 years
+
 
 def policy_of(config: Config) -> Policy:
     """Return the policy that a configuration means on this machine."""
@@ -22,7 +25,7 @@ def policy_of(config: Config) -> Policy:
         host_deaths_max=config.retry.host_deaths_max,
         interruptions_max=config.retry.interruptions_max,
         attempts_max=config.retry.attempts_max,
-        finished_max=config.retention.finished_max,
-        finished_age_s=config.retention.age_s,
+        finished_max=config.retention.finished_max or UNLIMITED,
+        finished_age_s=config.retention.age_s or FOR_EVER_S,
         slots=len(os.sched_getaffinity(0)),
     )

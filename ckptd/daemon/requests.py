@@ -58,6 +58,10 @@ class Control(Protocol):
         """Return what was counted since the start."""
         ...
 
+    def hold_max_s(self) -> float:
+        """Return the longest time that a request may be parked."""
+        ...
+
 
 class Requests:
     """The daemon's desk."""
@@ -144,7 +148,10 @@ class Requests:
         if found.met or not self._may_park(request, asked.hold_s):
             return found
         until = self._until(request, asked.hold_s)
-        self._parked.park_wait(request, [row.id for row in found.tasks], until)
+        ids = [row.id for row in found.tasks]
+        if asked.goal == "done" and not asked.any:  # nothing is met before the last open one ends
+            ids = [row.id for row in found.tasks if row.phase not in m.FINISHED][-1:] or ids
+        self._parked.park_wait(request, ids, until)
         return None
 
     def _events(self, request: Incoming, asked: m.Events, _: Now) -> m.EventPage | None:
@@ -180,7 +187,8 @@ class Requests:
 
     def _until(self, request: Incoming, hold_s: float) -> int:
         if not request.until_mono_ns:
-            request.until_mono_ns = self._mono_ns + int(hold_s * 1e9)
+            held_s = min(hold_s, self._control.hold_max_s())
+            request.until_mono_ns = self._mono_ns + int(held_s * 1e9)
         return request.until_mono_ns
 
     def revisit(self, touched: Iterable[int], now: Now, mono_ns: int, *, grown: bool) -> None:

@@ -22,4 +22,3 @@ DEPENDENCIES_MAX: Final = 1_000
 SELECTED_MAX: Final = 10_000  # tasks that one mutating request may touch
 PRIORITY_MAX: Final = 1_000_000
 PARALLEL_MAX: Final = 10_000
-CONNECTIONS_PER_UID_MAX: Final = 64  # see the connection guard: libzmq aborts at EMFILE on ipc

@@ -1,4 +1,4 @@
-"""What daemon and supervisor share about one attempt: its order and its record.
+r"""What daemon and supervisor share about one attempt: its order and its record.
 
     attempts/reign              link to the token of the daemon whose orders are valid now
     attempts/7.2                attempt 2 of task 7: one block, a hard link to a record file
@@ -33,13 +33,14 @@ class Order:
     """All that a supervisor needs to know to run one attempt."""
 
     __slots__ = (
-        "argv", "attempt", "cwd", "env", "gid", "groups", "memory_bytes", "output", "reign",
-        "resumed_from", "spare", "stdin", "task", "uid", "umask",
+        "argv", "attempt", "cwd", "env", "gid", "groups", "memory_bytes", "output", "programs",
+        "reign", "resumed_from", "spare", "stdin", "task", "uid", "umask",
     )  # fmt: skip
     task: int
     attempt: int
-    argv: tuple[str, ...]
-    env: dict[str, str]
+    programs: tuple[bytes, ...]  # files to try, in this order
+    argv: bytes  # words separated by NUL, as execve will see them
+    env: bytes  # NAME=value, likewise
     cwd: str
     stdin: str
     output: str

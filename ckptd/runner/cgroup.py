@@ -201,7 +201,7 @@ def _unified(mount: str, own: str, name: str) -> str:
     hosts = [os.path.dirname(own.rstrip("/")) or "/", own, "/"]
     possible = ""
     for host in dict.fromkeys(hosts):
-        if host != own and host != "/" and not _is_delegated(mount + host):
+        if host not in {own, "/"} and not _is_delegated(mount + host):
             continue
         path = _made(mount, host, name)
         if host == "/" or not _words(f"{mount}{host}/cgroup.procs"):

@@ -11,38 +11,66 @@ from ckptd.runner import linux
 from ckptd.runner.attempt import Order
 
 OPEN = b"go"
-_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+_ENOENT, _EACCES, _ENOTDIR, _EINVAL = 2, 13, 20, 22
 _MESSAGE_BYTES_MAX = 1_024
 
 
-def become_task(order: Order, gate: int, output: int, supervisor: int, *, calm: bool) -> None:
-    """Turn this process into the task. Returns never: ends in exec, or tells why not and exits."""
-    step = "prepare the process"
-    try:
-        os.setsid()
-        if not calm:
-            _reset_oom_score()
-        if order.uid >= 0:
-            step = f"become uid {order.uid}"
-            os.setgroups(order.groups)
-            os.setresgid(order.gid, order.gid, order.gid)
-            os.setresuid(order.uid, order.uid, order.uid)
-        linux.die_with_parent()  # after the change of uid, which would undo it
-        os.umask(order.umask)
-        step = f"enter the working directory {order.cwd}"
-        os.chdir(order.cwd)
-        step = f"open the input {order.stdin}"
-        _set_streams(order.stdin, output)
-        if os.read(gate, len(OPEN)) != OPEN or os.getppid() != supervisor:
-            os._exit(1)
-        step = f"execute {order.argv[0]}"
-        linux.set_mask(linux.NO_SIGNALS)
-        _execute(order)
-    except OSError as error:
-        _tell(gate, error.errno or 0, f"cannot {step}: {os.strerror(error.errno or 0)}")
-    except BaseException as error:  # noqa: BLE001  (nothing may return into the supervisor's code)
-        _tell(gate, 22, f"cannot {step}: {error!r}")
-    os._exit(127)
+class Child:
+    """All that `become_task` needs, made before the fork: what is made after it costs copies."""
+
+    __slots__ = ("argv", "calm", "env", "order", "output", "supervisor")
+
+    def __init__(self, order: Order, output: int, supervisor: int, *, calm: bool) -> None:
+        self.order = order
+        self.argv = linux.strings(order.argv)
+        self.env = linux.strings(order.env)
+        self.output = output
+        self.supervisor = supervisor
+        self.calm = calm  # the OOM score is the normal one
+
+    def become_task(self, gate: int) -> None:
+        """Turn this process into the task. Never returns: ends in exec, or says why not."""
+        order = self.order
+        step = "prepare the process"
+        try:
+            os.setsid()
+            if not self.calm:
+                _reset_oom_score()
+            if order.uid >= 0:
+                step = f"become uid {order.uid}"
+                os.setgroups(order.groups)
+                os.setresgid(order.gid, order.gid, order.gid)
+                os.setresuid(order.uid, order.uid, order.uid)
+            linux.die_with_parent()  # after the change of uid, which would undo it
+            os.umask(order.umask)
+            step = "enter the working directory"
+            os.chdir(order.cwd)
+            step = "open the input"
+            _set_streams(order.stdin, self.output)
+            if os.read(gate, len(OPEN)) != OPEN or os.getppid() != self.supervisor:
+                os._exit(1)
+            step = "execute"
+            linux.set_mask(linux.NO_SIGNALS)
+            self._execute()
+        except OSError as error:
+            errno = error.errno or _EINVAL
+            named = {"enter the working directory": order.cwd, "open the input": order.stdin}
+            what = named.get(step) or os.fsdecode(order.argv.partition(b"\0")[0])
+            what = f" {what}" if step in {*named, "execute"} else ""
+            _tell(gate, errno, f"cannot {step}{what}: {os.strerror(errno)}")
+        except BaseException as error:  # noqa: BLE001  (nothing may return into the supervisor)
+            _tell(gate, _EINVAL, f"cannot {step}: {error!r}")
+        os._exit(127)
+
+    def _execute(self) -> None:
+        """Try every program; a search goes on past what is not there or not allowed."""
+        found = _ENOENT
+        for program in self.order.programs:
+            errno = linux.execute(program, self.argv, self.env)
+            if errno not in {_ENOENT, _ENOTDIR, _EACCES}:
+                raise OSError(errno, "execve")
+            found = _EACCES if _EACCES in {errno, found} else found
+        raise OSError(found, "execve")
 
 
 def _reset_oom_score() -> None:
@@ -54,24 +82,10 @@ def _reset_oom_score() -> None:
 
 def _set_streams(stdin: str, output: int) -> None:
     """All other descriptors are close-on-exec, as Python makes them."""
-    os.dup2(os.open(stdin or "/dev/null", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC), 0)
+    if stdin:  # else: /dev/null, as the warm parent got it
+        os.dup2(os.open(stdin, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-
-
-def _execute(order: Order) -> None:
-    name = order.argv[0]
-    if "/" in name:
-        os.execve(name, order.argv, order.env)  # noqa: S606
-    denied: OSError | None = None
-    for directory in order.env.get("PATH", _DEFAULT_PATH).split(":"):
-        try:
-            os.execve(f"{directory or '.'}/{name}", order.argv, order.env)  # noqa: S606
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except PermissionError as error:
-            denied = error
-    raise denied or FileNotFoundError(2, "not found in PATH")
 
 
 def _tell(gate: int, errno: int, text: str) -> None:

@@ -7,6 +7,7 @@ import os
 import pwd
 import shlex
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ckptd.core.port import Start
@@ -33,16 +34,33 @@ def order(start: Start, place: Place, found: Found, ckpt_dir: str | None, reign:
     """Return what a supervisor is told; the user and the groups are filled in by `Users`.
 
     Raises:
-        ValueError: an argument placeholder cannot be read.
+        ValueError: an argument placeholder cannot be read, or a word holds a NUL.
     """
     made = Order()
     made.task, made.attempt, made.reign = start.task, start.attempt, reign
-    made.argv = expand(start.argv, found, place.directory)
-    made.env = environment(start, place, found, ckpt_dir)
+    argv = expand(start.argv, found, place.directory)
+    env = environment(start, place, found, ckpt_dir)
+    made.programs = _programs(argv[0], env["PATH"])
+    made.argv = _joined(argv)
+    made.env = _joined([f"{name}={value}" for name, value in env.items()])
     made.cwd, made.stdin, made.output = start.cwd, start.stdin, place.output
     made.umask, made.memory_bytes = start.umask, start.memory_bytes
     made.resumed_from = found.seq
     return made
+
+
+def _programs(name: str, path: str) -> tuple[bytes, ...]:
+    """Return what `name` may mean: itself, or a file in one of the directories of PATH."""
+    if "/" in name:
+        return (os.fsencode(name),)
+    return tuple(os.fsencode(f"{directory or '.'}/{name}") for directory in path.split(":"))
+
+
+def _joined(words: Sequence[str]) -> bytes:
+    joined = "\0".join(words)
+    if joined.count("\0") != len(words) - 1:
+        raise ValueError("an argument or a variable holds a NUL character")
+    return os.fsencode(joined)
 
 
 def environment(start: Start, place: Place, found: Found, ckpt_dir: str | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import secrets
 import signal
+import sys
 import time
 from collections import deque
 from functools import partial
@@ -37,10 +38,10 @@ from ckptd.runner.attempt import Record
 from ckptd.runner.cgroup import Group
 from ckptd.runner.environment import Place, Users
 from ckptd.runner.files import TaskFiles
-from ckptd.runner.instance import Began, Instance, Stage, decode_began, decode_exit
+from ckptd.runner.instance import Began, ExitRecord, Instance, Stage, began_of, exit_of
 from ckptd.runner.marks import Marks
 from ckptd.runner.notify import Hints
-from ckptd.runner.spawn import Link, Pool
+from ckptd.runner.spawn import ENDED, FENCED, STARTED, Key, Pool
 from ckptd.runner.stop import Tree
 from ckptd.runner.watch import Watch, Worker
 from ckptd.storage.blobs import Found
@@ -48,6 +49,7 @@ from ckptd.storage.untrusted import NotTrusted
 
 SIGHTINGS_PER_POLL_MAX = 1_000
 LOOK_AGAIN_S = 0.01  # at a tree that does not die at once, or a start that is not written yet
+PENDING_SIGNALS_MAX = 64  # kept for an attempt that has not started yet
 SPARE_SUPERVISORS = 2  # made before they are needed
 
 
@@ -63,7 +65,7 @@ class ForkRunner:
         self._attempts_dir = f"{state_dir}/attempts"
         os.makedirs(self._attempts_dir, 0o700, exist_ok=True)
         self._files = TaskFiles(state_dir, self.boot_id)
-        self._ckpt_dir = ckpt_dir
+        self._ckpt_dir = ckpt_dir or _beside_python()
         self._reign = secrets.token_hex(8)
         attempt.begin_reign(self._attempts_dir, self._reign)
         name = hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:8]
@@ -79,9 +81,8 @@ class ForkRunner:
         self._marks = Marks(self._files, self._worker, self._see, self._tell_end)
         self._spares: list[int] = []  # record files that nobody uses
         self._spares_made = 0
-        self._pool = Pool(state_dir, self.boot_id, self._roots)
-        for _ in range(SPARE_SUPERVISORS):
-            self._pool.keep(self._new_link())
+        self._pool = Pool(state_dir, self.boot_id, self._roots, self._watch, self._told)
+        self._pool.warm(SPARE_SUPERVISORS)
 
     # --- the port ---------------------------------------------------------------------------
 
@@ -165,13 +166,15 @@ class ForkRunner:
         try:
             order = environment.order(start, place, found, self._ckpt_dir, self._reign)
         except ValueError as error:
-            self._refuse(one, "spawn_error", f"cannot read the argument placeholder: {error}")
+            self._refuse(one, "spawn_error", str(error))
             return
         self._users.set(order, start.uid, start.gid)
         order.spare = one.spare = self._take_spare()
         one.warning = found.warning
         one.stage = Stage.ORDERED
-        self._hand_over(one, order.pack())
+        one.link = self._pool.hand_over(one.key, order.pack())
+        if one.link is None:
+            self._refuse(one, "spawn_error", "no supervisor process can be made")
 
     def _listen(self, one: Instance) -> None:
         ckpt_dir = f"{self._files.directory(one.task)}/ckpt"
@@ -186,6 +189,7 @@ class ForkRunner:
 
     def _claim(self, one: Instance) -> None:
         """Take the attempt, if nobody has it, so that nobody ever runs it."""
+        mine: dict[str, int | float | str]
         mine = {"boot_id": self.boot_id, "shim_pid": os.getpid(), "shim_ticks": 0}
         spare = self._take_spare()
         with contextlib.suppress(OSError):
@@ -197,16 +201,6 @@ class ForkRunner:
                 self._spares.append(spare)
             record.close()
 
-    def _hand_over(self, one: Instance, packed: bytes) -> None:
-        for _ in range(64):  # Bound: more than the supervisors that can be idle
-            link = self._pool.take() if self._pool.has_idle() else self._new_link()
-            link.key = one.key
-            if link.send(packed):
-                one.link = link
-                return
-            self._drop(link)
-        self._refuse(one, "spawn_error", "no supervisor process can be made")
-
     def _refuse(self, one: Instance, cause: str, text: str, error: Exception | None = None) -> None:
         """End an attempt that no supervisor has: take the claim first, so that none ever will."""
         self._claim(one)
@@ -217,46 +211,27 @@ class ForkRunner:
 
     # --- what supervisors say -----------------------------------------------------------------
 
-    def _new_link(self) -> Link:
-        link = self._pool.make()
-        self._watch.add(link.socket.fileno(), partial(self._hear, link))
-        return link
-
-    def _drop(self, link: Link) -> None:
-        self._watch.remove(link.socket.fileno())
-        self._pool.forget(link)
-
-    def _hear(self, link: Link) -> None:
-        message = link.receive()
-        if message is None:
+    def _told(self, key: Key, kind: bytes, body: bytes) -> None:
+        one = self._instances.get(key)
+        if one is None:
             return
-        one = self._instances.get(link.key) if link.key else None
-        kind, body = message[:1], message[1:]
-        if not kind:
-            self._drop(link)
-            if one is not None and one.link is link:
-                one.link = None
-                self._supervisor_died(one)
-        elif one is None:
+        if kind == STARTED:
+            began = began_of(attempt.checked(body))
+            assert began is not None, "a supervisor told a start that is none"
+            self._began(one, began)
             return
-        elif kind == b"S":
-            self._began(one, attempt.checked(body) or b"")
-        elif kind == b"E":
-            one.link = None
-            self._free(link)
-            self._ended(one, attempt.checked(body) or b"")
-        elif kind == b"F":
-            one.link = None
-            self._free(link)
+        one.link = None
+        if kind == ENDED:
+            record = exit_of(attempt.checked(body))
+            assert record is not None, "a supervisor told an end that is none"
+            self._ended(one, record)
+        elif kind == FENCED:
             self._take_up(one)
+        else:
+            self._supervisor_died(one)
 
-    def _free(self, link: Link) -> None:
-        if not self._pool.keep(link):
-            self._drop(link)
-
-    def _began(self, one: Instance, start: bytes) -> None:
-        began = decode_began(start)
-        one.shim = Identity(began.boot_id, began.shim_pid, began.shim_ticks)
+    def _began(self, one: Instance, began: Began) -> None:
+        one.shim = began.shim
         one.tree = self._tree(one, began)
         one.stage = Stage.RUNNING
         self._see(
@@ -281,18 +256,21 @@ class ForkRunner:
 
     # --- ends -----------------------------------------------------------------------------------
 
-    def _ended(self, one: Instance, record: bytes) -> None:
-        found = decode_exit(record)
-        assert (found.task, found.attempt) == one.key, "an exit record lies in another's place"
-        one.end = found.seen()
+    def _ended(self, one: Instance, record: ExitRecord) -> None:
+        one.end = record.seen()
         self._over(one)
 
     def _over(self, one: Instance) -> None:
         """The end is known: read once more what was saved, then tell it."""
         one.stage = Stage.ENDING
+        self._unfollow(one)
+        if one.is_frozen:  # the group is the next attempt's
+            self._set_frozen(one, frozen=False)
         if one.listener is not None:
-            self._hints.unlisten(one.listener)
+            last_words = self._hints.unlisten(one.listener)
             one.listener = None
+            if last_words is not None:
+                self._see(last_words)
         self._marks.finish(one)
 
     def _tell_end(self, one: Instance) -> None:
@@ -324,22 +302,25 @@ class ForkRunner:
         if found is None:
             self._claim(one)
             found = attempt.read(one.place) or attempt.Found(b"")
-        claim = decode_began(found.claim) if found.claim else Began("", 0, 0)
-        if found.exit is not None:
-            self._ended(one, found.exit)
-        elif claim.shim_ticks == 0 and claim.shim_pid:
-            self._end_without_record(one, "not_started", "the order never reached a supervisor")
-        elif claim.boot_id != self.boot_id:
+        record = exit_of(found.exit)
+        claim = began_of(found.claim)
+        if record is not None and (record.task, record.attempt) == one.key:
+            self._ended(one, record)
+        elif claim is None or claim.boot_id != self.boot_id:  # none: torn by a power loss
             self._end_without_record(one, "reboot", "the machine was restarted meanwhile")
+        elif claim.is_refusal:
+            self._end_without_record(one, "not_started", "the order never reached a supervisor")
         else:
-            one.shim = Identity(claim.boot_id, claim.shim_pid, claim.shim_ticks)
+            one.shim = claim.shim
             self._follow(one)
 
     def _end_without_record(self, one: Instance, cause: str, text: str) -> None:
         found = attempt.read(one.place)
-        began_ns = decode_began(found.start).started_ns if found and found.start else 0
-        now_ns = time.time_ns()
-        one.end = EndSeen(*one.key, cause, started_ns=began_ns, ended_ns=now_ns, text=text)
+        start = began_of(found.start) if found else None
+        one.end = EndSeen(
+            *one.key, cause, started_ns=start.started_ns if start else 0,
+            ended_ns=time.time_ns(), text=text,
+        )  # fmt: skip
         self._over(one)
 
     def _follow(self, one: Instance) -> None:
@@ -365,8 +346,9 @@ class ForkRunner:
         if one.stage != Stage.ORDERED:
             return
         found = attempt.read(one.place)
-        if found is not None and found.start is not None:
-            self._began(one, found.start)
+        start = began_of(found.start) if found else None
+        if start is not None:
+            self._began(one, start)
         else:
             self._watch.after(LOOK_AGAIN_S, partial(self._look_for_start, one))
 
@@ -383,13 +365,13 @@ class ForkRunner:
     def _supervisor_died(self, one: Instance) -> None:
         """Its exit record, or the death of its whole tree, comes before the end is told."""
         found = attempt.read(one.place)
-        if found is None or found.exit is not None or found.claim is None:
+        claim = began_of(found.claim) if found else None
+        if found is None or found.exit is not None or claim is None or claim.is_refusal:
             self._take_up(one)
             return
-        claim = decode_began(found.claim)
         one.stage = Stage.ENDING
-        one.shim = Identity(claim.boot_id, claim.shim_pid, claim.shim_ticks)
-        one.tree = self._tree(one, decode_began(found.start) if found.start else None)
+        one.shim = claim.shim
+        one.tree = self._tree(one, began_of(found.start))
         self._kill_rest(one)
 
     def _kill_rest(self, one: Instance) -> None:
@@ -413,7 +395,7 @@ class ForkRunner:
             return
         if one.stage == Stage.RUNNING:
             self._signal(one, effect.signal, tree=effect.tree)
-        else:
+        elif len(one.pending) < PENDING_SIGNALS_MAX:
             one.pending.append((effect.signal, effect.tree))
 
     def _signal(self, one: Instance, number: int, *, tree: bool) -> None:
@@ -422,6 +404,8 @@ class ForkRunner:
             one.tree.signal_all(number)
         else:
             one.tree.signal_main(number)
+        if number == signal.SIGKILL and one.is_frozen:  # on v1 a frozen process cannot even die
+            self._set_frozen(one, frozen=False)
 
     def _freeze(self, effect: Freeze) -> None:
         one = self._running(effect.task, effect.attempt)
@@ -456,3 +440,9 @@ class ForkRunner:
         if not self._seen:
             self._watch.wake()
         self._seen.append(sighting)
+
+
+def _beside_python() -> str | None:
+    """Return the directory of `ckpt` where it is installed beside the interpreter."""
+    directory = os.path.dirname(sys.executable)
+    return directory if os.path.exists(f"{directory}/ckpt") else None

@@ -32,11 +32,21 @@ class Began(msgspec.Struct, frozen=True):
 
     boot_id: str
     shim_pid: int
-    shim_ticks: int  # 0: claimed by a daemon, so that nobody will run it
+    shim_ticks: int  # 0: a daemon's own claim
     pid: int = 0
     ticks: int = 0
     started_ns: int = 0
     resumed_from: int = 0
+
+    @property
+    def shim(self) -> Identity:
+        """Return who holds the attempt."""
+        return Identity(self.boot_id, self.shim_pid, self.shim_ticks)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Return whether a daemon took the claim, so that nobody will ever run the attempt."""
+        return self.shim_ticks == 0
 
 
 class ExitRecord(msgspec.Struct, frozen=True):
@@ -64,8 +74,24 @@ class ExitRecord(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
-decode_began = msgspec.json.Decoder(Began).decode
-decode_exit = msgspec.json.Decoder(ExitRecord).decode
+_began = msgspec.json.Decoder(Began)
+_exit = msgspec.json.Decoder(ExitRecord)
+
+
+def began_of(line: bytes | None) -> Began | None:
+    """Return a claim or a start, None where it is missing or nothing that we wrote."""
+    try:
+        return _began.decode(line) if line else None
+    except msgspec.MsgspecError:
+        return None
+
+
+def exit_of(line: bytes | None) -> ExitRecord | None:
+    """Return an exit record, None where it is missing or nothing that we wrote."""
+    try:
+        return _exit.decode(line) if line else None
+    except msgspec.MsgspecError:
+        return None
 
 
 class Instance:

@@ -37,6 +37,22 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
+def strings(joined: bytes) -> "Strings":
+    """Return an array as execve takes it of NUL-separated strings."""
+    words = joined.split(b"\0")
+    return (ctypes.c_char_p * (len(words) + 1))(*words, None)
+
+
+def execute(program: bytes, argv: "Strings", env: "Strings") -> int:
+    """Become another program; return errno where that failed. Allocates next to nothing.
+
+    After a fork every page that is written to is copied first; `os.execve` would build its
+    arrays from dictionaries there, this takes what was built before the fork.
+    """
+    _libc.execve(program, argv, env)
+    return ctypes.get_errno()
+
+
 def die_with_parent() -> None:
     """Have the kernel SIGKILL this process when its parent dies; undone by a change of uid."""
     _checked(_libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
@@ -98,3 +114,8 @@ def watch_arrivals(fd: int, directory: str) -> int:
 def unwatch(fd: int, number: int) -> None:
     """Forget a watch; one that went with its directory is no error."""
     _libc.inotify_rm_watch(fd, number)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Strings = ctypes.Array[ctypes.c_char_p]

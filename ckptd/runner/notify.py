@@ -103,6 +103,7 @@ class Hints:
         os.chmod(directory, 0o711)  # noqa: S103  (tasks of all users pass through)
         self._directory = directory
         self._watch = watch
+        self._all: set[Listener] = set()
         self._news: dict[int, Listener] = {}
         self._by_number: dict[int, Listener] = {}
         self._inotify = linux.inotify()
@@ -113,6 +114,7 @@ class Hints:
     ) -> Listener:
         """Open the task's socket and watch its checkpoints; what cannot be is left out."""
         one = Listener(task, attempt, hinted)
+        self._all.add(one)
         path = f"{self._directory}/{task}.sock"
         if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
             one.socket = _bound(path, uid)
@@ -124,19 +126,22 @@ class Hints:
             self._by_number[one.directory] = one
         return one
 
-    def unlisten(self, one: Listener) -> None:
-        """Take in the last words; close and remove the task's socket."""
+    def unlisten(self, one: Listener) -> TelemetrySeen | None:
+        """Close and remove the task's socket; return its last words, if they are news."""
         if one.socket is not None:
             self._heard(one)
             self._watch.remove(one.socket.fileno())
             one.socket.close()
+            one.socket = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(one.path)
-            one.socket = None
+        self._all.discard(one)
         if one.directory >= 0:
             linux.unwatch(self._inotify, one.directory)
             self._by_number.pop(one.directory, None)
             one.directory = -1
+        is_news = self._news.pop(one.task, None) is not None
+        return one.said.told(one.task, one.attempt, time.time_ns()) if is_news else None
 
     def told(self) -> list[TelemetrySeen]:
         """Return the news, at most one per task and turn."""
@@ -148,7 +153,11 @@ class Hints:
         return news
 
     def close(self) -> None:
-        """Stop listening; the sockets stay, deaf, for the next daemon to replace."""
+        """Stop listening; the sockets' names stay, deaf, for the next daemon to replace."""
+        for one in self._all:
+            if one.socket is not None:
+                one.socket.close()
+        self._all.clear()
         os.close(self._inotify)
 
     def _heard(self, one: Listener) -> None:

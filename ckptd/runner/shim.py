@@ -28,9 +28,10 @@ if __name__ == "__main__":  # started by path: nothing of the environment is tru
 
 import _socket
 
-from ckptd.runner import attempt, child, identity, linux
+from ckptd.runner import attempt, identity, linux
 from ckptd.runner.attempt import Order, Record
 from ckptd.runner.cgroup import Group, Roots
+from ckptd.runner.child import OPEN, Child
 
 ORDER_BYTES_MAX = 65_536  # longer ones travel as a memory file
 DESCRIPTOR_BYTES = 4
@@ -123,10 +124,11 @@ class Supervisor:
         fields["started_ns"] = started_ns = time.time_ns()
         _write(output, _start_line(order, started_ns))
         oom_kills = self.group.oom_kills()
+        task = Child(order, output, self.pid, calm=self.calm)
         pid = os.fork()
         if pid == 0:
             gate.close()
-            child.become_task(order, inner.fileno(), output, self.pid, calm=self.calm)
+            task.become_task(inner.fileno())
         inner.close()
         fields.update(pid=pid, ticks=identity.ticks_of(pid), resumed_from=order.resumed_from)
         try:
@@ -151,7 +153,7 @@ class Supervisor:
             record.write_start(start)
             # Crash: the gate is shut. With us the child dies without having run the task.
             self._tell(b"S" + start)
-            gate.send(child.OPEN)
+            gate.send(OPEN)
             # Crash: the task runs. PDEATHSIG ends it with us, the daemon kills what it forked.
             return gate.recv(4_096)
         except ConnectionError:  # the child gave up before the gate and said why

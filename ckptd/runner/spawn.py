@@ -10,14 +10,22 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from ckptd.runner import shim
 from ckptd.runner.cgroup import Roots
+from ckptd.runner.watch import Watch
 
 IDLE_MAX = 8  # supervisors kept between attempts, about half a MiB each
 RUNS_MAX = 10_000  # attempts after which a supervisor is replaced by a fresh one
 MESSAGE_BYTES_MAX = 8_192  # an exit record and its letter fit twice
 _PARENT_ENDS_S = 10.0
+
+STARTED, ENDED, FENCED, DIED = b"S", b"E", b"F", b""  # kinds of message; the last is none: silence
+
+Key = tuple[int, int]  # (task, attempt)
+Said = Callable[[Key, bytes, bytes], None]  # which attempt, kind, body
 
 
 class Link:
@@ -27,7 +35,7 @@ class Link:
 
     def __init__(self, near: socket.socket) -> None:
         self.socket = near
-        self.key: tuple[int, int] | None = None  # (task, attempt) that it was given
+        self.key: Key | None = None  # the attempt that it was given
         self.runs = 0
 
     def send(self, order: bytes) -> bool:
@@ -63,24 +71,64 @@ class Link:
 
 
 class Pool:
-    """The warm parent and the links to its supervisors that have nothing to do."""
+    """The warm parent, the links to its supervisors, and which of them have nothing to do."""
 
-    def __init__(self, state_dir: str, boot_id: str, roots: Roots) -> None:
+    def __init__(
+        self, state_dir: str, boot_id: str, roots: Roots, watch: Watch, said: Said
+    ) -> None:
         self._arguments = [state_dir, boot_id, roots.unified, roots.memory, roots.freezer]
+        self._watch = watch
+        self._said = said
         self._parent: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._idle: list[Link] = []
 
-    def take(self) -> Link:
-        """Return a link to a supervisor with nothing to do; new ones come up by themselves."""
-        return self._idle.pop() if self._idle else self.make()
+    def warm(self, count: int) -> None:
+        """Make supervisors before they are needed; they come up by themselves."""
+        self._idle += [self._make() for _ in range(count)]
 
-    def has_idle(self) -> bool:
-        """Return whether `take` needs no fork."""
-        return bool(self._idle)
+    def hand_over(self, key: Key, order: bytes) -> Link | None:
+        """Give an order to a supervisor with nothing to do; None where none can be had.
 
-    def make(self) -> Link:
-        """Have one more supervisor forked. What is sent to it waits until it is there."""
+        One that is just being made reads it once it is up.
+        """
+        for _ in range(IDLE_MAX + 1):  # Bound: all idle ones may have died
+            try:
+                link = self._idle.pop() if self._idle else self._make()
+            except OSError:  # no descriptors or no processes left
+                return None
+            link.key = key
+            if link.send(order):
+                return link
+            self._drop(link)
+        return None
+
+    def _hear(self, link: Link) -> None:
+        message = link.receive()
+        if message is None:
+            return
+        key, kind = link.key, message[:1]
+        if kind == DIED:
+            self._drop(link)
+        elif kind in {ENDED, FENCED}:
+            self._free(link)
+        if key is not None:
+            self._said(key, kind, message[1:])
+
+    def _free(self, link: Link) -> None:
+        link.key = None
+        if len(self._idle) < IDLE_MAX and link.runs < RUNS_MAX:
+            self._idle.append(link)
+        else:
+            self._drop(link)  # it exits
+
+    def _drop(self, link: Link) -> None:
+        if link in self._idle:
+            self._idle.remove(link)
+        self._watch.remove(link.socket.fileno())
+        link.socket.close()
+
+    def _make(self) -> Link:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far:
             for _ in range(2):  # Bound: a parent that was killed is replaced once
@@ -90,21 +138,10 @@ class Pool:
                     break
                 except OSError:
                     self._drop_parent()
-        return Link(near)
-
-    def keep(self, link: Link) -> bool:
-        """Keep an idle supervisor for later; False where it is one too many."""
-        if len(self._idle) >= IDLE_MAX or link.runs >= RUNS_MAX:
-            return False
-        link.key = None
-        self._idle.append(link)
-        return True
-
-    def forget(self, link: Link) -> None:
-        """Hang up: an idle supervisor exits, a busy one after its attempt."""
-        if link in self._idle:
-            self._idle.remove(link)
-        link.socket.close()
+        # What the parent did not get has no other end: the first message finds that out.
+        link = Link(near)
+        self._watch.add(near.fileno(), partial(self._hear, link))
+        return link
 
     def close(self) -> None:
         """Hang up on the parent and all idle supervisors."""
@@ -120,7 +157,7 @@ class Pool:
             self._parent = subprocess.Popen(
                 [*command, *self._arguments],
                 cwd="/",
-                env={},
+                env={"LD_BIND_NOW": "1"},  # else every child looks up the same symbols again
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # nothing of the daemon's is held open by supervisors
                 stderr=subprocess.DEVNULL,

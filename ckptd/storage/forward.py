@@ -7,7 +7,6 @@ Trailing markers are left out: `synced_lsn` in the new header promises what they
 Read next: `wal.py`.
 """
 
-import errno
 from collections.abc import Callable
 from functools import partial
 
@@ -16,7 +15,7 @@ from ckptd.storage import segment
 from ckptd.storage.disk import File
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.segment import BLOCK_BYTES, TAIL_BYTES, Name, Place, Segment
-from ckptd.storage.wal import Reign, WalFailed
+from ckptd.storage.wal import NO_ROOM, Reign, WalFailed
 
 TORN_KEPT = 8  # cut-off tails kept for inspection, the newest
 
@@ -34,7 +33,7 @@ def copy_forward(
     try:
         file = _make(place, recovery, name, reign)
     except OSError as bad:
-        if bad.errno in (errno.ENOSPC, errno.EDQUOT):
+        if bad.errno in NO_ROOM:
             raise DiskFull(
                 f"no room for the {place.segment_bytes} bytes of a new segment in "
                 f"{place.wal_dir}; the log is whole up to LSN {recovery.last_lsn}",

@@ -176,7 +176,7 @@ def written_end(data: memoryview, start: int) -> int:
     zeros = bytes(step)
     while end > start:  # Bound: `end` falls by `step`
         begin = max(start, end - step)
-        if data[begin:end] != zeros[: end - begin]:
+        if bytes(data[begin:end]) != zeros[: end - begin]:  # a view would compare item by item
             return begin + len(bytes(data[begin:end]).rstrip(b"\0"))
         end = begin
     return start

@@ -21,7 +21,6 @@ from ckptd.storage import frame, segment, snapshot
 from ckptd.storage.frame import Frame
 from ckptd.storage.segment import BLOCK_BYTES, Block, Link, Name, Place, Segment
 from ckptd.storage.snapshot import Snapshot
-from ckptd.storage.wal import WalFailed
 
 OnProgress = Callable[[int, int], None]
 """Called with (segments judged, segments to judge) after each."""
@@ -130,28 +129,28 @@ class Recovery:
         """Return where the chain stands once trailing markers are left out."""
         return Link(self.tail.link.next_lsn, self.tail.keep_crc)
 
-    def last_frames(self) -> memoryview:
+    def last_frames(self) -> bytes:
         """Return the bytes of all frames of the last segment but trailing markers."""
-        data, _ = self._load(self.segments[-1].name)
-        return data[BLOCK_BYTES : self.tail.keep_end]
+        file = self._place.disk.open(self._path(self.segments[-1].name))
+        try:
+            return file.read(self.tail.keep_end - BLOCK_BYTES, BLOCK_BYTES)
+        finally:
+            file.close()
 
     def _path(self, name: Name) -> str:
         return f"{self._place.wal_dir}/{name}"
 
     def _distrust_cache(self, name: Name) -> None:
-        """Write out and forget the cached pages of the last segment. Raises WalFailed.
+        """Write out and forget the cached pages of the last segment.
 
         Durable: what the last reign wrote and did not live to sync.
         """
+        file = self._place.disk.open(self._path(name), write=True)
         try:
-            file = self._place.disk.open(self._path(name), write=True)
-            try:
-                file.sync()
-                file.drop_cache()
-            finally:
-                file.close()
-        except OSError as bad:
-            raise WalFailed(f"{self._path(name)} cannot be synced: {bad.strerror}") from bad
+            file.sync()
+            file.drop_cache()
+        finally:
+            file.close()
 
     def _find_snapshot(self) -> Snapshot | None:
         """Return the newest snapshot that checks; say so loudly where a newer one does not."""

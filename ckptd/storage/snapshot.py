@@ -257,7 +257,11 @@ class SnapshotWriter:
                 disk.unlink(part)
         if not size:
             return SnapshotFailed(self.lsn, "given up")
-        verify(self._place, part, self.lsn)
+        try:
+            verify(self._place, part, self.lsn)
+        except Corrupt:
+            disk.unlink(part)
+            raise
         disk.rename(part, self._path)  # Crash: a .tmp is removed by the next `arm`
         disk.sync_dir(self._place.snap_dir)
         return SnapshotDone(self.lsn, size, self._store.keep_newest())

@@ -21,7 +21,7 @@ import contextlib
 import json
 from zlib import crc32
 
-from ckptd.protocol.errors import BadConfig, Busy, CkptdError, Corrupt
+from ckptd.protocol.errors import BadConfig, Busy, CkptdError, Corrupt, DiskFull
 from ckptd.storage import frame, segment, snapshot
 from ckptd.storage.disk import Disk, File, RealDisk
 from ckptd.storage.forward import copy_forward
@@ -29,7 +29,7 @@ from ckptd.storage.rebuild import store_id_from_headers
 from ckptd.storage.recovery import LOOK, OnProgress, Recovery
 from ckptd.storage.segment import BLOCK_BYTES, SEGMENT_BYTES, Link, Name, Place
 from ckptd.storage.snapshot import SnapshotWriter
-from ckptd.storage.wal import Background, Reign, Wal, new_block
+from ckptd.storage.wal import NO_ROOM, Background, Reign, Wal, WalFailed, new_block
 
 _FORMAT_BYTES_MAX = 4096
 _FORMAT_CRC = b',"crc32":"'
@@ -63,7 +63,8 @@ class Store:
         Raises:
             Busy: another process has it.
             Corrupt: FORMAT does not check, or is missing beside a log.
-            BadConfig: a later version wrote it, or there is none and `create` is False.
+            BadConfig: a later version wrote it, it cannot be used, or there is none to look at.
+            DiskFull: no room for a new store.
         """
         disk = disk or RealDisk()
         root = path.rstrip("/")
@@ -72,6 +73,10 @@ class Store:
             store = _read_format(disk, root)
             if store is None:
                 store = _create(disk, root, segment_bytes)
+        except OSError as bad:
+            lock.close()
+            kind = DiskFull if bad.errno in NO_ROOM else BadConfig
+            raise kind(f"{root} cannot be used as state directory: {bad.strerror}") from bad
         except BaseException:
             lock.close()
             raise
@@ -82,9 +87,12 @@ class Store:
 
         Raises:
             Corrupt: damage that a power cut does not explain.
-            WalFailed: the last segment cannot be synced.
+            WalFailed: the last segment or a directory cannot be synced.
         """
-        return Recovery(self.place, on_progress or (lambda _done, _whole: None))
+        try:
+            return Recovery(self.place, on_progress or (lambda _done, _whole: None))
+        except OSError as bad:
+            raise WalFailed(f"{self.place.root} cannot be read and synced: {bad}") from bad
 
     def arm(self, recovery: Recovery, *, epoch: int, boot_id: str, at_ns: int) -> Wal:
         """Begin a reign: copy the good frames of the last segment into a new one of this epoch.

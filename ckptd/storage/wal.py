@@ -23,7 +23,7 @@ from ckptd.storage.disk import Bytes, File
 from ckptd.storage.frame import Chain, Frame
 from ckptd.storage.segment import BLOCK_BYTES, TAIL_BYTES, Block, Link, Name, Place, Segment
 
-_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 class WalFailed(Internal):
@@ -301,7 +301,7 @@ class Wal:
         try:
             segment.make_spare(self._place.disk, self._place.wal_dir, self._place.segment_bytes)
         except OSError as bad:
-            if bad.errno not in _NO_ROOM:
+            if bad.errno not in NO_ROOM:
                 raise self._fail("filling a new segment", bad) from bad
             self.last_error = f"no room for a segment: {bad.strerror}"
             raise DiskFull(

@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import subprocess
 
 import pytest
 
@@ -24,23 +23,18 @@ CONFIG = "[task]\nretries = 9\n[retry]\nbackoff_s = 0.02\ntransient_backoff_s = 
 
 
 def strike(daemon: LiveDaemon, chance: random.Random) -> str:
-    """SIGKILL some of the daemon's, the supervisors' and the task's processes; tell which."""
+    """SIGKILL some of the daemon's, the supervisors' and the task's processes; tell which.
+
+    A daemon that was hit is started again.
+    """
     alive = sorted(processes_of(daemon.root))
     victims = chance.sample(alive, chance.randint(1, len(alive)))
     for pid in victims:
         kill_quietly(pid)
-    return f"{len(victims)} of {len(alive)}, daemon {'too' if daemon.pid in victims else 'not'}"
-
-
-def revive(daemon: LiveDaemon) -> None:
-    """Start the daemon again if it was hit."""
-    assert daemon.process is not None
-    try:
-        daemon.process.wait(0.05)
-    except subprocess.TimeoutExpired:
-        return
-    daemon.process = None
-    daemon.start()
+    if daemon.pid in victims:
+        daemon.restart()
+        return f"{len(victims)} of {len(alive)} with the daemon"
+    return f"{len(victims)} of {len(alive)} without the daemon"
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="needs flock(1) of util-linux")
@@ -57,7 +51,6 @@ def test_whatever_dies_at_whatever_moment_one_instance_comes_to_its_end(
             (task,) = client.ask("submit", {"tasks": [spec]})["ids"]
         let_pass(chance.choice((0.008, 0.08)) * chance.random())
         struck = strike(daemon, chance)
-        revive(daemon)
         told = f"seed {seed}, round {number}, task {task}, killed {struck}"
 
         def has_ended(task: int = task) -> bool:
@@ -66,7 +59,8 @@ def test_whatever_dies_at_whatever_moment_one_instance_comes_to_its_end(
         try:
             until(has_ended, 20.0, every_s=0.02)
         except TimeoutError as late:
-            raise TimeoutError(f"{told}: {daemon.row(task)}") from late
+            log = daemon.log.read_text()[-3000:]
+            raise TimeoutError(f"{told}: {daemon.row(task)}\n{log}") from late
         detail = daemon.detail(task)
         assert detail["row"]["phase"] == "succeeded", f"{told}: {detail}"
         assert not (daemon.work / "overlap").exists(), f"{told}: {detail['attempts']}"

@@ -191,3 +191,4 @@ def test_a_record_torn_by_a_full_disk_leaves_the_journal_writable(world: TaskWor
         assert list(world.facts().steps) == ["a"]
         world.record(facts.step_done("c"))
         assert list(world.facts().steps) == ["a", "c"]
+        assert path.stat().st_size == len(whole) + len(frame), "nothing torn is left behind"

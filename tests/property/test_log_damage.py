@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ckptd.protocol.errors import CkptdError, Corrupt, DiskFull
+from ckptd.protocol.errors import BadConfig, CkptdError, Corrupt, DiskFull
 from ckptd.storage import frame, segment
 from ckptd.storage.segment import BLOCK_BYTES
 from ckptd.storage.store import Store
@@ -279,7 +279,7 @@ def test_a_failing_operation_never_costs_what_was_acknowledged(
         try:
             writer = Writer(disk)
             writer.work(rng, 40)
-        except (WalFailed, DiskFull, OSError, AssertionError) as bad:
+        except (WalFailed, DiskFull, BadConfig, AssertionError) as bad:
             if isinstance(bad, AssertionError) and "Snapshot" not in str(bad):
                 raise
         if writer:

@@ -49,6 +49,12 @@ def test_status_of_a_long_queue_shows_the_active_first(scripted: Scripted) -> No
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["9", "10", "5"]
 
 
+def test_the_last_tasks_alone_cost_one_page(scripted: Scripted) -> None:
+    pages = {0: page(*(row(number) for number in range(900, 800, -1)), following=801)}
+    daemon = scripted({"status": lambda asked: pages[asked.cursor]})  # type: ignore[attr-defined]
+    assert ctl(daemon.endpoint, "status", "-q", "-n", "3")[1].split() == ["898", "899", "900"]
+
+
 def test_submit_prints_the_id_and_passes_on_where_it_was_called(
     scripted: Scripted, short_dir: Path
 ) -> None:

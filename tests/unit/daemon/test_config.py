@@ -182,3 +182,17 @@ def test_paths_follow_root_xdg_systemd_and_the_configuration_in_rising_order() -
     unit = xdg | {"STATE_DIRECTORY": "/var/lib/a:/var/lib/b", "RUNTIME_DIRECTORY": "/run/a"}
     assert paths.resolve(0, unit).state == "/var/lib/a"
     assert paths.resolve(0, unit, state_dir="/own", run_dir="/r").socket == "/r/ctl.sock"
+
+
+def test_every_key_is_read_by_somebody() -> None:
+    code = "\n".join(
+        path.read_text()
+        for path in (ROOT / "ckptd").rglob("*.py")
+        if path.stem not in {"config", "doctor"}
+    )
+    unread = {
+        key
+        for key in known_keys(config.Config)
+        if not key.startswith("groups.") and not re.search(rf"\b{key}\b", code)
+    }
+    assert unread == set()

@@ -87,6 +87,16 @@ def test_unsealed_across_a_restart_of_the_machine_is_not_trusted(world: TaskWorl
     assert world.path("ckpt", "5.unsynced", "a").exists()
 
 
+def test_adoption_after_a_restart_of_the_machine_seals_nothing_either(world: TaskWorld) -> None:
+    published = world.publish(1, a="may be empty now")
+    attempt = json.dumps({"attempt": 1, "boot_id": "another boot"})
+    world.path("attempt.json").write_text(attempt)
+
+    assert "not trusted" in world.seal()[0]
+    assert world.mark().checkpoint == 0
+    assert os.listdir(published) == ["a"]
+
+
 @pytest.mark.parametrize("damage", ["flip", "shorten", "remove", "add", "manifest", "no manifest"])
 def test_a_damaged_newest_falls_back_is_told_and_kept(world: TaskWorld, damage: str) -> None:
     saved(world, a="first")
