@@ -57,7 +57,7 @@ def _escaped(char: str) -> str:
 
 
 def state_text(row: TaskRow, now_ns: int) -> str:
-    """Return the phase and why, as in `waiting: retry in 12s (failure 2)`."""
+    """Return the phase and why, as in `waiting: retry in 12s (failure 2 of 3)`."""
     why = clean(_why(row, now_ns))
     return f"{row.phase}: {why}" if why else row.phase
 
@@ -94,7 +94,8 @@ def _waiting(row: TaskRow, now_ns: int) -> str:
         left_s = (row.until_ns - now_ns) / SECOND_NS
         words += f" in {duration_text(left_s)}" if left_s > 0 else " now"
     if row.reason == "backoff" and row.failures:
-        words += f" (failure {row.failures})"
+        most = f" of {row.failures_max}" if row.failures_max else ""
+        words += f" (failure {row.failures}{most})"
     return words
 
 

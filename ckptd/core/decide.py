@@ -124,6 +124,8 @@ def _cancel(case: Case, task: Task, command: m.Cancel) -> list[AnyRecord]:
 
 
 def _kill(case: Case, task: Task, command: m.Kill) -> list[AnyRecord]:
+    if task.phase in ENDED and task.phase is not Phase.CANCELLED:
+        raise _conflict(task, "kill", "it has ended already")
     if task.phase not in ACTIVE or task.run is None:
         return _cancel(case, task, m.Cancel(command.select, reason=command.reason or "kill"))
     run, now = task.run, case.now

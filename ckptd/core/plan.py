@@ -49,6 +49,7 @@ class Instance(msgspec.Struct, gc=False):
     frozen: bool = False
     asked: int = 0
     first: float = 0.0  # `done` as it was said first: the rate counts from there
+    first_ns: int = 0
     done: float = 0.0
     total: float = 0.0
     text: str = ""

@@ -89,6 +89,7 @@ def row(view: View, task: Task) -> m.TaskRow:
         labels=spec.labels,
         attempt=run.attempt if run else 0,
         failures=run.failures if run else 0,
+        failures_max=spec.max_failures,
         interruptions=run.interruptions if run else 0,
         submitted_ns=task.submitted_ns,
         started_ns=_started_ns(task),
@@ -119,7 +120,7 @@ def _progress(view: View, task: Task) -> m.Progress | None:
     instance: Instance | None = view.observed.instances.get(task.id)
     if instance is None or not instance.said_ns:
         return None
-    run_s = (instance.said_ns - _started_ns(task)) / 1e9
+    run_s = (instance.said_ns - instance.first_ns) / 1e9
     gained = instance.done - instance.first
     rate = gained / run_s if run_s > 0 else 0.0
     return m.Progress(instance.done, instance.total, instance.text, instance.said_ns, rate)

@@ -103,7 +103,7 @@ class Engine:
             return
         if seen.total or seen.done:
             if not instance.said_ns:
-                instance.first = seen.done
+                instance.first, instance.first_ns = seen.done, seen.at_ns
             instance.done, instance.total = seen.done, seen.total
             instance.said_ns = seen.at_ns
         instance.text = seen.text or instance.text

@@ -297,7 +297,7 @@ class Progress(Answer, frozen=True):
     total: float = 0.0  # 0: unknown
     text: str = ""
     at_ns: int = 0
-    rate: float = 0.0  # done per second over this attempt
+    rate: float = 0.0  # done per second, as far as this daemon has heard
 
 
 class TaskRow(Answer, frozen=True):
@@ -316,6 +316,7 @@ class TaskRow(Answer, frozen=True):
     labels: dict[str, str]
     attempt: int
     failures: int
+    failures_max: int  # with --retries N that is N + 1; 0: as long as attempts make progress
     interruptions: int
     submitted_ns: int
     started_ns: int  # of the last attempt

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import signal
 import sys
 import time
@@ -34,8 +33,8 @@ from ckptd.core.port import (
     StartSeen,
 )
 from ckptd.runner import attempt, cgroup, environment, identity
-from ckptd.runner.attempt import Record
 from ckptd.runner.cgroup import Group
+from ckptd.runner.claims import Claims
 from ckptd.runner.environment import Place, Users
 from ckptd.runner.files import TaskFiles
 from ckptd.runner.instance import Began, ExitRecord, Instance, Stage, began_of, exit_of
@@ -49,7 +48,6 @@ from ckptd.storage.untrusted import NotTrusted
 
 SIGHTINGS_PER_POLL_MAX = 1_000
 LOOK_AGAIN_S = 0.01  # at a tree that does not die at once, or a start that is not written yet
-PENDING_SIGNALS_MAX = 64  # kept for an attempt that has not started yet
 SPARE_SUPERVISORS = 2  # made before they are needed
 
 
@@ -62,12 +60,9 @@ class ForkRunner:
         self, state_dir: str, run_dir: str, *, boot_id: str = "", ckpt_dir: str | None = None
     ) -> None:
         self.boot_id = boot_id or identity.boot_id()
-        self._attempts_dir = f"{state_dir}/attempts"
-        os.makedirs(self._attempts_dir, 0o700, exist_ok=True)
+        self._claims = Claims(state_dir, self.boot_id)
         self._files = TaskFiles(state_dir, self.boot_id)
         self._ckpt_dir = ckpt_dir or _beside_python()
-        self._reign = secrets.token_hex(8)
-        attempt.begin_reign(self._attempts_dir, self._reign)
         name = hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:8]
         self._roots = cgroup.discover(f"ckptd-{name}")
         self.cgroup = str(self._roots)
@@ -79,8 +74,6 @@ class ForkRunner:
         self._worker = Worker(self._watch.wake)
         self._hints = Hints(f"{run_dir}/notify", self._watch)
         self._marks = Marks(self._files, self._worker, self._see, self._tell_end)
-        self._spares: list[int] = []  # record files that nobody uses
-        self._spares_made = 0
         self._pool = Pool(state_dir, self.boot_id, self._roots, self._watch, self._told)
         self._pool.warm(SPARE_SUPERVISORS)
 
@@ -107,9 +100,11 @@ class ForkRunner:
             case Start():
                 self._start(effect)
             case Deliver():
-                self._deliver(effect)
+                if one := self._running(effect.task, effect.attempt):
+                    one.signal(effect.signal, tree=effect.tree)
             case Freeze():
-                self._freeze(effect)
+                if one := self._running(effect.task, effect.attempt):
+                    one.freeze(frozen=effect.frozen)
             case Control():
                 self._control(effect)
             case Forget():
@@ -136,8 +131,7 @@ class ForkRunner:
         key = (start.task, start.attempt)
         if key in self._instances:
             return
-        place = attempt.place_of(self._attempts_dir, *key)
-        one = self._instances[key] = Instance(*key, start.uid, place)
+        one = self._instances[key] = Instance(*key, start.uid)
         try:
             one.published_ns = self._files.prepare(start)
             has_saved = self._files.has_saved(start.task)
@@ -164,12 +158,12 @@ class ForkRunner:
         notify = one.listener.path if one.listener else ""
         place = Place(self._files.directory(one.task), self._files.output(one.task), notify)
         try:
-            order = environment.order(start, place, found, self._ckpt_dir, self._reign)
+            order = environment.order(start, place, found, self._ckpt_dir, self._claims.reign)
         except ValueError as error:
             self._refuse(one, "spawn_error", str(error))
             return
         self._users.set(order, start.uid, start.gid)
-        order.spare = one.spare = self._take_spare()
+        order.spare = one.spare = self._claims.take_spare()
         one.warning = found.warning
         one.stage = Stage.ORDERED
         one.link = self._pool.hand_over(one.key, order.pack())
@@ -181,29 +175,9 @@ class ForkRunner:
         hinted = partial(self._marks.hinted, one)
         one.listener = self._hints.listen(*one.key, one.uid, ckpt_dir, hinted)
 
-    def _take_spare(self) -> int:
-        if self._spares:
-            return self._spares.pop()
-        self._spares_made += 1
-        return self._spares_made
-
-    def _claim(self, one: Instance) -> None:
-        """Take the attempt, if nobody has it, so that nobody ever runs it."""
-        mine: dict[str, int | float | str]
-        mine = {"boot_id": self.boot_id, "shim_pid": os.getpid(), "shim_ticks": 0}
-        spare = self._take_spare()
-        with contextlib.suppress(OSError):
-            name = f"{self._reign}.{spare}"
-            record = Record(self._attempts_dir, one.place, name, attempt.encode(mine))
-            if record.take():
-                one.spare = spare
-            else:
-                self._spares.append(spare)
-            record.close()
-
     def _refuse(self, one: Instance, cause: str, text: str, error: Exception | None = None) -> None:
         """End an attempt that no supervisor has: take the claim first, so that none ever will."""
-        self._claim(one)
+        self._claims.refuse(*one.key)
         is_error = cause == "spawn_error"
         code = (getattr(error, "errno", 0) or errno.EINVAL) if is_error else 0
         one.end = EndSeen(*one.key, cause, code, ended_ns=time.time_ns(), text=text)
@@ -239,11 +213,7 @@ class ForkRunner:
                 *one.key, one.shim, began.pid, began.started_ns, began.resumed_from, one.warning
             )
         )
-        if one.is_frozen:
-            one.tree.freeze(frozen=True)
-        for number, tree in one.pending:
-            self._signal(one, number, tree=tree)
-        one.pending.clear()
+        one.catch_up()
 
     def _tree(self, one: Instance, began: Began | None) -> Tree:
         shim = one.shim or Identity(self.boot_id, 0, 0)
@@ -265,7 +235,7 @@ class ForkRunner:
         one.stage = Stage.ENDING
         self._unfollow(one)
         if one.is_frozen:  # the group is the next attempt's
-            self._set_frozen(one, frozen=False)
+            one.freeze(frozen=False)
         if one.listener is not None:
             last_words = self._hints.unlisten(one.listener)
             one.listener = None
@@ -293,15 +263,17 @@ class ForkRunner:
         key = (task, attempt_number)
         if key in self._instances:
             return
-        place = attempt.place_of(self._attempts_dir, *key)
-        one = self._instances[key] = Instance(*key, self._files.owner(task), place)
+        one = self._instances[key] = Instance(*key, self._files.owner(task))
         self._take_up(one)
 
     def _take_up(self, one: Instance) -> None:
-        found = attempt.read(one.place)
+        found = self._claims.read(*one.key)
         if found is None:
-            self._claim(one)
-            found = attempt.read(one.place) or attempt.Found(b"")
+            self._claims.refuse(*one.key)
+            found = self._claims.read(*one.key)
+        if found is None:  # a full disk, and nobody to run it
+            self._end_without_record(one, "not_started", "the order never reached a supervisor")
+            return
         record = exit_of(found.exit)
         claim = began_of(found.claim)
         if record is not None and (record.task, record.attempt) == one.key:
@@ -315,7 +287,7 @@ class ForkRunner:
             self._follow(one)
 
     def _end_without_record(self, one: Instance, cause: str, text: str) -> None:
-        found = attempt.read(one.place)
+        found = self._claims.read(*one.key)
         start = began_of(found.start) if found else None
         one.end = EndSeen(
             *one.key, cause, started_ns=start.started_ns if start else 0,
@@ -345,7 +317,7 @@ class ForkRunner:
     def _look_for_start(self, one: Instance) -> None:
         if one.stage != Stage.ORDERED:
             return
-        found = attempt.read(one.place)
+        found = self._claims.read(*one.key)
         start = began_of(found.start) if found else None
         if start is not None:
             self._began(one, start)
@@ -364,7 +336,7 @@ class ForkRunner:
 
     def _supervisor_died(self, one: Instance) -> None:
         """Its exit record, or the death of its whole tree, comes before the end is told."""
-        found = attempt.read(one.place)
+        found = self._claims.read(*one.key)
         claim = began_of(found.claim) if found else None
         if found is None or found.exit is not None or claim is None or claim.is_refusal:
             self._take_up(one)
@@ -389,34 +361,6 @@ class ForkRunner:
         one = self._instances.get((task, number))
         return one if one is not None and one.stage < Stage.ENDING else None
 
-    def _deliver(self, effect: Deliver) -> None:
-        one = self._running(effect.task, effect.attempt)
-        if one is None:
-            return
-        if one.stage == Stage.RUNNING:
-            self._signal(one, effect.signal, tree=effect.tree)
-        elif len(one.pending) < PENDING_SIGNALS_MAX:
-            one.pending.append((effect.signal, effect.tree))
-
-    def _signal(self, one: Instance, number: int, *, tree: bool) -> None:
-        assert one.tree is not None
-        if tree:
-            one.tree.signal_all(number)
-        else:
-            one.tree.signal_main(number)
-        if number == signal.SIGKILL and one.is_frozen:  # on v1 a frozen process cannot even die
-            self._set_frozen(one, frozen=False)
-
-    def _freeze(self, effect: Freeze) -> None:
-        one = self._running(effect.task, effect.attempt)
-        if one is not None:
-            self._set_frozen(one, frozen=effect.frozen)
-
-    def _set_frozen(self, one: Instance, *, frozen: bool) -> None:
-        one.is_frozen = frozen
-        if one.tree is not None:
-            one.tree.freeze(frozen=frozen)
-
     def _control(self, effect: Control) -> None:
         """Write the control file. A task that is asked to stop must be able to hear it: thaw it."""
         one = self._running(effect.task, effect.attempt)
@@ -424,17 +368,18 @@ class ForkRunner:
             return
         self._files.write_control(effect, one.uid)
         if effect.stop and (one.is_frozen or one.link is None):  # adopted: it may be frozen
-            self._set_frozen(one, frozen=False)
+            one.freeze(frozen=False)
 
     def _forget(self, effect: Forget) -> None:
         key = (effect.task, effect.attempt)
         one = self._instances.get(key)
         if one is not None and one.stage != Stage.OVER:
             return
-        with contextlib.suppress(OSError):
-            attempt.forget(attempt.place_of(self._attempts_dir, *key))
-        if self._instances.pop(key, None) is not None and one is not None and one.spare >= 0:
-            self._spares.append(one.spare)
+        self._claims.forget(*key)
+        if one is not None:
+            del self._instances[key]
+            if one.spare >= 0:
+                self._claims.give_back(one.spare)
 
     def _see(self, sighting: Sighting) -> None:
         if not self._seen:

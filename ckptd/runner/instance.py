@@ -3,9 +3,11 @@ r"""One attempt as the runner knows it: from the effect that asked for it to the
     PREPARING -> ORDERED -> RUNNING -> ENDING -> OVER
                     \_____________________/         (a supervisor can die anywhere)
 
-Holds what is known, decides nothing. Read next: `fork.py`.
+Signals and freezing that are asked for before there is anything to signal are kept for its start.
+Read next: `fork.py`.
 """
 
+import signal
 from enum import IntEnum
 
 import msgspec
@@ -15,6 +17,8 @@ from ckptd.runner.files import NOT_KNOWN
 from ckptd.runner.notify import Listener
 from ckptd.runner.spawn import Link
 from ckptd.runner.stop import Tree
+
+PENDING_SIGNALS_MAX = 64
 
 
 class Stage(IntEnum):
@@ -99,15 +103,14 @@ class Instance:
 
     __slots__ = (
         "attempt", "end", "is_frozen", "is_marking", "link", "listener", "marked", "pending",
-        "place", "published_ns", "shim", "shim_fd", "spare", "stage", "task", "tree", "uid",
+        "published_ns", "shim", "shim_fd", "spare", "stage", "task", "tree", "uid",
         "wants_mark", "warning",
     )  # fmt: skip
 
-    def __init__(self, task: int, attempt: int, uid: int, place: str) -> None:
+    def __init__(self, task: int, attempt: int, uid: int) -> None:
         self.task = task
         self.attempt = attempt
         self.uid = uid
-        self.place = place
         self.stage = Stage.PREPARING
         self.spare = -1  # number of its record file; -1: of an earlier daemon
         self.link: Link | None = None  # None: adopted, or not sent yet
@@ -128,3 +131,30 @@ class Instance:
     def key(self) -> tuple[int, int]:
         """Return its name."""
         return self.task, self.attempt
+
+    def signal(self, number: int, *, tree: bool) -> None:
+        """Signal the main process or the whole tree, now or as soon as there is one."""
+        if self.stage != Stage.RUNNING or self.tree is None:
+            if len(self.pending) < PENDING_SIGNALS_MAX:
+                self.pending.append((number, tree))
+            return
+        if tree:
+            self.tree.signal_all(number)
+        else:
+            self.tree.signal_main(number)
+        if number == signal.SIGKILL and self.is_frozen:  # frozen on v1, it cannot even die
+            self.freeze(frozen=False)
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Stop the tree where it is, or let it go on."""
+        self.is_frozen = frozen
+        if self.tree is not None:
+            self.tree.freeze(frozen=frozen)
+
+    def catch_up(self) -> None:
+        """It has just started: do what was asked of it before."""
+        if self.is_frozen:
+            self.freeze(frozen=True)
+        pending, self.pending = self.pending, []
+        for number, tree in pending:
+            self.signal(number, tree=tree)

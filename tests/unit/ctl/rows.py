@@ -12,6 +12,7 @@ def row(number: int = 1, phase: str = "running", **fields: object) -> TaskRow:
     made = TaskRow(
         id=number, name="census", argv=("python3", "census.py"), group="default", priority=0,
         phase=phase, reason="", until_ns=0, uid=1000, key="", labels={}, attempt=1, failures=0,
+        failures_max=0,
         interruptions=0, submitted_ns=NOW_NS - 60 * SECOND_NS, started_ns=NOW_NS - 50 * SECOND_NS,
         ended_ns=0, cause="", code=None, signal=None, pid=0, checkpoint=0, checkpoint_ns=0,
     )  # fmt: skip

@@ -10,8 +10,8 @@ from tests.unit.ctl.rows import NOW_NS, SECOND_NS, row
 def test_a_state_says_why() -> None:
     until = NOW_NS + 12 * SECOND_NS
     assert words.state_text(row(), NOW_NS) == "running"
-    waiting = row(phase="waiting", reason="backoff", until_ns=until, failures=2)
-    assert words.state_text(waiting, NOW_NS) == "waiting: retry in 12s (failure 2)"
+    waiting = row(phase="waiting", reason="backoff", until_ns=until, failures=2, failures_max=3)
+    assert words.state_text(waiting, NOW_NS) == "waiting: retry in 12s (failure 2 of 3)"
     starts = row(phase="waiting", reason="at", until_ns=until)
     assert words.state_text(starts, NOW_NS) == "waiting: starts in 12s"
     after = row(phase="waiting", reason="after")

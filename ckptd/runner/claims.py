@@ -1,0 +1,65 @@
+"""The daemon's side of the start fence: its reign, its record files, and claims of its own.
+
+Read next: `attempt.py`, where the files are described.
+"""
+
+import contextlib
+import os
+import secrets
+
+from ckptd.runner import attempt
+from ckptd.runner.attempt import Found, Record
+
+
+class Claims:
+    """The records of all attempts. Making one begins a reign: older orders are revoked."""
+
+    def __init__(self, state_dir: str, boot_id: str) -> None:
+        self._directory = f"{state_dir}/attempts"
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        self._mine: dict[str, int | float | str]
+        self._mine = {"boot_id": boot_id, "shim_pid": os.getpid(), "shim_ticks": 0}
+        self._free: list[int] = []  # record files that no attempt uses
+        self._made = 0
+        self.reign = secrets.token_hex(8)
+        attempt.begin_reign(self._directory, self.reign)
+
+    def take_spare(self) -> int:
+        """Return the number of a record file for a supervisor to use."""
+        if self._free:
+            return self._free.pop()
+        self._made += 1
+        return self._made
+
+    def give_back(self, spare: int) -> None:
+        """Take back a record file whose attempt is forgotten, or never was."""
+        self._free.append(spare)
+
+    def refuse(self, task: int, number: int) -> None:
+        """Claim an attempt, if nobody has it, so that nobody ever runs it.
+
+        On a full disk that may fail; then the end of this reign revokes the order.
+        """
+        spare = self.take_spare()
+        place = self._place(task, number)
+        with contextlib.suppress(OSError):
+            name = f"{self.reign}.{spare}"
+            record = Record(self._directory, place, name, attempt.encode(self._mine))
+            with contextlib.closing(record):
+                if not record.take():
+                    self.give_back(spare)
+
+    def read(self, task: int, number: int) -> Found | None:
+        """Return what is known of an attempt; None where nobody has claimed it."""
+        return attempt.read(self._place(task, number))
+
+    def forget(self, task: int, number: int) -> None:
+        """Drop an attempt's record.
+
+        Durable: nothing; one that comes back after a power loss is dropped again.
+        """
+        with contextlib.suppress(OSError):
+            attempt.forget(self._place(task, number))
+
+    def _place(self, task: int, number: int) -> str:
+        return attempt.place_of(self._directory, task, number)
