@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 IS_TERMINAL = sys.stdout.isatty()
 BAR_CHARS = 32
-PACE_MS = 12
+PACE_MS = 10
 GIVE_UP_S = 25.0
 ENDS = ("succeeded", "failed", "cancelled", "quarantined", "blocked")
 
@@ -283,7 +283,7 @@ def verdicts(stage: Stage, reference: Path, task_kills: int) -> list[tuple[bool,
     repeated = [name for name, times in begun.items() if times > 1]
     extra = sum(begun.values()) - len(begun)
     return [
-        (got == expected, f"identical with an uninterrupted run: {got['total']}"),
+        (got == expected, f"identical with an uninterrupted run: {got['total']['lines']:,} lines"),
         (
             len(names) == len(set(names)) == len(begun),
             f"{len(names)} modules, each counted once, none left out",

@@ -57,6 +57,7 @@ class LiveDaemon:
             **(env or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self._clients: list[subprocess.Popen[str]] = []
 
     # --- the daemon's life ----------------------------------------------------------------------
 
@@ -123,6 +124,9 @@ class LiveDaemon:
         """End every process that belongs to this daemon and remove its directory."""
         if self.process is not None:
             self.kill9()
+        for client in self._clients:
+            client.kill()
+            client.communicate()
 
         def none_left() -> bool:
             left = list(processes_of(self.root))
@@ -137,7 +141,7 @@ class LiveDaemon:
 
     def spawn_ctl(self, *args: str, **options: Any) -> subprocess.Popen[str]:
         """Start `ckptctl ARGS` and do not wait for it."""
-        return subprocess.Popen(
+        client: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, "-m", "ckptctl", *args],
             env=self.env,
             cwd=self.work,
@@ -147,6 +151,8 @@ class LiveDaemon:
             stderr=subprocess.PIPE,
             **options,
         )
+        self._clients.append(client)
+        return client
 
     def ctl(
         self, *args: str, check: bool = True, timeout_s: float = CTL_S
@@ -167,6 +173,12 @@ class LiveDaemon:
     def json(self, *args: str) -> Any:
         """Return what `ckptctl ARGS -o json` prints."""
         return json.loads(self.ctl(*args, "-o", "json").stdout)
+
+    def connections(self) -> int:
+        """Return how many clients are connected right now."""
+        mark = f"{self.run}/ctl.sock\n"
+        with open("/proc/net/unix") as table:  # column 5: 03 is connected
+            return sum(line.endswith(mark) and line.split()[5] == "03" for line in table)
 
     def submit(self, *command: str, options: Sequence[str] = ()) -> int:
         """Submit one command; return its id."""

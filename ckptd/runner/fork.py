@@ -8,7 +8,6 @@ Adoption: by the files in `attempts/`, see `adopt`. The daemon's own death needs
 Read next: `instance.py`, `shim.py`, `marks.py`.
 """
 
-import contextlib
 import errno
 import hashlib
 import os

@@ -2,13 +2,17 @@
 
 import json
 import os
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ckptd.sdk.save import save
-from ckptd.storage import blobs
+from ckptd.storage import blobs, facts
 from ckptd.storage.copy import copy_out
+from ckptd.storage.facts import read_facts
+from ckptd.storage.journal import Journal
 from ckptd.storage.manifest import EMPTY, digest_of
 from ckptd.storage.untrusted import DEPTH_MAX, Damaged, NotTrusted, remove_tree
 from tests.task_world import TaskWorld
@@ -135,6 +139,54 @@ def test_prepare_as_root_gives_every_directory_to_the_task(tmp_path: Path) -> No
     for path in (task_dir, *task_dir.rglob("*")):
         assert path.stat().st_uid == 4711, path
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.root
+def test_daemon_as_root_and_task_as_a_user_work_on_the_same_files(tmp_path: Path) -> None:
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o711)
+    task_dir, boot_id, uid = str(tmp_path / "12"), blobs.this_boot_id(), 4711
+    blobs.prepare(task_dir, 1, uid, uid, fresh=False)
+
+    def publish_and_record() -> None:
+        Path(task_dir, "stage", "a").write_text("x")
+        os.rename(f"{task_dir}/stage", f"{task_dir}/ckpt/1")
+        Journal(task_dir, 12, 1, 1).append([facts.step_done("s")])
+
+    def save_on_top() -> None:
+        assert blobs.newest_sealed(task_dir, uid)[0] == 1
+        assert read_facts(task_dir, 12, uid, 2).steps
+        assert save(task_dir, [], {"attempt": 2}).seq == 2
+        Journal(task_dir, 12, 2, 1).append([facts.step_done("t")])
+
+    as_user(uid, publish_and_record)
+    first = blobs.mark(task_dir, 1, uid, boot_id)
+    blobs.prepare(task_dir, 2, uid, uid, fresh=False)
+    assert blobs.newest_valid(task_dir, uid, boot_id).seq == 1
+    as_user(uid, save_on_top)
+    second = blobs.mark(task_dir, 2, uid, boot_id)
+
+    assert (first.checkpoint, first.problem) == (1, "")
+    assert (second.checkpoint, second.problem) == (2, "")
+    assert first.cursor != second.cursor
+
+
+def as_user(uid: int, work: Callable[[], None]) -> None:
+    """Do the work in a child process that has become another user."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            work()
+            code = 0
+        except BaseException:  # noqa: BLE001  (a child must not run on as pytest)
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 @pytest.mark.root
