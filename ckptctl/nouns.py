@@ -2,7 +2,8 @@
 
 import argparse
 import os
-import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from ckptctl.call import Call
 from ckptctl.change import change
 from ckptctl.render import Column, Listing, facts_lines, json_text, plain
 from ckptctl.units import SECOND_NS, age_text
-from ckptd.protocol.errors import BadRequest, Conflict, Denied, NotFound
+from ckptd.protocol.errors import BadRequest, Conflict, Corrupt, Denied, NotFound
 from ckptd.protocol.messages import (
     CheckpointList,
     CheckpointNow,
@@ -281,12 +282,11 @@ def checkpoint_export(call: Call) -> int:
 
 def _copied(row: CheckpointRow, target: str) -> bool:
     """Copy a generation, all or nothing. Returns False where it vanished."""
-    try:
-        shutil.copytree(row.path, target, symlinks=True)
-    except (OSError, shutil.Error) as bad:
-        shutil.rmtree(target, ignore_errors=True)
-        if not os.path.exists(row.path) and os.access(os.path.dirname(row.path), os.R_OK):
-            return False
-        hint = f"the files belong to the task's user; read them as that user: {row.path}"
-        raise Denied(f"cannot copy checkpoint {row.seq}: {bad}", hint) from bad
-    return True
+    task_dir = os.path.dirname(os.path.dirname(row.path))
+    command = [sys.executable, "-m", "ckptd.sdk.export", task_dir, str(row.seq), target]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode in (0, NotFound.exit_code):
+        return done.returncode == 0
+    if done.returncode == Corrupt.exit_code:
+        raise Corrupt(done.stderr.strip(), "see: ckptctl checkpoint verify")
+    raise Denied(done.stderr.strip(), "the files belong to the task's user: copy as that user")

@@ -6,7 +6,6 @@ Invariant: a task's own directory is hostile; `storage/untrusted.py` opens what 
 import os
 
 from ckptd.protocol import messages as m
-from ckptd.protocol.errors import NotFound
 from ckptd.storage import blobs
 
 
@@ -34,10 +33,7 @@ class Files:
     def checkpoints(self, task: int, uid: int, *, verify: bool) -> m.CheckpointList:
         """Return the generations of a task, newest first. With `verify` every byte is read."""
         directory = os.path.join(self.state_dir, "tasks", str(task))
-        try:
-            found = blobs.generations(directory, uid, verify=verify)
-        except FileNotFoundError as gone:
-            raise NotFound(f"task {task} has no directory: it was never started") from gone
+        found = blobs.generations(directory, uid, verify=verify)
         rows = [self._row(generation) for generation in found]
         return m.CheckpointList(tuple(sorted(rows, key=lambda row: -row.seq)))
 

@@ -214,16 +214,14 @@ class Requests:
         over = task.phase in ENDED or task.phase in STUCK
         return self._files.output(asked, over=over)
 
-    def _checkpoints(self, request: Incoming, asked: m.Checkpoints, _: Now) -> m.Answer | None:
+    def _checkpoints(self, request: Incoming, asked: m.Checkpoints, _: Now) -> None:
+        """Read a task's files, which may be many and large, off the loop."""
         task = one(self._engine.state, asked.task, self._caller(request))
-        if not asked.verify:
-            return self._files.checkpoints(task.id, task.uid, verify=False)
         future: Future[m.CheckpointList] = self._worker.submit(
-            self._files.checkpoints, task.id, task.uid, verify=True
+            self._files.checkpoints, task.id, task.uid, verify=asked.verify
         )
         self._late.append((request, future))
         future.add_done_callback(lambda _: self.on_late())
-        return None
 
     def _tell_late(self, request: Incoming, future: Future[m.CheckpointList]) -> None:
         try:

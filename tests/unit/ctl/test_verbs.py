@@ -1,6 +1,7 @@
 """The command line as a process, against a scripted daemon."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from ckptctl import edit
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import Conflict, DiskFull, ErrorReply
+from ckptd.sdk.save import save
+from ckptd.storage import blobs, manifest
 from tests.unit.ctl.conftest import Scripted, ctl, ctl_process
 from tests.unit.ctl.rows import detail, page, row
 from tests.waiting import until
@@ -199,12 +202,13 @@ def test_a_group_that_does_not_exist_is_not_made_by_a_typing_error(scripted: Scr
 
 
 def test_a_checkpoint_is_exported_as_it_is(scripted: Scripted, short_dir: Path) -> None:
-    source = short_dir / "ckpt"
-    source.mkdir()
-    (source / "state.bin").write_bytes(b"\x00\x01")
+    task_dir, source = short_dir / "7", short_dir / "state.bin"
+    source.write_bytes(b"\x00\x01")
+    blobs.prepare(str(task_dir), 1, os.getuid(), os.getgid(), fresh=False)
+    saved = save(str(task_dir), [str(source)], {**manifest.EMPTY, "task": 7, "attempt": 1})
     made = m.CheckpointRow(
-        seq=3, valid=True, sealed=True, at_ns=1, attempt=1, bytes=2, files=("state.bin",),
-        digest="d", problem="", path=str(source),
+        seq=saved.seq, valid=True, sealed=True, at_ns=1, attempt=1, bytes=2, files=("state.bin",),
+        digest="d", problem="", path=f"{task_dir}/ckpt/{saved.seq}",
     )  # fmt: skip
     daemon = scripted({"checkpoints": lambda _: m.CheckpointList((made,))})
     code, _, _ = ctl(daemon.endpoint, "checkpoint", "export", "7", str(short_dir / "out"))
