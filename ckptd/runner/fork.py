@@ -58,6 +58,7 @@ class ForkRunner:
     def __init__(
         self, state_dir: str, run_dir: str, *, boot_id: str = "", ckpt_dir: str | None = None
     ) -> None:
+        self.state_dir = state_dir
         self.boot_id = boot_id or identity.boot_id()
         self._claims = Claims(state_dir, self.boot_id)
         self._files = TaskFiles(state_dir, self.boot_id)
@@ -165,7 +166,12 @@ class ForkRunner:
         order.spare = one.spare = self._claims.take_spare()
         one.warning = found.warning
         one.stage = Stage.ORDERED
-        one.link = self._pool.hand_over(one.key, order.pack())
+        one.order = order.pack()
+        self._hand_over(one)
+
+    def _hand_over(self, one: Instance) -> None:
+        one.orders_left -= 1
+        one.link = self._pool.hand_over(one.key, one.order)
         if one.link is None:
             self._refuse(one, "spawn_error", "no supervisor process can be made")
 
@@ -204,6 +210,7 @@ class ForkRunner:
             self._supervisor_died(one)
 
     def _began(self, one: Instance, began: Began) -> None:
+        one.order = b""
         one.shim = began.shim
         one.tree = self._tree(one, began)
         one.stage = Stage.RUNNING
@@ -337,13 +344,15 @@ class ForkRunner:
         """Its exit record, or the death of its whole tree, comes before the end is told."""
         found = self._claims.read(*one.key)
         claim = began_of(found.claim) if found else None
-        if found is None or found.exit is not None or claim is None or claim.is_refusal:
+        if found is None and one.order and one.orders_left:
+            self._hand_over(one)  # nobody has read it, nobody else ever can
+        elif found is None or found.exit is not None or claim is None or claim.is_refusal:
             self._take_up(one)
-            return
-        one.stage = Stage.ENDING
-        one.shim = claim.shim
-        one.tree = self._tree(one, began_of(found.start))
-        self._kill_rest(one)
+        else:
+            one.stage = Stage.ENDING
+            one.shim = claim.shim
+            one.tree = self._tree(one, began_of(found.start))
+            self._kill_rest(one)
 
     def _kill_rest(self, one: Instance) -> None:
         assert one.tree is not None

@@ -19,6 +19,7 @@ from ckptd.runner.spawn import Link
 from ckptd.runner.stop import Tree
 
 PENDING_SIGNALS_MAX = 64
+ORDERS_MAX = 3  # supervisors may die before they read one
 
 
 class Stage(IntEnum):
@@ -102,7 +103,7 @@ class Instance:
     """What the runner keeps of one attempt until it is forgotten."""
 
     __slots__ = (
-        "attempt", "end", "is_frozen", "is_marking", "link", "listener", "marked", "pending",
+        "attempt", "end", "is_frozen", "is_marking", "link", "listener", "marked", "order", "orders_left", "pending",
         "published_ns", "shim", "shim_fd", "spare", "stage", "task", "tree", "uid",
         "wants_mark", "warning",
     )  # fmt: skip
@@ -112,6 +113,8 @@ class Instance:
         self.attempt = attempt
         self.uid = uid
         self.stage = Stage.PREPARING
+        self.order = b""  # kept until it is known that a supervisor has read it
+        self.orders_left = ORDERS_MAX
         self.spare = -1  # number of its record file; -1: of an earlier daemon
         self.link: Link | None = None  # None: adopted, or not sent yet
         self.shim: Identity | None = None

@@ -178,7 +178,7 @@ def test_a_second_start_of_the_same_attempt_runs_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("tree", [False, True])
-def test_a_signal_ends_a_running_task(world: World, tree: bool) -> None:
+def test_a_signal_ends_a_running_task(world: World, *, tree: bool) -> None:
     world.start(*NEVER_ENDS)
     world.wait_for(StartSeen)
 

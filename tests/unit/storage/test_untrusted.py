@@ -143,8 +143,9 @@ def test_prepare_as_root_gives_every_directory_to_the_task(tmp_path: Path) -> No
 
 @pytest.mark.root
 def test_daemon_as_root_and_task_as_a_user_work_on_the_same_files(tmp_path: Path) -> None:
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o711)
+    for folder in (tmp_path, *tmp_path.parents):
+        if "pytest" in str(folder):  # with several workers there is one folder more
+            folder.chmod(0o711)
     task_dir, boot_id, uid = str(tmp_path / "12"), blobs.this_boot_id(), 4711
     blobs.prepare(task_dir, 1, uid, uid, fresh=False)
 
