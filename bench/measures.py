@@ -87,7 +87,7 @@ def starts(base: str) -> list[Figure]:
         took = sorted(_start_s(clients) for _ in range(200))
         began = time.perf_counter()
         ids = clients.ask("submit", {"tasks": [TRUE] * 1_000})["ids"]
-        while not clients.ask("wait", {"select": {"ids": ids}})["met"]:  # Bound: a timeout in ask
+        while not clients.ask("wait", {"select": {"ids": ids}})["met"]:  # Bound: ask times out
             continue
         rate = 1_000 / (time.perf_counter() - began)
         clients.close()

@@ -69,6 +69,7 @@ class ForkRunner:
         cgroup.sweep(self._roots, lambda pid, ticks: not identity.is_alive(pid, ticks))
         self._instances: dict[tuple[int, int], Instance] = {}
         self._seen: deque[Sighting] = deque()
+        self._is_closed = False
         self._users = Users()
         self._watch = Watch()
         self._worker = Worker(self._watch.wake)
@@ -114,6 +115,9 @@ class ForkRunner:
 
     def close(self) -> None:
         """Let go: idle supervisors exit, busy ones finish their attempt and keep its record."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._worker.close()
         self._hints.close()
         for one in self._instances.values():

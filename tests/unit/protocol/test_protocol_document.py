@@ -56,9 +56,10 @@ def test_its_handshake_by_hand_reaches_the_daemon() -> None:
         raw.sendall(greeting)
         with raw.makefile("rb") as stream:
             assert stream.read(64)[:12] == greeting[:12]
-            raw.sendall(bytes([4, len(ready)]) + ready + bytes([0, len(request)]) + request)
+            raw.sendall(bytes([4, len(ready)]) + ready)
             kind, size = stream.read(2)
             assert (kind, stream.read(size)[:6]) == (4, b"\x05READY")
+            raw.sendall(bytes([0, len(request)]) + request)  # before READY it would be refused
             kind, size = stream.read(2)
             assert kind == 0
             assert json.loads(stream.read(size))["id"] == "a"
