@@ -45,8 +45,12 @@ class Loop:
     def run(self) -> None:
         """Turn until housekeeping says that it is over."""
         while not self._house.is_over:  # Bound: SIGTERM and `shutdown` end it
-            self._poll.poll(self._timeout_s())
+            timeout_s = self._timeout_s()
+            if timeout_s or self._story.is_long:
+                self._story.tell_all(self._engine.state)
+            self._poll.poll(timeout_s)
             self.turn()
+        self._story.tell_all(self._engine.state)
 
     def turn(self) -> None:
         """Do one turn. Invariant: nothing is told or done before the commit that covers it."""
@@ -75,8 +79,7 @@ class Loop:
         for request, frame in requests.outbox:
             self._server.send(request, frame)
         requests.outbox.clear()
-        for lsn, record in engine.turn_records:
-            self._story.tell(engine.state, lsn, record)
+        self._story.hear(engine.turn_records)
 
     def _timeout_s(self) -> float:
         """Return how long nothing can happen unless somebody calls; -1 for ever."""

@@ -1,12 +1,18 @@
 """The log's records as a story for people: one journal line for what an admin would ask about.
 
-Told after the commit, never before: the log is the truth, the journal tells of it.
+Told after the commit, never before: the log is the truth, the journal tells of it. A record waits
+until the loop has nothing better to do, so that telling costs no client a microsecond; a crash
+may take the last lines with it, never a record.
 """
+
+from collections.abc import Iterable
 
 from ckptd.core.explain import ending
 from ckptd.core.records import (
+    Answered,
     AnyRecord,
     Ended,
+    EnvStored,
     GroupChanged,
     Marked,
     Moved,
@@ -21,6 +27,7 @@ from ckptd.core.state import State, Task
 from ckptd.daemon.journal import DEBUG, INFO, WARNING, Field, Journal, Kind
 
 _CRITICAL = 2
+UNTOLD_MAX = 4_096
 _LOST = frozenset({"lost", "reboot"})
 
 
@@ -29,13 +36,43 @@ class Story:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._untold: list[tuple[int, AnyRecord]] = []
 
-    def tell(self, state: State, lsn: int, record: AnyRecord) -> None:
+    def hear(self, records: Iterable[tuple[int, AnyRecord]]) -> None:
+        """Remember durable records, to be told later."""
+        self._untold += records
+
+    @property
+    def is_long(self) -> bool:
+        """Tell whether so much is untold that it must not wait any longer."""
+        return len(self._untold) > UNTOLD_MAX
+
+    def tell_all(self, state: State) -> None:
+        """Tell what is untold; many submits in a row are one line."""
+        untold, self._untold = self._untold, []
+        submits: list[tuple[int, Submitted]] = []
+        for lsn, record in untold:
+            if isinstance(record, Submitted):
+                submits.append((lsn, record))
+            elif not isinstance(record, Answered | EnvStored):
+                self._tell_submits(state, submits)
+                self._tell(state, lsn, record)
+        self._tell_submits(state, submits)
+
+    def _tell_submits(self, state: State, submits: list[tuple[int, Submitted]]) -> None:
+        if not submits:
+            return
+        lsn, last = submits[-1]
+        text = f"task {last.task} submitted: {_name(state, last.task)}"
+        if len(submits) > 1:
+            first = submits[0][1].task
+            text = f"{len(submits)} tasks submitted, {first} to {last.task}"
+        self._line(Kind.TASK_SUBMITTED, text, lsn, last.task, uid=last.uid)
+        submits.clear()
+
+    def _tell(self, state: State, lsn: int, record: AnyRecord) -> None:
         """Tell one durable record, where it is worth a line."""
         match record:
-            case Submitted():
-                text = f"task {record.task} submitted: {_name(state, record.task)}"
-                self._line(Kind.TASK_SUBMITTED, text, lsn, record.task, uid=record.uid)
             case Started():
                 self._started(lsn, record)
             case Ended():
