@@ -7,6 +7,7 @@ import sys
 import time
 
 from bench.measures import Figure, idle, sizes, starts, submits
+from bench.rig import sweep
 
 PARTS = {"submits": submits, "starts": starts, "sizes": sizes, "idle": idle}
 
@@ -28,10 +29,13 @@ def main() -> int:
     options = parser.parse_args()
     figures: list[Figure] = []
     print(f"  {'what':30} {'value':>14}   {'goal':>11}")
-    for name in options.parts or PARTS:
-        for figure in PARTS[name](options.base):
-            figures.append(figure)
-            print(line(figure), flush=True)
+    try:
+        for name in options.parts or PARTS:
+            for figure in PARTS[name](options.base):
+                figures.append(figure)
+                print(line(figure), flush=True)
+    finally:
+        sweep()
     missed = [figure.what for figure in figures if not figure.is_met]
     report = {
         "schema": "ckptd.bench/1",

@@ -1,10 +1,12 @@
 """What the machine itself can do, measured in the same run: every figure is a ratio to these."""
 
 import os
+import shutil
 import sqlite3
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -55,6 +57,18 @@ def spawn_per_s() -> float:
     for _ in range(SPAWN_ROUNDS):
         os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
     return SPAWN_ROUNDS / (time.perf_counter() - began)
+
+
+def new_file_s(directory: Path) -> float:
+    """Return the p50 of making a file; it says how fresh the file system is (see `sweep`)."""
+    place = Path(tempfile.mkdtemp(prefix="new-files-", dir=directory))
+    took = []
+    for number in range(100):
+        began = time.perf_counter()
+        os.close(os.open(place / str(number), os.O_CREAT | os.O_WRONLY))
+        took.append(time.perf_counter() - began)
+    shutil.rmtree(place)
+    return statistics.median(took)
 
 
 def interpreter_s() -> float:

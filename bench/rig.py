@@ -81,15 +81,29 @@ class Rig:
 
 @contextlib.contextmanager
 def rig(base: str) -> Iterator[Rig]:
-    """Give a running daemon below `base` and remove it with everything."""
+    """Give a running daemon below `base`; its directory stays until `sweep`."""
     made = Rig(base)
+    _left.append(made.root)
     try:
         made.start()
         yield made
     finally:
         if made.process is not None:
             made.kill()
-        shutil.rmtree(made.root, ignore_errors=True)
+
+
+_left: list[Path] = []
+
+
+def sweep() -> None:
+    """Remove the directories of all rigs.
+
+    Not before the end: for half a minute after a deletion ext4 makes new files ten times slower,
+    because it looks for inodes that were not in use lately.
+    """
+    for root in _left:
+        shutil.rmtree(root, ignore_errors=True)
+    _left.clear()
 
 
 def tmpfs() -> str:

@@ -75,7 +75,9 @@ def apply(state: State, lsn: int, record: AnyRecord) -> None:
         case EnvStored():
             state.envs[record.digest] = record.data
         case GroupChanged():
-            state.groups[record.name] = Group(record.name, record.parallel, record.paused)
+            state.groups[record.name] = Group(
+                record.name, record.parallel, record.paused, record.by_person
+            )
         case GroupRemoved():
             del state.groups[record.name]
         case DaemonStarted():
@@ -250,6 +252,7 @@ def _reset(state: State, record: Reset) -> None:
             crashes=0,
             host_deaths=0,
             fresh=record.fresh or run.fresh,
+            patience_from=run.attempt,
         )
         if record.fresh:
             run = replace(run, cursor="", checkpoint=0, checkpoint_ns=0)

@@ -32,9 +32,10 @@ from ckptd.core.records import (
 )
 from ckptd.core.select import selected
 from ckptd.core.state import Group, Run, State, Task
-from ckptd.core.submit import entry, submit
+from ckptd.core.submit import check_spec, entry, submit
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest, Conflict, Denied, NotFound, Rejected
+from ckptd.protocol.limits import REQUEST_BYTES_MAX
 
 SIGKILL = 9
 _pack = msgspec.msgpack.Encoder(order="sorted")
@@ -58,6 +59,9 @@ def decide(case: Case, command: m.Message) -> tuple[list[AnyRecord], m.Answer]:
             return _group_set(case, command)
         case m.GroupRemove():
             return _group_remove(case, command)
+        case m.Edit():
+            _check_edit(case, command)
+            return _each(case, command)
         case m.Clean(dry_run=True):
             return [], _each(case, command)[1]
         case _:
@@ -239,13 +243,23 @@ def _retry(case: Case, task: Task, command: m.Retry) -> list[AnyRecord]:
     return [Reset(task.id, case.now.at_ns, command.fresh)]
 
 
+def _check_edit(case: Case, command: m.Edit) -> None:
+    """Refuse once what would be wrong for every task. Raises BadRequest, NotFound."""
+    if command.group is not None and command.group not in case.state.groups:
+        raise NotFound(f"no group {command.group!r}", f"ckptctl group add {command.group}")
+    check_spec(m.TaskSpec(argv=command.argv or ("x",), cwd=command.cwd or "/"))
+    if command.cwd == "":
+        raise BadRequest("cwd is empty; it must be an absolute path")
+    size = len(_pack.encode(command)) * len(selected(case.state, command.select, case.caller))
+    if size > REQUEST_BYTES_MAX:
+        raise BadRequest(f"{size} bytes of changes over all tasks are too many", "edit fewer tasks")
+
+
 def _edit(case: Case, task: Task, command: m.Edit) -> list[AnyRecord]:
     only_priority = command == m.Edit(select=command.select, priority=command.priority)
     if task.phase in ACTIVE and not only_priority:
         raise _conflict(task, "edit", "only a task that is not running can be edited")
     group = command.group if command.group is not None else task.group
-    if group not in case.state.groups:
-        raise NotFound(f"no group {group!r}", f"ckptctl group add {group}")
     return [
         Edited(
             task.id,
@@ -266,8 +280,6 @@ def _edited_spec(spec: Spec, command: m.Edit) -> Spec:
     }
     if command.retries is not None:
         changes["max_failures"] = command.retries + 1
-    if "cwd" in changes and not changes["cwd"].startswith("/"):
-        raise BadRequest(f"cwd {changes['cwd']!r} is not an absolute path")
     return replace(spec, **changes)
 
 
@@ -279,7 +291,7 @@ def _group_set(case: Case, command: m.GroupSet) -> tuple[list[AnyRecord], m.Answ
     old = case.state.groups.get(command.name) or Group(command.name)
     parallel = old.parallel if command.parallel is None else command.parallel
     paused = old.paused if command.paused is None else command.paused
-    return [GroupChanged(command.name, parallel, paused)], m.Done()
+    return [GroupChanged(command.name, parallel, paused, by_person=True)], m.Done()
 
 
 def _group_remove(case: Case, command: m.GroupRemove) -> tuple[list[AnyRecord], m.Answer]:

@@ -1,17 +1,19 @@
 """State <-> the chunks of a snapshot.
 
-A snapshot is State at exactly one LSN: `chunks` freezes the task table and encodes one bucket at
+A snapshot is State at exactly one LSN: `chunks` freezes the task table and encodes a slice at
 a time, so that the loop can go on between chunks. Ageing: as with records, fields are appended;
 an unknown chunk tag refuses the load. Read next: `ckptd/storage/snapshot.py`, FORMAT.md.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
 
 from ckptd.core.state import Group, State, Task
 
-ANSWERS_PER_CHUNK = 1_024
+CHUNK_BYTES_GOAL = 256 << 10  # encoded between two turns of the loop in a fraction of 1 ms
+SLICE = 256  # tasks or answers that are encoded together at first
 
 
 class _Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -28,7 +30,6 @@ class Head(_Chunk, frozen=True, tag=1):
     clean: bool
     stopped: bool
     groups: list[Group]
-    envs: dict[bytes, bytes]
 
 
 class Answers(_Chunk, frozen=True, tag=2):
@@ -43,6 +44,12 @@ class Tasks(_Chunk, frozen=True, tag=3):
     tasks: list[Task]
 
 
+class Envs(_Chunk, frozen=True, tag=5):
+    """Environments by digest."""
+
+    envs: list[tuple[bytes, bytes]]
+
+
 class Tail(_Chunk, frozen=True, tag=4):
     """The end: without it the snapshot is not whole."""
 
@@ -51,14 +58,14 @@ class Tail(_Chunk, frozen=True, tag=4):
 
 
 _encoder = msgspec.msgpack.Encoder()
-AnyChunk = Head | Answers | Tasks | Tail
+AnyChunk = Head | Answers | Tasks | Envs | Tail
 _decoder: msgspec.msgpack.Decoder[AnyChunk] = msgspec.msgpack.Decoder(AnyChunk)
 
 
 def chunks(state: State) -> Iterator[bytes]:
     """Yield the chunks of State as it is at the first `next`; changes made later are not in it."""
     buckets = state.tasks.freeze()
-    answers = list(state.answers.items())
+    answers, envs = list(state.answers.items()), list(state.envs.items())
     lsn, count = state.lsn, len(state.tasks)
     head = Head(
         lsn=lsn,
@@ -68,17 +75,28 @@ def chunks(state: State) -> Iterator[bytes]:
         clean=state.clean,
         stopped=state.stopped,
         groups=list(state.groups.values()),
-        envs=dict(state.envs),
     )
     try:
         yield _encoder.encode(head)
-        for first in range(0, len(answers), ANSWERS_PER_CHUNK):
-            yield _encoder.encode(Answers(answers[first : first + ANSWERS_PER_CHUNK]))
+        yield from _sliced(Envs, envs)
+        yield from _sliced(Answers, answers)
         for bucket in buckets:
-            yield _encoder.encode(Tasks(list(bucket.values())))
+            yield from _sliced(Tasks, list(bucket.values()))
     finally:
         state.tasks.thaw()
     yield _encoder.encode(Tail(lsn, count))
+
+
+def _sliced(kind: type[Envs | Answers | Tasks], items: list[Any]) -> Iterator[bytes]:
+    """Yield chunks of about the goal's size; a single item may be larger, up to a record's."""
+    for first in range(0, len(items), SLICE):
+        part = items[first : first + SLICE]
+        chunk = _encoder.encode(kind(part))
+        if len(chunk) <= CHUNK_BYTES_GOAL or len(part) == 1:
+            yield chunk
+            continue
+        for item in part:
+            yield _encoder.encode(kind([item]))
 
 
 def load(encoded: Iterable[bytes]) -> State:
@@ -93,8 +111,11 @@ def load(encoded: Iterable[bytes]) -> State:
         match part:
             case Head():
                 _load_head(state, part)
+            case Envs():
+                state.envs.update(part.envs)
             case Answers():
-                state.answers.update(part.answers)
+                for request, answer in part.answers:
+                    state.remember(request, answer)
             case Tasks():
                 for task in part.tasks:
                     state.load(task)
@@ -110,4 +131,3 @@ def _load_head(state: State, head: Head) -> None:
     state.epoch, state.boot_id = head.epoch, head.boot_id
     state.clean, state.stopped = head.clean, head.stopped
     state.groups = {group.name: group for group in head.groups}
-    state.envs = dict(head.envs)

@@ -121,13 +121,19 @@ class _Judge:
         """Return the verdict; `ended_ns` is when the end really happened."""
         self.ended_ns = min(ended_ns, self.now.at_ns)
         stop = self.run.stop
+        if stop is not None and stop.why in ("cancel", "kill"):
+            return self._next(Phase.CANCELLED, stop.why)
+        meaning = retry.exit_class(self.seen.code, self.spec.on_exit)
+        is_done = self.seen.cause == "exit" and meaning == retry.OK
+        if is_done and (stop is None or stop.rung == 0):
+            return self._next(Phase.SUCCEEDED, "")  # done, before any signal was sent
         if self.mark is not None and self.mark.problem:
             return self._next(Phase.BLOCKED, "checkpoint")
         if stop is not None:
-            return self._stopped(stop.why, stop.rung)
+            return self._stopped(stop.why)
         match self.seen.cause:
             case "exit":
-                return self._exited(retry.exit_class(self.seen.code, self.spec.on_exit))
+                return self._exited(meaning)
             case "signal":
                 return self._failed(crash=self.seen.signal in retry.CRASH_SIGNALS)
             case "oom":
@@ -142,12 +148,7 @@ class _Judge:
             case _:  # lost, reboot
                 return self._interrupted(host_death=True)
 
-    def _stopped(self, why: str, rung: int) -> Verdict:
-        if why in ("cancel", "kill"):
-            return self._next(Phase.CANCELLED, why)
-        clean_exit = self.seen.cause == "exit" and self.seen.code == 0
-        if clean_exit and rung == 0:
-            return self._next(Phase.SUCCEEDED, "")  # it was done before any signal was sent
+    def _stopped(self, why: str) -> Verdict:
         if why == "deadline":
             self.failures += 1
             return self._next(Phase.FAILED, "deadline")
@@ -156,8 +157,6 @@ class _Judge:
         return self._interrupted(host_death=False)  # shutdown
 
     def _exited(self, meaning: str) -> Verdict:
-        if meaning == retry.OK:
-            return self._next(Phase.SUCCEEDED, "")
         if meaning == retry.FAIL:
             self.failures += 1
             return self._next(Phase.FAILED, "permanent")
@@ -218,7 +217,8 @@ class _Judge:
         return retry.jitter(self.now.seed, self.task.id, self.run.attempt)
 
     def _next(self, phase: Phase, reason: str, until_ns: int = 0) -> Verdict:
-        if phase in PENDING and self.run.attempt >= self.policy.attempts_max:
+        tried = self.run.attempt - self.run.patience_from
+        if phase in PENDING and tried >= self.policy.attempts_max:
             phase, reason, until_ns = Phase.QUARANTINED, "too many attempts", 0
         return Verdict(
             phase,

@@ -26,12 +26,14 @@ from ckptd.core.records import (
     StartIntent,
     StopIntent,
 )
-from ckptd.core.state import Run, State, Task, due_ns, ready_key
+from ckptd.core.state import ID_BITS, Run, State, Task, due_ns
 from ckptd.core.submit import entry, needs_fate
 
 _env = msgspec.msgpack.Decoder(dict[str, str])
 _NOBODY = Caller(-1, -1, admin=True)
 REMOVED_PER_TURN_MAX = 500
+KEPT_PER_TURN_MAX = 1_000  # ended tasks that others wait for, looked at in one pass
+ADOPTED_GRACE_S = 30.0  # before an adopted attempt can time out: it may have asked for more
 
 
 class Adopt(msgspec.Struct, frozen=True, gc=False):
@@ -46,7 +48,7 @@ class Instance(msgspec.Struct, gc=False):
 
     attempt: int
     rung: int = -1
-    frozen: bool = False
+    frozen: bool | None = False  # None: not known, as with what was adopted
     asked: int = 0
     first: float = 0.0  # `done` as it was said first: the rate counts from there
     first_ns: int = 0
@@ -79,26 +81,31 @@ def intents(
     now: Now,
     policy: Policy,
     *,
-    starts: bool,
+    starts: int,
 ) -> list[AnyRecord]:
     """Return what is to be done now as records. Call again after applying them, until empty.
 
-    `starts` is False while draining or while the disk is full.
+    `starts` is how many attempts may be started; none while draining or while the disk is full.
     """
     candidates = dict.fromkeys(touched)
     while state.timers and state.timers[0][0] <= now.at_ns:  # Bound: each entry is popped once
         candidates[heapq.heappop(state.timers)[1]] = None
     case = Case(state, _NOBODY, now, policy)
     records: list[AnyRecord] = []
+    concerned: dict[int, None] = {}
     for number in candidates:
         task = state.tasks.get(number)
         if task is not None:
             records += _due(case, observed, task)
-            records += _dependents(case, task)
-        elif number in state.dependents:
-            records += _orphans(case, number)
+        if task is None or task.phase not in ACTIVE:
+            concerned.update(dict.fromkeys(state.dependents.get(number, ())))
+    if not records:  # an end of this very pass is judged in the next one
+        for number in sorted(concerned):
+            records += _judge(case, number)
+    elif concerned:
+        state.touched.update(candidates)
     if starts and not records:
-        records += _starts(state, now, policy)
+        records += _starts(state, now, policy, starts)
     if not records:
         records += _retention(state, now, policy)
     return records
@@ -143,28 +150,11 @@ def _next_rung(task: Task, run: Run, case: Case) -> list[AnyRecord]:
     ]
 
 
-def _dependents(case: Case, task: Task) -> list[AnyRecord]:
-    """Return the moves of tasks that wait for this one, and of itself where it waits."""
-    waiting = case.state.dependents.get(task.id)
-    records: list[AnyRecord] = []
-    if waiting:
-        for number in sorted(waiting):
-            other = case.state.tasks.get(number)
-            if other is not None:
-                records += _judge(case, other)
-    return records
-
-
-def _orphans(case: Case, removed: int) -> list[AnyRecord]:
-    records: list[AnyRecord] = []
-    for number in sorted(case.state.dependents[removed]):
-        other = case.state.tasks.get(number)
-        if other is not None:
-            records += _judge(case, other)
-    return records
-
-
-def _judge(case: Case, task: Task) -> list[AnyRecord]:
+def _judge(case: Case, number: int) -> list[AnyRecord]:
+    """Return the move of a task that waits for others, or is blocked by them, where it can go."""
+    task = case.state.tasks.get(number)
+    if task is None:
+        return []
     waits = task.phase is Phase.WAITING and task.reason == "after"
     blocked = task.phase is Phase.BLOCKED and task.reason == "dependency"
     if not (waits or blocked):
@@ -176,7 +166,7 @@ def _judge(case: Case, task: Task) -> list[AnyRecord]:
     return [Moved(task.id, case.now.at_ns, phase, reason, until_ns)]
 
 
-def _starts(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
+def _starts(state: State, now: Now, policy: Policy, most: int) -> list[AnyRecord]:
     records: list[AnyRecord] = []
     chosen: set[int] = set()  # a heap may hold a task twice: what is stale is dropped when popped
     for name, heap in state.ready.items():
@@ -184,7 +174,7 @@ def _starts(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
         if not heap or group is None or group.paused:
             continue
         free = (group.parallel or policy.slots) - state.slots_used(name)
-        while free > 0 and heap and len(records) < policy.starts_per_turn_max:
+        while free > 0 and heap and len(records) < most:
             task = _pop_ready(state, name, heap)
             if task is None:
                 break
@@ -200,28 +190,33 @@ def _starts(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
 def _pop_ready(state: State, group: str, heap: list[int]) -> Task | None:
     while heap:  # Bound: every pass pops one entry
         key = heapq.heappop(heap)
-        task = state.tasks.get(key & ((1 << 48) - 1))
-        if task is None or task.phase is not Phase.QUEUED:
-            continue
-        if task.group == group and ready_key(task) == key:
-            return task
+        if state.is_ready(group, key):
+            return state.tasks.get(key & ((1 << ID_BITS) - 1))
     return None
 
 
 def _retention(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
-    records: list[AnyRecord] = []
+    """Return the removal of what is too old or too much; what others wait for stays."""
     oldest_ns = now.at_ns - int(policy.finished_age_s * 1e9)
-    while state.ended and len(records) < REMOVED_PER_TURN_MAX:
+    ended = sum(counts[phase] for counts in state.by_group.values() for phase in ENDED)
+    surplus = ended - policy.finished_max
+    chosen: dict[int, AnyRecord] = {}
+    kept: list[tuple[int, int]] = []
+    while state.ended and len(chosen) < REMOVED_PER_TURN_MAX and len(kept) < KEPT_PER_TURN_MAX:
         at_ns, number = state.ended[0]
-        if len(state.ended) <= policy.finished_max and at_ns > oldest_ns:
+        if surplus <= len(chosen) and at_ns > oldest_ns:
             break
-        heapq.heappop(state.ended)
+        entry_ = heapq.heappop(state.ended)
         task = state.tasks.get(number)
         if task is None or task.phase not in ENDED or task.until_ns != at_ns:
-            continue
-        if number not in state.dependents:
-            records.append(Removed(number, now.at_ns))
-    return records
+            continue  # stale
+        if number in state.dependents:
+            kept.append(entry_)
+        else:
+            chosen[number] = Removed(number, now.at_ns)
+    for entry_ in kept:
+        heapq.heappush(state.ended, entry_)
+    return list(chosen.values())
 
 
 def wake_ns(state: State) -> int:
@@ -261,7 +256,7 @@ def effects(
     return orders
 
 
-def adoption(state: State, observed: Observed) -> list[Adopt]:
+def adoption(state: State, observed: Observed, now: Now) -> list[Adopt]:
     """Return an order to find out about every attempt that an earlier daemon may have started.
 
     Invariant: Observed then holds them all, so that `effects` starts none of them again.
@@ -272,7 +267,12 @@ def adoption(state: State, observed: Observed) -> list[Adopt]:
         assert task is not None, "the index of active tasks is true"
         run = task.run
         assert run is not None, "an active task has an attempt"
-        observed.instances[number] = Instance(run.attempt, asked=run.asked)
+        observed.instances[number] = Instance(
+            run.attempt,
+            frozen=None,
+            asked=run.asked,
+            extended_ns=now.at_ns + int(ADOPTED_GRACE_S * 1e9),
+        )
         found.append(Adopt(number, run.attempt))
     return found
 
@@ -291,7 +291,7 @@ def _active(state: State, observed: Observed, task: Task, run: Run) -> list[Effe
             orders.append(Adopt(task.id, run.attempt))
     if run.asked > instance.asked:
         instance.asked = run.asked
-        orders.append(Control(task.id, run.attempt, "", 0, run.asked))
+        orders.append(_control(task, run))
         signal = task.unpacked().checkpoint_signal
         if signal:
             orders.append(Deliver(task.id, run.attempt, signal, tree=False))
@@ -308,14 +308,22 @@ def _climb(task: Task, run: Run) -> list[Effect | Adopt]:
     rung = run.stop
     assert rung is not None, "only a stop has rungs"
     if rung.rung == 0:
-        force_ns = rung.next_ns + int(rung.grace_s * 1e9)
-        return [Control(task.id, run.attempt, rung.why, force_ns, run.asked + 1)]
+        return [_control(task, run)]
     if rung.rung == 1:
         return [
-            Control(task.id, run.attempt, rung.why, rung.next_ns, run.asked + 1),
+            _control(task, run),
             Deliver(task.id, run.attempt, task.unpacked().stop_signal, tree=False),
         ]
     return [Deliver(task.id, run.attempt, SIGKILL, tree=True)]
+
+
+def _control(task: Task, run: Run) -> Control:
+    """Return what the task's control file is to say: a stop, a wish for a checkpoint, or both."""
+    rung = run.stop
+    if rung is None:
+        return Control(task.id, run.attempt, "", 0, run.asked)
+    force_ns = rung.next_ns + (int(rung.grace_s * 1e9) if rung.rung == 0 else 0)
+    return Control(task.id, run.attempt, rung.why, force_ns, run.asked + 1)
 
 
 def _start(state: State, task: Task, run: Run) -> Start:

@@ -20,6 +20,7 @@ from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest
 
 SHOWN_MAX = 100
+ARGV_CHARS_SHOWN = 500
 _env = msgspec.msgpack.Decoder(dict[str, str])
 
 
@@ -78,7 +79,7 @@ def row(view: View, task: Task) -> m.TaskRow:
     return m.TaskRow(
         id=task.id,
         name=spec.name,
-        argv=spec.argv,
+        argv=_shortened(spec.argv),
         group=task.group,
         priority=task.priority,
         phase=task.phase.word,
@@ -102,6 +103,20 @@ def row(view: View, task: Task) -> m.TaskRow:
         checkpoint_ns=run.checkpoint_ns if run else 0,
         progress=_progress(view, task),
     )
+
+
+def _shortened(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Return as much of a command as a line of status can use, so that pages stay small."""
+    left, kept = ARGV_CHARS_SHOWN, []
+    for word in argv:
+        if len(word) > left:
+            kept.append(word[:left] + "…")
+            break
+        left -= len(word) + 1
+        kept.append(word)
+        if left <= 0:
+            break
+    return argv if len(kept) == len(argv) and kept[-1] == argv[-1] else tuple(kept)
 
 
 _WITH_CODE = frozenset({"exit", "spawn_error", "cancel", "timeout", "deadline", "shutdown", "kill"})

@@ -291,6 +291,7 @@ class GroupChanged(Record, frozen=True, tag=30):
     name: str
     parallel: int
     paused: bool
+    by_person: bool = False
 
 
 class GroupRemoved(Record, frozen=True, tag=31):

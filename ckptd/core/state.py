@@ -17,11 +17,12 @@ from msgspec.structs import force_setattr
 
 from ckptd.core.port import Identity
 from ckptd.core.records import ACTIVE, ENDED, PENDING, Need, Phase, Spec
-from ckptd.protocol.limits import PRIORITY_MAX, REQUESTS_REMEMBERED
+from ckptd.protocol.limits import ANSWERS_BYTES_MAX, PRIORITY_MAX, REQUESTS_REMEMBERED
 
 BUCKET_BITS = 10
 ID_BITS = 48
 PAST_KEPT = 10
+STALE_MAX = 1_024  # stale entries that a heap may hold beside twice its live ones
 
 _specs = msgspec.msgpack.Decoder(Spec)
 
@@ -77,6 +78,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
     asked: int = 0  # "save now" requests of this attempt
     fresh: bool = False  # the next attempt archives the checkpoints
     past: tuple[Past, ...] = ()
+    patience_from: int = 0  # attempt at which a person said "again": limits count from there
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -111,6 +113,7 @@ class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
     name: str
     parallel: int = 0
     paused: bool = False
+    by_person: bool = False  # set by a command: the configuration does not change it any more
 
 
 class TaskTable:
@@ -199,6 +202,7 @@ class State:
         self.groups: dict[str, Group] = {"default": Group("default")}
         self.envs: dict[bytes, bytes] = {}
         self.answers: OrderedDict[str, bytes] = OrderedDict()
+        self.answers_bytes = 0
         # Indexes, all derived from the tasks:
         self.keys: dict[tuple[int, str], int] = {}
         self.dependents: dict[int, set[int]] = {}
@@ -222,7 +226,7 @@ class State:
         if old is not None:
             self._leave(old)
         self.tasks.put(task)
-        self.enter(task)
+        self.enter(task, old)
         self.touched.add(task.id)
 
     def drop(self, task: Task) -> None:
@@ -250,11 +254,12 @@ class State:
         for task in self.tasks.ascending(0):
             self.enter(task)
         self.touched.update(self.active)
+        self.touched.update(self.dependents)  # a crash may lie between an end and what follows
         for digest in [digest for digest in self.envs if digest not in self.env_uses]:
             del self.envs[digest]
 
-    def enter(self, task: Task) -> None:
-        """Enter a task that stands in `tasks` into every index."""
+    def enter(self, task: Task, old: Task | None = None) -> None:
+        """Enter a task that stands in `tasks` into every index; `old` is what it was before."""
         phase = task.phase
         _counts(self.by_group, task.group)[phase] += 1
         _counts(self.by_uid, task.uid)[phase] += 1
@@ -263,9 +268,11 @@ class State:
             if heap is None:
                 heap = self.ready[task.group] = []
             heapq.heappush(heap, ready_key(task))
+            if len(heap) > 2 * self.by_group[task.group][Phase.QUEUED] + STALE_MAX:
+                self._compact_ready(task.group, heap)
         elif phase in ACTIVE:
             self.active[task.id] = None
-        elif phase in ENDED:
+        elif phase in ENDED and (old is None or old.phase not in ENDED):
             heapq.heappush(self.ended, (task.until_ns, task.id))
         if task.key:
             self.keys[task.uid, task.key] = task.id
@@ -275,8 +282,36 @@ class State:
             for need in task.needs:
                 self.dependents.setdefault(need.task, set()).add(task.id)
         due = due_ns(task)
-        if due:
+        if due and (old is None or due != due_ns(old)):
             heapq.heappush(self.timers, (due, task.id))
+            if len(self.timers) > 2 * self._timed() + STALE_MAX:
+                self._compact_timers()
+
+    def _timed(self) -> int:
+        """Return how many tasks can have a timer at most."""
+        pending = (sum(counts[p] for p in PENDING) for counts in self.by_group.values())
+        return len(self.active) + sum(pending)
+
+    def _compact_timers(self) -> None:
+        """Drop timers of what has changed since."""
+        live = {entry for entry in self.timers if self._is_due_at(*entry)}
+        self.timers[:] = sorted(live)  # a sorted list is a heap
+
+    def _is_due_at(self, at_ns: int, number: int) -> bool:
+        task = self.tasks.get(number)
+        return task is not None and (task.phase in ACTIVE or due_ns(task) == at_ns)
+
+    def _compact_ready(self, group: str, heap: list[int]) -> None:
+        """Drop entries of tasks that are not queued there any more."""
+        live = {key for key in heap if self.is_ready(group, key)}
+        heap[:] = sorted(live)
+
+    def is_ready(self, group: str, key: int) -> bool:
+        """Tell whether an entry of the group's queue still stands for a queued task."""
+        task = self.tasks.get(key & ((1 << ID_BITS) - 1))
+        if task is None or task.phase is not Phase.QUEUED or task.group != group:
+            return False
+        return ready_key(task) == key
 
     def _leave(self, task: Task) -> None:
         self.by_group[task.group][task.phase] -= 1
@@ -298,8 +333,10 @@ class State:
     def remember(self, request: str, answer: bytes) -> None:
         """Keep the answer of a mutating request for a resend; the oldest one makes room."""
         self.answers[request] = answer
-        if len(self.answers) > REQUESTS_REMEMBERED:
-            self.answers.popitem(last=False)
+        self.answers_bytes += len(answer)
+        while len(self.answers) > REQUESTS_REMEMBERED or self.answers_bytes > ANSWERS_BYTES_MAX:
+            _, oldest = self.answers.popitem(last=False)  # Bound: one answer is far smaller
+            self.answers_bytes -= len(oldest)
 
     def slots_used(self, group: str) -> int:
         """Return how many tasks of the group are active."""

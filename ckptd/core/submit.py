@@ -190,17 +190,17 @@ def check_spec(asked: m.TaskSpec) -> None:
     """Raise BadRequest for what the types cannot say about a spec."""
     for word in asked.argv:
         if "\0" in word:
-            raise BadRequest(f"argument {word!r} has a NUL byte, which no command can get")
+            raise BadRequest(f"argument {word[:80]!r} has a NUL byte, which no command can get")
         if len(word.encode()) > limits.ARGV_BYTES_MAX:
             raise BadRequest(
                 f"an argument of {len(word)} characters is over {limits.ARGV_BYTES_MAX} bytes",
                 "pass big input by a file",
             )
-    if not asked.argv[0]:
-        raise BadRequest("the command's first word is empty")
+    if not asked.argv[0] or asked.argv[0].startswith("{resume:"):
+        raise BadRequest("the command's first word is empty, or there only when it resumes")
     for name, path in (("cwd", asked.cwd), ("stdin", asked.stdin or "/")):
         if not path.startswith("/") or "\0" in path:
-            raise BadRequest(f"{name} {path!r} is not an absolute path")
+            raise BadRequest(f"{name} {path[:200]!r} is not an absolute path")
     for code in asked.on_exit:
         if not (code.isascii() and code.isdigit() and int(code) < 256):
             raise BadRequest(f"on_exit: {code!r} is not an exit code from 0 to 255")
@@ -215,7 +215,7 @@ def check_env(env: dict[str, str]) -> None:
     size = 0
     for name, value in env.items():
         if not name or "=" in name or "\0" in name or "\0" in value:
-            raise BadRequest(f"environment variable {name!r} cannot be set")
+            raise BadRequest(f"environment variable {name[:80]!r} cannot be set")
         size += len(name) + len(value) + 2
     if size > limits.ENV_BYTES_MAX:
         raise BadRequest(

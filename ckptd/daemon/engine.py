@@ -21,17 +21,19 @@ from ckptd.core.port import (
     StartSeen,
     TelemetrySeen,
 )
-from ckptd.core.records import AnyRecord
+from ckptd.core.records import AnyRecord, StartIntent
 from ckptd.core.state import State
 from ckptd.protocol.codec import UNREADABLE
-from ckptd.protocol.errors import Corrupt
+from ckptd.protocol.errors import Corrupt, DiskFull, Internal
 from ckptd.storage.frame import COUNT_MAX
 from ckptd.storage.wal import Wal
 
 FRAME_BYTES_GOAL = 1 << 20
 PASSES_MAX = 10_000  # of planning in one turn; each pass that continues has made progress
-RESERVE_BYTES = 1 << 20  # kept for ends and stops when the disk is full
+RESERVE_BYTES = 2 << 20  # kept for ends and stops when the disk is full
 RESERVE_PER_ACTIVE_BYTES = 2 << 10
+
+TURN_BYTES_GOAL = 1 << 20
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[list[AnyRecord]] = msgspec.msgpack.Decoder(list[AnyRecord])
@@ -48,15 +50,24 @@ def decode(payload: bytes | memoryview) -> list[AnyRecord]:
         ) from bad
 
 
-def replay(chunks: Iterable[bytes], frames: Iterable[tuple[int, bytes | memoryview]]) -> State:
-    """Return the State of a snapshot and the frames after it. The only way State comes to be."""
-    state = image.load(chunks) if (chunks := list(chunks)) else State(indexed=False)
-    for first_lsn, payload in frames:
-        for offset, record in enumerate(decode(payload)):
-            if first_lsn + offset > state.lsn:
-                apply(state, first_lsn + offset, record)
-    state.index()
-    return state
+def _array_head(count: int) -> bytes:
+    """Return the head of a msgpack array. Source: the msgpack specification, array format."""
+    if count < 16:
+        return bytes([0x90 | count])
+    return b"\xdc" + count.to_bytes(2, "big")  # Invariant: a frame has at most COUNT_MAX
+
+
+def _groups(staged: list[bytes]) -> Iterator[list[bytes]]:
+    """Cut what is staged into frames of about FRAME_BYTES_GOAL; one record is never cut."""
+    group: list[bytes] = []
+    size = 0
+    for data in staged:
+        if group and (size + len(data) > FRAME_BYTES_GOAL or len(group) == COUNT_MAX):
+            yield group
+            group, size = [], 0
+        group.append(data)
+        size += len(data)
+    yield group
 
 
 class Engine:
@@ -66,20 +77,47 @@ class Engine:
         self.state, self.wal, self.policy = state, wal, policy
         self.observed = Observed()
         self.marks: dict[int, MarkSeen] = {}
-        self._staged: list[AnyRecord] = []
+        self._staged: list[bytes] = []
+        self._staged_bytes = 0
         self.turn_records: list[tuple[int, AnyRecord]] = []
         self.turn_touched: set[int] = set()
         self.draining = False
+        self.has_more = False
         self.appended_bytes = 0
 
     # --- changing -----------------------------------------------------------------------------
 
     def stage(self, records: Iterable[AnyRecord]) -> None:
         """Apply records and queue them for the next commit."""
-        for record in records:
+        self._take((record, _encoder.encode(record)) for record in records)
+
+    def admit(self, records: list[AnyRecord], *, is_small: bool) -> None:
+        """Stage what a client asked for, all or nothing.
+
+        Raises DiskFull where the log has no room for it: then nothing was changed. `is_small`
+        marks what must stay possible on a full disk and may use a part of the reserve.
+        """
+        encoded = [(record, _encoder.encode(record)) for record in records]
+        size = sum(len(data) for _, data in encoded)
+        kept = self._reserve_bytes() // 4 if is_small else self._reserve_bytes()
+        if self.room_bytes - size < kept:
+            raise DiskFull(
+                f"no room in the log for {size} bytes more: nothing was accepted, tasks go on",
+                "free space on the file system of the state directory, then run this again",
+            )
+        self._take(encoded)
+
+    def _take(self, encoded: Iterable[tuple[AnyRecord, bytes]]) -> None:
+        for record, data in encoded:
             apply(self.state, self.state.lsn + 1, record)
-            self._staged.append(record)
+            self._staged.append(data)
+            self._staged_bytes += len(data)
             self.turn_records.append((self.state.lsn, record))
+
+    @property
+    def is_turn_full(self) -> bool:
+        """Tell whether this turn has enough to commit, so that others get their answers."""
+        return self._staged_bytes > TURN_BYTES_GOAL
 
     def see(self, seen: Sighting, now: Now) -> None:
         """Take one sighting of the runner in."""
@@ -113,6 +151,8 @@ class Engine:
     def plan(self, now: Now) -> None:
         """Stage what is to be done now, until there is nothing more to do."""
         touched = self._take_touched()
+        starts_left = self.policy.starts_per_turn_max
+        self.has_more = False
         for _ in range(PASSES_MAX):
             records = intents(
                 self.state,
@@ -120,11 +160,15 @@ class Engine:
                 touched,
                 now,
                 self.policy,
-                starts=not self.draining and self.has_room(),
+                starts=0 if self.draining or not self.has_room() else starts_left,
             )
             if not records:
                 return
             self.stage(records)
+            starts_left -= sum(isinstance(record, StartIntent) for record in records)
+            if self.is_turn_full or (not starts_left and not self.draining):
+                self.has_more = True  # the next turn goes on at once
+                return
             touched = self._take_touched()
         raise AssertionError("planning does not come to rest")
 
@@ -137,25 +181,21 @@ class Engine:
     def commit(self) -> bool:
         """Make everything staged durable. Returns whether there was anything.
 
-        Durable: every record staged so far. Raises WalFailed: then the process must end.
+        Durable: every record staged so far. Raises Internal (WalFailed is one): the process must
+        end.
         """
         if not self._staged:
             return False
-        for first in range(0, len(self._staged), COUNT_MAX):
-            self._append(self._staged[first : first + COUNT_MAX])
-        self._staged = []
+        staged, self._staged, self._staged_bytes = self._staged, [], 0
+        try:
+            for group in _groups(staged):
+                payload = _array_head(len(group)) + b"".join(group)
+                self.wal.append(payload, len(group))
+                self.appended_bytes += len(payload)
+        except DiskFull as full:  # State is ahead of the log for good: only a replay mends that
+            raise Internal(f"the log's reserve is used up: {full.message}", full.hint) from full
         self.wal.sync()
         return True
-
-    def _append(self, records: list[AnyRecord]) -> None:
-        payload = _encoder.encode(records)
-        if len(payload) > FRAME_BYTES_GOAL and len(records) > 1:
-            half = len(records) // 2  # Bound: halves every time, down to one record
-            self._append(records[:half])
-            self._append(records[half:])
-            return
-        self.wal.append(payload, len(records))
-        self.appended_bytes += len(payload)
 
     def orders(self) -> list[Effect | Adopt]:
         """Return the effects of this turn, and end the turn. Call after `commit`."""
@@ -166,11 +206,17 @@ class Engine:
 
     # --- room ---------------------------------------------------------------------------------
 
-    def has_room(self, more_bytes: int = 0) -> bool:
+    @property
+    def room_bytes(self) -> int:
+        """Return what the log can certainly still take after this turn."""
+        return self.wal.room_bytes - self._staged_bytes
+
+    def has_room(self) -> bool:
         """Tell whether new work may be taken; ends and stops have a reserve of their own."""
-        reserve = RESERVE_BYTES + RESERVE_PER_ACTIVE_BYTES * len(self.state.active)
-        room: int = self.wal.room_bytes
-        return room - 2 * more_bytes > reserve
+        return self.room_bytes > self._reserve_bytes()
+
+    def _reserve_bytes(self) -> int:
+        return RESERVE_BYTES + RESERVE_PER_ACTIVE_BYTES * len(self.state.active)
 
     # --- snapshots ----------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ Also the answers about the daemon itself (`requests.Control`). Invariant: `heed`
 turn's commit and may stage records, `keep` runs after it and may not.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,23 +12,26 @@ import msgspec
 from ckptd.core.decide import Case, stop
 from ckptd.core.plan import wake_ns
 from ckptd.core.policy import Caller, Now
-from ckptd.core.port import Runner
+from ckptd.core.port import Effect, Runner
 from ckptd.core.records import ACTIVE, DaemonStopped, StopIntent
 from ckptd.daemon import config as cfg
 from ckptd.daemon.clock import Clock
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.journal import ERROR, INFO, LEVELS, WARNING, Journal, Kind
 from ckptd.daemon.notify import Notify
-from ckptd.daemon.policy import policy_of
+from ckptd.daemon.policy import group_changes, policy_of
 from ckptd.daemon.requests import Requests
 from ckptd.daemon.server import Server
 from ckptd.daemon.snapshots import Snapshots
+from ckptd.daemon.sweep import leftovers
 from ckptd.daemon.wake import Wake
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadConfig
 from ckptd.protocol.version import VERSION
 
 SPARE_RETRY_S = 1.0
+SLEEP_MAX_S = 3_600.0
+SWEPT_PER_TURN = 100
 STATUS_EVERY_S = 1.0
 _ITSELF = Caller(-1, -1, admin=True)
 
@@ -65,6 +69,7 @@ class Housekeeping:
         self.requests: Requests | None = None
         self.server: Server | None = None
         self.is_over = False
+        self._sweep: Iterator[Effect | None] | None = leftovers(engine.state, facts.state_dir)
         self._ending = ""  # keep, checkpoint or kill once a shutdown was asked for
         self._was_full = False
         self._idle_mark_due_ns = 0
@@ -81,8 +86,8 @@ class Housekeeping:
         if self._wake.reload_asked:
             self._wake.reload_asked = False
             self._reload_by_signal()
-        if self._wake.stop_asked and not self._ending:
-            self.shut_down("keep")
+        if self._wake.stop_asked and self._ending != "keep":
+            self.shut_down("keep")  # also what ends a shutdown that waits for its tasks
         if not self._ending:
             return
         if self._ending != "keep":
@@ -136,6 +141,7 @@ class Housekeeping:
             self._idle_mark_due_ns = 0
             wal.mark_idle()
         self._snapshots.step(self.config.wal.snapshot_every_bytes, mono_ns)
+        self._sweep_some()
         self._keep_room(mono_ns)
         if self._notify.watchdog_s and mono_ns >= self._watchdog_due_ns:
             self._watchdog_due_ns = mono_ns + int(self._notify.watchdog_s * 1e9)
@@ -143,6 +149,18 @@ class Housekeeping:
         if grown and mono_ns >= self._status_due_ns:
             self._status_due_ns = mono_ns + int(STATUS_EVERY_S * 1e9)
             self._notify.status(self.status_line())
+
+    def _sweep_some(self) -> None:
+        for _ in range(SWEPT_PER_TURN):
+            if self._sweep is None:
+                return
+            try:
+                effect = next(self._sweep)
+            except StopIteration:
+                self._sweep = None
+                return
+            if effect is not None:
+                self._runner.carry_out(effect)
 
     def _keep_room(self, mono_ns: int) -> None:
         wal = self._engine.wal
@@ -163,7 +181,9 @@ class Housekeeping:
 
     def timeout_s(self, now: Now, mono_ns: int) -> float:
         """Return the seconds until something is due; -1 for ever."""
-        if self._snapshots.has_chunks or self._engine.state.touched:
+        if self._snapshots.has_chunks or self._sweep is not None:
+            return 0.0
+        if self._engine.has_more or self._engine.state.touched:
             return 0.0
         due = [
             self._idle_mark_due_ns,
@@ -176,7 +196,8 @@ class Housekeeping:
         if timer_ns:
             due.append(mono_ns + max(0, timer_ns - now.at_ns))
         waits = [at_ns - mono_ns for at_ns in due if at_ns]
-        return max(0, min(waits) + 999_999) / 1e9 if waits else -1
+        longest_ns = int(SLEEP_MAX_S * 1e9)  # epoll takes no more than 24 days
+        return min(max(0, min(waits) + 999_999), longest_ns) / 1e9 if waits else -1
 
     # --- the daemon itself --------------------------------------------------------------------
 
@@ -241,6 +262,7 @@ class Housekeeping:
             applied, waiting = cfg.live_changes(self.config, new)
             self.config = cfg.keep_fixed(self.config, new)
             self._engine.policy = policy_of(self.config)
+            self._engine.stage(group_changes(self.config, self._engine.state))
             self._journal.level = LEVELS[self.config.daemon.log_level]
         finally:
             self._notify.ready(self.status_line())

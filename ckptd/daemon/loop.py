@@ -18,7 +18,8 @@ from ckptd.daemon.server import Server
 from ckptd.daemon.story import Story
 from ckptd.daemon.wake import Wake
 
-REQUESTS_PER_TURN_MAX = 512
+REQUESTS_PER_BATCH = 8
+BATCHES_PER_TURN_MAX = 64
 
 
 class Loop:
@@ -59,8 +60,12 @@ class Loop:
         self._wake.clear()
         for seen in self._runner.poll():
             engine.see(seen, now)
-        for request in self._server.receive(REQUESTS_PER_TURN_MAX):
-            requests.take(request, now, mono_ns)
+        for _ in range(BATCHES_PER_TURN_MAX):
+            batch = self._server.receive(REQUESTS_PER_BATCH)
+            for request in batch:
+                requests.take(request, now, mono_ns)
+            if len(batch) < REQUESTS_PER_BATCH or engine.is_turn_full:
+                break
         self._house.heed(now)
         engine.plan(now)
         grown = engine.commit()

@@ -19,17 +19,18 @@ import msgspec
 
 from ckptd.core.plan import adoption
 from ckptd.core.port import Runner
-from ckptd.core.records import AnyRecord, DaemonStarted, GroupChanged
+from ckptd.core.records import AnyRecord, DaemonStarted
 from ckptd.daemon import clock as clocks
 from ckptd.daemon import config as cfg
 from ckptd.daemon import paths as locations
-from ckptd.daemon.engine import Engine, replay
+from ckptd.daemon.engine import Engine
 from ckptd.daemon.files import Files
 from ckptd.daemon.housekeeping import Facts, Housekeeping
 from ckptd.daemon.journal import ERROR, INFO, LEVELS, WARNING, Journal, Kind, open_journal
 from ckptd.daemon.loop import Loop
 from ckptd.daemon.notify import Notify
-from ckptd.daemon.policy import policy_of
+from ckptd.daemon.policy import group_changes, policy_of
+from ckptd.daemon.recovery import replay
 from ckptd.daemon.requests import Requests
 from ckptd.daemon.server import Server, take_listen_fd
 from ckptd.daemon.snapshots import Snapshots
@@ -39,6 +40,7 @@ from ckptd.protocol.errors import CkptdError, Internal
 from ckptd.protocol.version import VERSION
 from ckptd.runner.fork import ForkRunner
 from ckptd.storage.disk import RealDisk
+from ckptd.storage.frame import Frame
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.store import Store
 
@@ -112,7 +114,7 @@ def _serve(base: Base) -> None:
     runner = ForkRunner(base.paths.state, base.paths.run, boot_id=base.boot_id)
     wake = Wake()
     wake.install()
-    for order in adoption(engine.state, engine.observed):
+    for order in adoption(engine.state, engine.observed, base.clock.now()):
         runner.adopt(order.task, order.attempt)
     server = Server(base.paths.socket, base.config.ipc, base.journal, listen_fd)
     snapshots = Snapshots(engine, store, base.journal, snapshot_lsn)
@@ -157,9 +159,14 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
         base.notify.status(f"reading the log: {100 * done // max(1, whole)} %")
 
     found = store.recover(progress)
-    state = replay(found.chunks(), ((frame.first_lsn, frame.payload) for frame in found.frames()))
+    replayed = replay(found.chunks(), _frames(base, found))
+    state = replayed.state
     for warning in found.report.warnings:
         journal.event(Kind.LOG_DAMAGED, warning, WARNING)
+    if replayed.lost:
+        text = f"{replayed.lost} records of the log are lost to a salvage, {replayed.passed_over}"
+        text += f" behind them passed over; {len(replayed.doubtful)} tasks in doubt are held"
+        journal.event(Kind.LOG_DAMAGED, text, ERROR)
     epoch = max(found.epoch, state.epoch) + 1
     at_ns = base.clock.now().at_ns
     wal = store.arm(found, epoch=epoch, boot_id=base.boot_id, at_ns=at_ns)
@@ -167,11 +174,8 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
     begin: list[AnyRecord] = [
         DaemonStarted(at_ns, epoch, base.boot_id, VERSION, os.getpid(), state.stopped)
     ]
-    begin += [
-        GroupChanged(name, group.parallel, paused=False)
-        for name, group in base.config.groups.items()
-        if name not in state.groups
-    ]
+    begin += group_changes(base.config, state)
+    begin += replayed.holds(at_ns)
     engine.stage(begin)
     engine.commit()
     wal.prepare_spare()
@@ -194,13 +198,13 @@ def _settle() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _frames(base: Base, found: Recovery) -> Iterator[tuple[int, bytes | memoryview]]:
+def _frames(base: Base, found: Recovery) -> Iterator[Frame]:
     """Yield the frames to replay; each stretch of them is a sign of progress."""
     for number, frame in enumerate(found.frames()):
         if number % REPLAY_STEP_FRAMES == 0:
             base.notify.extend_timeout(REPLAY_STEP_S)
             base.notify.status(f"replaying: at LSN {frame.first_lsn} of {found.last_lsn}")
-        yield frame.first_lsn, frame.payload
+        yield frame
 
 
 def _close(

@@ -22,7 +22,8 @@ import msgspec
 
 from ckptd.core.records import AnyRecord
 from ckptd.daemon.clock import Clock
-from ckptd.daemon.engine import decode, replay
+from ckptd.daemon.engine import decode
+from ckptd.daemon.recovery import replay
 from ckptd.protocol.errors import CkptdError, Corrupt
 from ckptd.storage import examine, frame, rebuild, segment, snapshot, store
 from ckptd.storage.disk import RealDisk
@@ -184,8 +185,8 @@ def _readable(record: AnyRecord) -> Row:
 def _replay(args: argparse.Namespace) -> int:
     opened = Store.open(args.state, create=False)
     found = opened.recover()
-    frames = ((one.first_lsn, one.payload) for one in found.frames())
-    state = replay(found.chunks(), frames)
+    replayed = replay(found.chunks(), found.frames())
+    state = replayed.state
     opened.close()
     row = {
         "snapshot_lsn": found.snapshot_lsn,
@@ -194,6 +195,8 @@ def _replay(args: argparse.Namespace) -> int:
         "records": found.report.records,
         "tasks": len(state.tasks),
         "phases": dict(Counter(task.phase.word for task in state.tasks.ascending(0))),
+        "lost": replayed.lost,
+        "in_doubt": sorted(replayed.doubtful),
         "warnings": found.report.warnings,
         "notes": found.report.notes,
     }

@@ -1,8 +1,10 @@
-"""From the configuration to the knobs of `core`."""
+"""From the configuration to what `core` works with: its knobs, and its groups."""
 
 import os
 
 from ckptd.core.policy import Policy
+from ckptd.core.records import GroupChanged
+from ckptd.core.state import State
 from ckptd.daemon.config import Config
 
 UNLIMITED = 1 << 60
@@ -29,3 +31,14 @@ def policy_of(config: Config) -> Policy:
         finished_age_s=config.retention.age_s or FOR_EVER_S,
         slots=len(os.sched_getaffinity(0)),
     )
+
+
+def group_changes(config: Config, state: State) -> list[GroupChanged]:
+    """Return what the configuration changes of the groups; what a person has set stays."""
+    changes = []
+    for name, wanted in config.groups.items():
+        known = state.groups.get(name)
+        if known is None or (not known.by_person and known.parallel != wanted.parallel):
+            paused = known.paused if known is not None else False
+            changes.append(GroupChanged(name, wanted.parallel, paused))
+    return changes

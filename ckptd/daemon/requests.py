@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+import msgspec
+
 from ckptd.core import query
 from ckptd.core.decide import Case, decide
 from ckptd.core.events import event, may_follow
@@ -24,13 +26,15 @@ from ckptd.daemon.parked import Parked
 from ckptd.daemon.server import Incoming
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
-from ckptd.protocol.errors import CkptdError, Denied, DiskFull, Internal, ShuttingDown
-from ckptd.protocol.limits import PROTOCOL_VERSION
+from ckptd.protocol.errors import BadRequest, Busy, CkptdError, Denied, Internal, ShuttingDown
+from ckptd.protocol.limits import PROTOCOL_VERSION, REPLY_BYTES_MAX
 from ckptd.protocol.messages import VERBS
 from ckptd.protocol.version import VERSION
 
+LATE_MAX = 64
 EVENT_BYTES_MAX = 1 << 20  # of log read for one page of events
-NEEDS_ROOM = frozenset({"submit", "edit", "group_set"})
+USES_RESERVE = frozenset({"cancel", "kill", "signal", "pause", "resume", "clean"})
+"""What must be possible on a full disk; everything else waits for room."""
 
 Outbox = list[tuple[Incoming, bytes]]
 
@@ -103,6 +107,11 @@ class Requests:
                 if found is None:
                     return
                 answer = codec.encode_answer(found)
+            if len(answer) > REPLY_BYTES_MAX:
+                raise BadRequest(  # noqa: TRY301 - the one way out for all refusals
+                    f"the answer to {request.verb} has {len(answer)} bytes, over {REPLY_BYTES_MAX}",
+                    "narrow the selection or the limit",
+                )
             self.outbox.append((request, codec.encode_reply(request.request_id, answer)))
         except CkptdError as refused:
             self.outbox.append((request, codec.encode_error(request.request_id, refused)))
@@ -116,19 +125,15 @@ class Requests:
         known = engine.state.answers.get(f"{uid}:{request.request_id}")
         if known is not None:
             return known
-        if engine.draining:
+        is_small = request.verb in USES_RESERVE
+        if engine.draining and not is_small:
             raise ShuttingDown("the daemon is shutting down", "it takes requests after its start")
-        if request.verb in NEEDS_ROOM and not engine.has_room(request.size_bytes):
-            raise DiskFull(
-                f"no room in the log for {request.verb}: nothing was accepted, running tasks go on",
-                f"free space in {self._files.state_dir}, then run the same command again",
-            )
         case = Case(engine.state, self._caller(request), now, engine.policy)
         records, result = decide(case, request.args)
         answer = codec.encode_answer(result)
         if records:
-            engine.stage(records)
-            engine.stage([Answered(request.request_id, uid, answer)])
+            records.append(Answered(request.request_id, uid, answer))
+            engine.admit(records, is_small=is_small)
         return answer
 
     def _caller(self, request: Incoming) -> Caller:
@@ -158,10 +163,12 @@ class Requests:
         wal = self._engine.wal
         since = wal.durable_lsn if asked.since < 0 else asked.since
         page = self._page(request, asked, since)
-        if page.events or not self._may_park(request, asked.hold_s):
+        is_read_out = page.next >= wal.durable_lsn
+        if page.events or not is_read_out or not self._may_park(request, asked.hold_s):
             return page
-        parked = request.again(m.Events(page.next, asked.limit, asked.task, asked.hold_s))
-        self._parked.park_follow(parked, self._until(request, asked.hold_s))
+        until = self._until(request, asked.hold_s)
+        parked = request.again(msgspec.structs.replace(asked, since=page.next))
+        self._parked.park_follow(parked, until)
         return None
 
     def _page(self, request: Incoming, asked: m.Events, since: int) -> m.EventPage:
@@ -217,6 +224,8 @@ class Requests:
     def _checkpoints(self, request: Incoming, asked: m.Checkpoints, _: Now) -> None:
         """Read a task's files, which may be many and large, off the loop."""
         task = one(self._engine.state, asked.task, self._caller(request))
+        if len(self._late) >= LATE_MAX:
+            raise Busy(f"{LATE_MAX} requests read checkpoints already", "try again in a moment")
         future: Future[m.CheckpointList] = self._worker.submit(
             self._files.checkpoints, task.id, task.uid, verify=asked.verify
         )
@@ -227,8 +236,10 @@ class Requests:
         try:
             answer = codec.encode_answer(future.result())
             self.outbox.append((request, codec.encode_reply(request.request_id, answer)))
-        except CkptdError as refused:
-            self.outbox.append((request, codec.encode_error(request.request_id, refused)))
+        except Exception as failed:  # noqa: BLE001 - a hostile file must not end the daemon
+            text = f"cannot read the checkpoints: {failed!r}"
+            error = Internal(text, "look at the files of the task")
+            self.outbox.append((request, codec.encode_error(request.request_id, error)))
 
     # --- the daemon ---------------------------------------------------------------------------
 

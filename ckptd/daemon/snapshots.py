@@ -23,6 +23,7 @@ class Snapshots:
         self._writer: SnapshotWriter | None = None
         self._chunks: Iterator[bytes] | None = None
         self._begun_bytes = engine.appended_bytes
+        self._due_bytes = self._begun_bytes  # what to count from again if this one fails
         self._begun_ns = 0
         self._not_before_ns = 0
 
@@ -43,7 +44,7 @@ class Snapshots:
         elif self._writer is not None:
             self._finish(self._writer, mono_ns)
         elif self._is_due(every_bytes, mono_ns):
-            self._begun_bytes = self._engine.appended_bytes
+            self._due_bytes, self._begun_bytes = self._begun_bytes, self._engine.appended_bytes
             self._begun_ns = mono_ns
             self._writer = self._store.begin_snapshot(self._engine.state.lsn)
             self._chunks = self._engine.image()
@@ -80,6 +81,7 @@ class Snapshots:
                 )
             case SnapshotFailed():
                 self._not_before_ns = mono_ns + int(RETRY_S * 1e9)
+                self._begun_bytes = self._due_bytes
                 self._journal.event(
                     Kind.SNAPSHOT_FAILED,
                     f"snapshot at {writer.lsn} failed, the log is kept: {result.why}",

@@ -13,6 +13,7 @@ OUTPUT_CHUNK_BYTES_MAX: Final = 256 << 10  # one `logs` reply
 HOLD_S_MAX: Final = 30.0  # a parked `wait` or `events` is answered "not yet" then
 WAITERS_MAX: Final = 4_096  # parked requests over all clients
 REQUESTS_REMEMBERED: Final = 16_384  # mutating requests whose answer can be repeated
+ANSWERS_BYTES_MAX: Final = 16 << 20  # of those answers; a larger total forgets the oldest
 ARGV_BYTES_MAX: Final = 128 << 10  # execve allows one string of 128 KiB
 ENV_BYTES_MAX: Final = 1 << 20
 NAME_CHARS_MAX: Final = 128

@@ -21,6 +21,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86_400)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Priority = Annotated[int, msgspec.Meta(ge=-limits.PRIORITY_MAX, le=limits.PRIORITY_MAX)]
 SignalNumber = Annotated[int, msgspec.Meta(ge=1, le=64)]
+WallNs = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]  # fits the log's 64 bits
 Id = Annotated[int, msgspec.Meta(ge=1, lt=1 << 47)]
 
 PHASES = (
@@ -103,10 +104,10 @@ class TaskSpec(Message, frozen=True):
     labels: Annotated[dict[str, str], msgspec.Meta(max_length=limits.LABELS_MAX)] = {}
     after: Annotated[tuple[Dependency, ...], msgspec.Meta(max_length=limits.DEPENDENCIES_MAX)] = ()
     hold: bool = False
-    at_ns: Annotated[int, msgspec.Meta(ge=0)] = 0  # not before; wins over in_s
+    at_ns: WallNs = 0  # not before; wins over in_s
     in_s: Seconds = 0.0
     timeout_s: Seconds = 0.0  # of one attempt; 0: none
-    deadline_ns: Annotated[int, msgspec.Meta(ge=0)] = 0  # of the whole task; 0: none
+    deadline_ns: WallNs = 0  # of the whole task; 0: none
     retries: Count | None = None  # failures beyond the first; None: the daemon's default
     backoff_s: Seconds | None = None  # first delay after a failure
     backoff_max_s: Seconds | None = None
@@ -209,7 +210,7 @@ class Edit(Message, frozen=True):
     argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     cwd: str | None = None
     timeout_s: Seconds | None = None
-    deadline_ns: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    deadline_ns: WallNs | None = None
     retries: Count | None = None
     grace_s: Seconds | None = None
     labels: Annotated[dict[str, str], msgspec.Meta(max_length=limits.LABELS_MAX)] | None = None
@@ -305,7 +306,7 @@ class TaskRow(Answer, frozen=True):
 
     id: int
     name: str
-    argv: tuple[str, ...]
+    argv: tuple[str, ...]  # shortened where it is long; `show` has it whole
     group: str
     priority: int
     phase: str
@@ -398,7 +399,7 @@ class Waited(Answer, frozen=True):
 class Events(Message, frozen=True):
     """`events`: records of the log after `since`, in order; parked until there is one."""
 
-    since: Annotated[int, msgspec.Meta(ge=-1)] = 0  # -1: from now on
+    since: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 62)] = 0  # -1: from now on
     limit: Annotated[int, msgspec.Meta(ge=1, le=limits.EVENTS_PER_PAGE_MAX)] = 200
     task: Annotated[int, msgspec.Meta(ge=0)] = 0
     hold_s: Annotated[float, msgspec.Meta(ge=0, le=limits.HOLD_S_MAX)] = 0.0

@@ -7,7 +7,7 @@ r"""What daemon and supervisor share about one attempt: its order and its record
     offset  bytes   in a record, each line with its CRC-32: {"pid":...,...}\n1a2b3c4d\n NUL...
          0   1,024  claim: boot id, pid and start tick of who runs the attempt
      1,024   1,024  start: the same, with the main process; written before it may run
-     2,048   2,048  exit: {"task":7,"attempt":2,...,"cause":"exit","code":0,...}
+     2,048   2,048  exit: {"task":7,"attempt":2,"cause":"exit","code":0,...}
 
 THE START FENCE is link(2): it fails where the name exists, and what it makes visible is complete.
 Records are recycled because making and removing inodes at a thousand a second is what ext4 is slow
@@ -27,6 +27,7 @@ _START_AT = 1_024
 _EXIT_AT = 2_048
 _TEXT_CHARS_MAX = 240  # six bytes each at worst: still inside the block
 _SPARE, _REIGN = "spare", "reign"
+_BOOLS = (b"false", b"true")
 
 
 class Order:
@@ -55,15 +56,69 @@ class Order:
 
     def pack(self) -> bytes:
         """Return the bytes for `unpack` in another process of the same interpreter."""
-        return marshal.dumps(tuple(getattr(self, name) for name in self.__slots__))
+        return marshal.dumps([getattr(self, name) for name in self.__slots__])
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Order":
         """Return what was packed by a daemon that runs the same interpreter."""
-        order = cls()
-        for name, value in zip(cls.__slots__, marshal.loads(packed), strict=True):  # noqa: S302
-            setattr(order, name, value)
-        return order
+        self = cls()
+        (
+            self.argv, self.attempt, self.cwd, self.env, self.gid, self.groups, self.memory_bytes,
+            self.output, self.programs, self.reign, self.resumed_from, self.spare, self.stdin,
+            self.task, self.uid, self.umask,
+        ) = marshal.loads(packed)  # noqa: S302  # fmt: skip
+        return self
+
+
+class Holder:
+    """Who holds an attempt: a supervisor, or a daemon (ticks 0) so that nobody runs it.
+
+    The lines are made by one formatting each: between fork and exec every object touched is a
+    page copied.
+    """
+
+    __slots__ = ("_start", "claim", "pid", "ticks")
+
+    def __init__(self, boot_id: str, pid: int, ticks: int) -> None:
+        self.pid = pid
+        self.ticks = ticks
+        me = f'"boot_id":"{boot_id}","shim_pid":{pid},"shim_ticks":{ticks}'
+        self.claim = sealed(f"{{{me}}}".encode())
+        self._start = f'{{{me},"pid":%d,"ticks":%d,"started_ns":%d,"resumed_from":%d}}'.encode()
+
+    def start(self, pid: int, ticks: int, started_ns: int, resumed_from: int) -> bytes:
+        """Return the line that says which main process was made for the attempt."""
+        return sealed(self._start % (pid, ticks, started_ns, resumed_from))
+
+
+class End:
+    """How an attempt ended, to become its exit record."""
+
+    __slots__ = (
+        "cause", "code", "cpu_s", "ended_ns", "has_core", "is_oom", "pid", "rss_bytes", "signal",
+        "started_ns", "text",
+    )  # fmt: skip
+
+    def __init__(self, cause: str, *, code: int = 0, signal: int = 0, text: str = "") -> None:
+        self.cause = cause
+        self.code = code
+        self.signal = signal
+        self.text = text
+        self.has_core = self.is_oom = False
+        self.pid = self.started_ns = self.ended_ns = self.rss_bytes = 0
+        self.cpu_s = 0.0
+
+    def line(self, task: int, attempt: int) -> bytes:
+        """Return the exit record."""
+        return sealed(
+            b'{"task":%d,"attempt":%d,"cause":"%s","code":%d,"signal":%d,"core":%s,"pid":%d,'
+            b'"started_ns":%d,"ended_ns":%d,"cpu_s":%.6f,"rss_bytes":%d,"oom":%s,"text":"%s"}'
+            % (
+                task, attempt, self.cause.encode(), self.code, self.signal, _BOOLS[self.has_core],
+                self.pid, self.started_ns, self.ended_ns, self.cpu_s, self.rss_bytes,
+                _BOOLS[self.is_oom], escaped(self.text) if self.text else b"",
+            )
+        )  # fmt: skip
 
 
 def place_of(attempts_dir: str, task: int, attempt: int) -> str:
@@ -183,27 +238,26 @@ def forget(place: str) -> None:
         os.unlink(place)
 
 
-def encode(fields: dict[str, int | float | str]) -> bytes:
-    """Return a flat JSON object and its CRC; `json` itself would cost each fork its memory."""
-    body = ",".join(f'"{name}":{_json(value)}' for name, value in fields.items()).join("{}")
-    line = body.encode("ascii")
+def sealed(line: bytes) -> bytes:
+    """Return a line with its CRC; `checked` is the way back."""
     return b"%s\n%08x\n" % (line, zlib.crc32(line))
 
 
-def _json(value: float | str) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if not isinstance(value, str):
-        return repr(value)
-    plain = "".join(
-        char if " " <= char <= "~" and char not in '"\\' else f"\\u{min(ord(char), 0xFFFD):04x}"
-        for char in value[:_TEXT_CHARS_MAX]
-    )
-    return f'"{plain}"'
+def escaped(text: str) -> bytes:
+    """Return the inside of a JSON string; `json` itself would cost each fork its memory."""
+    return "".join(_escaped(char) for char in text[:_TEXT_CHARS_MAX]).encode()
+
+
+def _escaped(char: str) -> str:
+    if " " <= char <= "~" and char not in '"\\':
+        return char
+    code = ord(char)
+    is_one_unit = code <= 0xFFFF and not 0xD800 <= code <= 0xDFFF
+    return f"\\u{code if is_one_unit else 0xFFFD:04x}"
 
 
 def checked(data: bytes) -> bytes | None:
-    """Return the JSON of what `encode` made, None where it is torn or none at all."""
+    """Return the line of what `sealed` made, None where it is torn or none at all."""
     line, newline, rest = data.partition(b"\n")
     is_whole = newline and rest[:9] == b"%08x\n" % zlib.crc32(line)
     return line if is_whole else None

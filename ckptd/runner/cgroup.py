@@ -11,7 +11,12 @@ Loaded by the supervisors: stdlib only. Read next: `stop.py` (what happens witho
 """
 
 import os
+import time
 
+from ckptd.runner import linux
+
+_PREFIX = "ckptd-"  # of the parent of one store's groups
+_STALE_S = 60.0
 _READ_BYTES_MAX = 65_536
 
 
@@ -43,7 +48,10 @@ class Roots:
 class Group:
     """The group of one supervisor. No method raises for a hierarchy that is missing or gone."""
 
-    __slots__ = ("_entries", "_paths", "freezer", "limit_bytes", "memory", "memory_v2", "unified")
+    __slots__ = (
+        "_directory", "_door", "_fork", "_ooms", "_paths", "freezer", "is_guarded",
+        "limit_bytes", "memory", "memory_v2", "unified",
+    )  # fmt: skip
 
     def __init__(self, roots: Roots, name: str) -> None:
         self.unified = f"{roots.unified}/{name}" if roots.unified else ""
@@ -52,7 +60,11 @@ class Group:
         self.freezer = f"{roots.freezer}/{name}" if roots.freezer and not self.unified else ""
         self.limit_bytes = 0
         self._paths = [path for path in (self.unified, self.memory, self.freezer) if path]
-        self._entries: list[int] = []
+        self._door = -1
+        self._ooms = -1
+        self._directory = -1
+        self._fork: linux.CgroupFork | None = None
+        self.is_guarded = False  # the supervisor has set itself a lower OOM score than tasks have
 
     def __bool__(self) -> bool:
         return bool(self.unified or self.freezer)
@@ -60,21 +72,63 @@ class Group:
     # --- the supervisor's side --------------------------------------------------------------
 
     def make(self) -> None:
-        """Make the group and keep its doors open."""
-        for path in self._paths:
-            if not os.path.isdir(path):
-                _mkdir(path)
-            fd = _open(f"{path}/cgroup.procs", os.O_WRONLY)
-            if fd >= 0:
-                self._entries.append(fd)
+        """Make the group and keep its doors open.
 
-    def add(self, pid: int) -> None:
-        """Move a process in; what it forks from now on is born there."""
-        for fd in self._entries:
+        The supervisor enters the v1 memory group itself, for its children to be born there: no
+        limit is on it unless a task's is, and then the OOM killer is told to spare the supervisor.
+        """
+        for path in self._paths:
+            if not _mkdir(path):
+                _mkdir(os.path.dirname(path))  # swept away as unused
+                _mkdir(path)
+        if self.memory:
+            _write(f"{self.memory}/cgroup.procs", str(os.getpid()))
+        self._door = _open(f"{self.unified or self.freezer}/cgroup.procs", os.O_WRONLY)
+        events = f"{self.memory_v2}/memory.events" if self.memory_v2 else ""
+        self._ooms = _open(events or f"{self.memory}/memory.oom_control", os.O_RDONLY)
+        self._directory = _open(self.unified or "", os.O_RDONLY | os.O_DIRECTORY)
+        if self._directory >= 0:
+            self._fork = linux.CgroupFork(self._directory)
+
+    def fork(self) -> int:
+        """Fork a child that is, and whose children will be, inside the group."""
+        if self._fork is not None:
+            pid = self._fork()
+            if pid >= 0:
+                return pid
+            self._fork = None  # an old kernel, or one that a container's filter makes look old
+        pid = os.fork()
+        if pid > 0 and self._door >= 0:
             try:
-                os.write(fd, b"%d" % pid)
+                os.write(self._door, b"%d" % pid)
             except OSError:  # the group was removed, or the process is gone
-                continue
+                return pid
+        return pid
+
+    def renew(self) -> None:
+        """Make the group anew after a `kill`: a group that was killed once takes no more births.
+
+        Linux 6.18 SIGKILLs what is born into it by clone3, as if it had been forked by one of the
+        processes killed (it compares the kill count with that of the parent's group). A daemon
+        that kills a group has its supervisor replaced.
+        """
+        if self._fork is not None:
+            self.close()
+            self.remove()
+            self.make()
+
+    def close(self) -> None:
+        """Close the doors."""
+        self._fork = None
+        for fd in (self._door, self._ooms, self._directory):
+            if fd >= 0:
+                os.close(fd)
+
+    def leave(self) -> None:
+        """Step out of the group, so that it can be removed."""
+        if self.memory:
+            _write(f"{os.path.dirname(self.memory)}/cgroup.procs", str(os.getpid()))
+        self.remove()
 
     def limit(self, memory_bytes: int) -> bool:
         """Set the memory limit, 0 for none; False where there is no way to."""
@@ -85,6 +139,7 @@ class Group:
             is_set = _write(f"{self.memory_v2}/memory.max", text)
             _write(f"{self.memory_v2}/memory.swap.max", "0" if memory_bytes else "max")
         elif self.memory:
+            self.is_guarded = _write("/proc/self/oom_score_adj", "-1000")
             is_set = _write(f"{self.memory}/memory.limit_in_bytes", str(memory_bytes or -1))
         else:
             return False
@@ -94,10 +149,11 @@ class Group:
 
     def oom_kills(self) -> int:
         """Return how many processes of the group the kernel killed for want of memory."""
-        if self.memory_v2:
-            return _counter(f"{self.memory_v2}/memory.events", b"oom_kill")
-        if self.memory:
-            return _counter(f"{self.memory}/memory.oom_control", b"oom_kill")
+        if self._ooms < 0:
+            return 0
+        for line in os.pread(self._ooms, _READ_BYTES_MAX, 0).splitlines():
+            if line.startswith(b"oom_kill "):
+                return int(line[9:])
         return 0
 
     # --- both sides -------------------------------------------------------------------------
@@ -130,24 +186,18 @@ class Group:
         path = self.unified or self.freezer
         return [int(word) for word in _words(f"{path}/cgroup.procs")] if path else []
 
-    def remove(self) -> bool:
-        """Remove the group; False while something is inside."""
-        done = True
+    def remove(self) -> None:
+        """Remove the group, unless something is inside."""
         for path in self._paths:
-            try:
-                os.rmdir(path)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                done = False
-        return done
+            _rmdir(path)
 
 
 # --- finding out what this machine has --------------------------------------------------------
 
 
-def discover(name: str) -> Roots:
-    """Return where this process can make groups, and make the parent of them all there."""
+def discover(store: str) -> Roots:
+    """Return where this process can make groups for a store, having made their parent there."""
+    name = _PREFIX + store
     mounts = _mounts()
     own = _own_paths()
     unified = _unified(mounts.get("", ""), own.get("", "/"), name)
@@ -159,12 +209,16 @@ def discover(name: str) -> Roots:
 
 
 def sweep(roots: Roots, is_gone: "IsGone") -> None:
-    """Remove the groups that killed supervisors left, where nothing is inside any more."""
+    """Remove what killed supervisors left, and empty parents of stores that are not in use."""
     for root in (roots.unified, roots.memory, roots.freezer):
         for name in os.listdir(root) if root else []:
             pid, dot, ticks = name.partition(".")
             if dot and pid.isdigit() and ticks.isdigit() and is_gone(int(pid), int(ticks)):
                 Group(roots, name).remove()
+        host, _, own = root.rpartition("/")
+        for name in os.listdir(host) if root else []:
+            if name.startswith(_PREFIX) and name != own and _age_s(f"{host}/{name}") > _STALE_S:
+                _rmdir(f"{host}/{name}")  # fails where a supervisor's group is inside
 
 
 def _mounts() -> dict[str, str]:
@@ -207,6 +261,8 @@ def _unified(mount: str, own: str, name: str) -> str:
         if host == "/" or not _words(f"{mount}{host}/cgroup.procs"):
             _write(f"{mount}{host}/cgroup.subtree_control", "+memory")
         if path and _write(f"{path}/cgroup.subtree_control", "+memory"):
+            if possible:
+                _rmdir(possible)
             return path
         possible = possible or path
     return possible
@@ -240,6 +296,21 @@ def _mkdir(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _rmdir(path: str) -> bool:
+    try:
+        os.rmdir(path)
+    except OSError:
+        return False
+    return True
+
+
+def _age_s(path: str) -> float:
+    try:
+        return time.time() - os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _open(path: str, flags: int) -> int:
@@ -280,14 +351,6 @@ def _lines(path: str) -> list[str]:
 
 def _words(path: str) -> list[str]:
     return _read(path).decode(errors="replace").split()
-
-
-def _counter(path: str, name: bytes) -> int:
-    for line in _read(path).splitlines():
-        key, _, value = line.partition(b" ")
-        if key == name:
-            return int(value)
-    return 0
 
 
 TYPE_CHECKING = False

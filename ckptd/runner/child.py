@@ -18,15 +18,15 @@ _MESSAGE_BYTES_MAX = 1_024
 class Child:
     """All that `become_task` needs, made before the fork: what is made after it costs copies."""
 
-    __slots__ = ("argv", "calm", "env", "order", "output", "supervisor")
+    __slots__ = ("argv", "env", "is_calm", "order", "output", "supervisor")
 
-    def __init__(self, order: Order, output: int, supervisor: int, *, calm: bool) -> None:
+    def __init__(self, order: Order, output: int, supervisor: int, *, is_calm: bool) -> None:
         self.order = order
         self.argv = linux.strings(order.argv)
         self.env = linux.strings(order.env)
         self.output = output
         self.supervisor = supervisor
-        self.calm = calm  # the OOM score is the normal one
+        self.is_calm = is_calm  # the OOM score is the normal one
 
     def become_task(self, gate: int) -> None:
         """Turn this process into the task. Never returns: ends in exec, or says why not."""
@@ -34,7 +34,7 @@ class Child:
         step = "prepare the process"
         try:
             os.setsid()
-            if not self.calm:
+            if not self.is_calm:
                 _reset_oom_score()
             if order.uid >= 0:
                 step = f"become uid {order.uid}"

@@ -8,7 +8,7 @@ import os
 import secrets
 
 from ckptd.runner import attempt
-from ckptd.runner.attempt import Found, Record
+from ckptd.runner.attempt import Found, Holder, Record
 
 
 class Claims:
@@ -17,8 +17,7 @@ class Claims:
     def __init__(self, state_dir: str, boot_id: str) -> None:
         self._directory = f"{state_dir}/attempts"
         os.makedirs(self._directory, 0o700, exist_ok=True)
-        self._mine: dict[str, int | float | str]
-        self._mine = {"boot_id": boot_id, "shim_pid": os.getpid(), "shim_ticks": 0}
+        self._mine = Holder(boot_id, os.getpid(), ticks=0)
         self._free: list[int] = []  # record files that no attempt uses
         self._made = 0
         self.reign = secrets.token_hex(8)
@@ -44,7 +43,7 @@ class Claims:
         place = self._place(task, number)
         with contextlib.suppress(OSError):
             name = f"{self.reign}.{spare}"
-            record = Record(self._directory, place, name, attempt.encode(self._mine))
+            record = Record(self._directory, place, name, self._mine.claim)
             with contextlib.closing(record):
                 if not record.take():
                     self.give_back(spare)

@@ -34,11 +34,13 @@ def order(start: Start, place: Place, found: Found, ckpt_dir: str | None, reign:
     """Return what a supervisor is told; the user and the groups are filled in by `Users`.
 
     Raises:
-        ValueError: an argument placeholder cannot be read, or a word holds a NUL.
+        ValueError: a placeholder cannot be read, a word holds a NUL, no word is left.
     """
     made = Order()
     made.task, made.attempt, made.reign = start.task, start.attempt, reign
     argv = expand(start.argv, found, place.directory)
+    if not argv:
+        raise ValueError("nothing is left of the command: all of it is for resuming only")
     env = environment(start, place, found, ckpt_dir)
     made.programs = _programs(argv[0], env["PATH"])
     made.argv = _joined(argv)

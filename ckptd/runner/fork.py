@@ -18,19 +18,9 @@ from collections import deque
 from functools import partial
 
 from ckptd.core.port import (
-    Control,
-    Delete,
-    Deliver,
-    Effect,
-    EndSeen,
-    Forget,
-    Freeze,
-    Identity,
-    MarkSeen,
-    Sighting,
-    Start,
+    Control, Delete, Deliver, Effect, EndSeen, Forget, Freeze, Identity, MarkSeen, Sighting, Start,
     StartSeen,
-)
+)  # fmt: skip
 from ckptd.runner import attempt, cgroup, environment, identity
 from ckptd.runner.cgroup import Group
 from ckptd.runner.claims import Claims
@@ -38,7 +28,7 @@ from ckptd.runner.environment import Place, Users
 from ckptd.runner.files import TaskFiles
 from ckptd.runner.instance import Began, ExitRecord, Instance, Stage, began_of, exit_of
 from ckptd.runner.marks import Marks
-from ckptd.runner.notify import Hints
+from ckptd.runner.notify import Hints, Listener
 from ckptd.runner.spawn import ENDED, FENCED, STARTED, Key, Pool
 from ckptd.runner.stop import Tree
 from ckptd.runner.watch import Watch, Worker
@@ -47,6 +37,7 @@ from ckptd.storage.untrusted import NotTrusted
 
 SIGHTINGS_PER_POLL_MAX = 1_000
 LOOK_AGAIN_S = 0.01  # at a tree that does not die at once, or a start that is not written yet
+WATCH_FILES_AFTER_S = 1.0  # adding and removing an inotify watch costs as much as running true
 SPARE_SUPERVISORS = 2  # made before they are needed
 
 
@@ -56,7 +47,13 @@ class ForkRunner:
     name = "fork"
 
     def __init__(
-        self, state_dir: str, run_dir: str, *, boot_id: str = "", ckpt_dir: str | None = None
+        self,
+        state_dir: str,
+        run_dir: str,
+        *,
+        boot_id: str = "",
+        ckpt_dir: str | None = None,
+        has_cgroups: bool = True,
     ) -> None:
         self.state_dir = state_dir
         self.boot_id = boot_id or identity.boot_id()
@@ -64,7 +61,7 @@ class ForkRunner:
         self._files = TaskFiles(state_dir, self.boot_id)
         self._ckpt_dir = ckpt_dir or _beside_python()
         name = hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:8]
-        self._roots = cgroup.discover(f"ckptd-{name}")
+        self._roots = cgroup.discover(name) if has_cgroups else cgroup.Roots()
         self.cgroup = str(self._roots)
         cgroup.sweep(self._roots, lambda pid, ticks: not identity.is_alive(pid, ticks))
         self._instances: dict[tuple[int, int], Instance] = {}
@@ -74,7 +71,7 @@ class ForkRunner:
         self._watch = Watch()
         self._worker = Worker(self._watch.wake)
         self._hints = Hints(f"{run_dir}/notify", self._watch)
-        self._marks = Marks(self._files, self._worker, self._see, self._tell_end)
+        self._marks = Marks(self._files, self._watch, self._worker, self._see, self._tell_end)
         self._pool = Pool(state_dir, self.boot_id, self._roots, self._watch, self._told)
         self._pool.warm(SPARE_SUPERVISORS)
 
@@ -180,9 +177,14 @@ class ForkRunner:
             self._refuse(one, "spawn_error", "no supervisor process can be made")
 
     def _listen(self, one: Instance) -> None:
-        ckpt_dir = f"{self._files.directory(one.task)}/ckpt"
-        hinted = partial(self._marks.hinted, one)
-        one.listener = self._hints.listen(*one.key, one.uid, ckpt_dir, hinted)
+        listener = self._hints.listen(*one.key, one.uid, partial(self._marks.hinted, one))
+        one.listener = listener
+        self._watch.after(WATCH_FILES_AFTER_S, partial(self._watch_files, one, listener))
+
+    def _watch_files(self, one: Instance, listener: Listener) -> None:
+        if one.listener is listener:
+            self._hints.look_at(listener, f"{self._files.directory(one.task)}/ckpt")
+            self._marks.caught_up(one)
 
     def _refuse(self, one: Instance, cause: str, text: str, error: Exception | None = None) -> None:
         """End an attempt that no supervisor has: take the claim first, so that none ever will."""
@@ -229,10 +231,8 @@ class ForkRunner:
         shim = one.shim or Identity(self.boot_id, 0, 0)
         group = Group(self._roots if shim.pid else cgroup.Roots(), f"{shim.pid}.{shim.ticks}")
         named = f"CKPTD_DIR={self._files.directory(one.task)}", f"CKPTD_ATTEMPT={one.attempt}"
-        tree = Tree(group, (shim.pid, shim.ticks), tuple(os.fsencode(word) for word in named))
-        if began is not None:
-            tree.main, tree.ticks = began.pid, began.ticks
-        return tree
+        main = (began.pid, began.ticks) if began else (0, 0)
+        return Tree(group, main, (shim.pid, shim.ticks), tuple(map(os.fsencode, named)))
 
     # --- ends -----------------------------------------------------------------------------------
 

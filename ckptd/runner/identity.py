@@ -31,28 +31,33 @@ class Stat:
 
 def look(pid: int) -> Stat | None:
     """Return what the kernel says of `pid` now, None where there is no such process."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return Stat(os.read(fd, _STAT_BYTES_MAX))
-    except (OSError, ValueError):  # it went while we read
-        return None
-    finally:
-        os.close(fd)
+    line = _stat_line(pid)
+    return Stat(line) if line else None
 
 
 def ticks_of(pid: int) -> int:
-    """Return the start tick of `pid`; 0 where there is no such process."""
-    found = look(pid)
-    return found.ticks if found else 0
+    """Return the start tick of `pid`; 0 where there is no such process. Makes few objects."""
+    line = _stat_line(pid)
+    return int(line[line.rindex(b")") + 2 :].split(b" ", 20)[19]) if line else 0
 
 
 def is_alive(pid: int, ticks: int) -> bool:
     """Return whether exactly this process still runs."""
     found = look(pid)
     return found is not None and found.ticks == ticks and found.is_alive
+
+
+def _stat_line(pid: int) -> bytes:
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, _STAT_BYTES_MAX)
+    except OSError:  # it went while we read
+        return b""
+    finally:
+        os.close(fd)
 
 
 def boot_id() -> str:

@@ -103,9 +103,9 @@ class Instance:
     """What the runner keeps of one attempt until it is forgotten."""
 
     __slots__ = (
-        "attempt", "end", "is_frozen", "is_marking", "link", "listener", "marked", "order", "orders_left", "pending",
-        "published_ns", "shim", "shim_fd", "spare", "stage", "task", "tree", "uid",
-        "wants_mark", "warning",
+        "attempt", "end", "is_frozen", "is_marking", "link", "listener", "marked", "order",
+        "orders_left", "pending", "published_ns", "rests_until_s", "shim", "shim_fd", "spare",
+        "stage", "task", "tree", "uid", "wants_mark", "warning",
     )  # fmt: skip
 
     def __init__(self, task: int, attempt: int, uid: int) -> None:
@@ -126,6 +126,7 @@ class Instance:
         self.published_ns = NOT_KNOWN  # when `ckpt/` changed last before the start
         self.is_marking = False
         self.wants_mark = False
+        self.rests_until_s = 0.0  # monotonic; after a look
         self.marked: MarkSeen | None = None
         self.end: EndSeen | None = None
         self.warning = ""  # about the checkpoint that was not used
@@ -143,6 +144,8 @@ class Instance:
             return
         if tree:
             self.tree.signal_all(number)
+            if self.link is not None and number == signal.SIGKILL:
+                self.link.is_worn = True  # see `Group.renew`: its group takes no more births
         else:
             self.tree.signal_main(number)
         if number == signal.SIGKILL and self.is_frozen:  # frozen on v1, it cannot even die

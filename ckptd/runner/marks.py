@@ -3,16 +3,20 @@
 The looking is a job of the worker; here is only who waits for it. A task that never saved anything
 costs two system calls at its end and no job.
 Invariant: the last MarkSeen of an attempt comes before its EndSeen.
+Bound: four looks a second for an attempt, however often it hints.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 
 from ckptd.core.port import MarkSeen
 from ckptd.runner.files import NOT_KNOWN, TaskFiles
 from ckptd.runner.instance import Instance, Stage
-from ckptd.runner.watch import Worker
+from ckptd.runner.watch import Watch, Worker
 from ckptd.storage.blobs import Mark
+
+REST_S = 0.25
 
 
 class Marks:
@@ -21,21 +25,36 @@ class Marks:
     def __init__(
         self,
         files: TaskFiles,
+        watch: Watch,
         worker: Worker,
         see: Callable[[MarkSeen], None],
         tell_end: Callable[[Instance], None],
     ) -> None:
         self._files = files
+        self._watch = watch
         self._worker = worker
         self._see = see
         self._tell_end = tell_end
 
     def hinted(self, one: Instance) -> None:
         """Look soon: something may have been saved."""
-        if one.is_marking:
+        rest_s = one.rests_until_s - time.monotonic()
+        if one.is_marking or one.stage >= Stage.ENDING:
             one.wants_mark = True
-        elif one.stage < Stage.ENDING:
+        elif rest_s <= 0:
             self._look(one)
+        elif not one.wants_mark:
+            one.wants_mark = True
+            self._watch.after(rest_s, partial(self._rested, one))
+
+    def _rested(self, one: Instance) -> None:
+        if one.wants_mark and not one.is_marking and one.stage < Stage.ENDING:
+            self._look(one)
+
+    def caught_up(self, one: Instance) -> None:
+        """Look, if anything was saved while nobody watched."""
+        if self._is_touched(one):
+            self.hinted(one)
 
     def finish(self, one: Instance) -> None:
         """Look a last time where that can make a difference, then have the end told."""
@@ -57,6 +76,7 @@ class Marks:
 
     def _looked(self, one: Instance, mark: Mark, *, is_last: bool) -> None:
         one.is_marking = False
+        one.rests_until_s = time.monotonic() + REST_S
         seen = MarkSeen(
             *one.key, mark.checkpoint, mark.checkpoint_ns, mark.cursor, mark.retry_after_s,
             mark.problem,
@@ -66,5 +86,8 @@ class Marks:
             self._see(seen)
         if is_last:
             self._tell_end(one)
-        elif one.wants_mark or one.end is not None:
+        elif one.end is not None:
             self._look(one)
+        elif one.wants_mark:
+            one.wants_mark = False
+            self.hinted(one)

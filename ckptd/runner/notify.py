@@ -109,10 +109,8 @@ class Hints:
         self._inotify = linux.inotify()
         watch.add(self._inotify, self._arrived)
 
-    def listen(
-        self, task: int, attempt: int, uid: int, ckpt_dir: str, hinted: Callable[[], None]
-    ) -> Listener:
-        """Open the task's socket and watch its checkpoints; what cannot be is left out."""
+    def listen(self, task: int, attempt: int, uid: int, hinted: Callable[[], None]) -> Listener:
+        """Open the task's socket; without one there is less to see, nothing else."""
         one = Listener(task, attempt, hinted)
         self._all.add(one)
         path = f"{self._directory}/{task}.sock"
@@ -121,10 +119,14 @@ class Hints:
         if one.socket is not None:
             one.path = path
             self._watch.add(one.socket.fileno(), partial(self._heard, one))
-        with contextlib.suppress(OSError):  # no watches left: hints by line, and the end, remain
-            one.directory = linux.watch_arrivals(self._inotify, ckpt_dir)
-            self._by_number[one.directory] = one
         return one
+
+    def look_at(self, one: Listener, ckpt_dir: str) -> None:
+        """Watch the task's checkpoints, too."""
+        if one in self._all and one.directory < 0:
+            with contextlib.suppress(OSError):  # no watches left: hints by line remain
+                one.directory = linux.watch_arrivals(self._inotify, ckpt_dir)
+                self._by_number[one.directory] = one
 
     def unlisten(self, one: Listener) -> TelemetrySeen | None:
         """Close and remove the task's socket; return its last words, if they are news."""

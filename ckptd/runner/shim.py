@@ -29,7 +29,7 @@ if __name__ == "__main__":  # started by path: nothing of the environment is tru
 import _socket
 
 from ckptd.runner import attempt, identity, linux
-from ckptd.runner.attempt import Order, Record
+from ckptd.runner.attempt import End, Holder, Order, Record
 from ckptd.runner.cgroup import Group, Roots
 from ckptd.runner.child import OPEN, Child
 
@@ -43,17 +43,16 @@ _SIGKILL = 9
 class Supervisor:
     """One supervisor: who it is, its socket and its control group."""
 
-    __slots__ = ("attempts", "attempts_dir", "boot_id", "calm", "group", "link", "pid", "ticks")
+    __slots__ = ("attempts", "attempts_dir", "calm", "group", "link", "me")
 
     def __init__(self, link: _socket.socket, attempts_dir: str, boot_id: str, roots: Roots) -> None:
         self.link = link
         self.attempts_dir = attempts_dir
         self.attempts = os.open(attempts_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.boot_id = boot_id
         self.calm = _oom_score() == b"0"
-        self.pid = os.getpid()
-        self.ticks = identity.ticks_of(self.pid)
-        self.group = Group(roots, f"{self.pid}.{self.ticks}")
+        pid = os.getpid()
+        self.me = Holder(boot_id, pid, identity.ticks_of(pid))
+        self.group = Group(roots, f"{pid}.{self.me.ticks}")
 
     def serve(self) -> None:
         """Run attempts until the daemon closes the socket or an exit record cannot be kept."""
@@ -64,7 +63,7 @@ class Supervisor:
             if not packed:
                 break
             is_sound = self._run(Order.unpack(packed))
-        self.group.remove()
+        self.group.leave()
 
     def _next_order(self) -> bytes:
         try:
@@ -91,49 +90,47 @@ class Supervisor:
     def _run(self, order: Order) -> bool:
         """Run one attempt; False where this supervisor must end, so that its claim is dead."""
         place = attempt.place_of(self.attempts_dir, order.task, order.attempt)
-        fields: Fields = {
-            "boot_id": self.boot_id, "shim_pid": self.pid, "shim_ticks": self.ticks
-        }  # fmt: skip
         record: Record | None = None
         try:
             spare = f"{order.reign}.{order.spare}"
-            record = Record(self.attempts_dir, place, spare, attempt.encode(fields))
+            record = Record(self.attempts_dir, place, spare, self.me.claim)
             if not record.take():
                 self._tell(b"F")
                 return True
             # Crash: claimed, nothing runs. The claim is dead with us: the daemon says lost.
             if attempt.is_reigning(self.attempts_dir, order.reign):
-                fields.update(self._start(order, record, fields))
+                end = self._start(order, record)
             else:
-                fields.update(_end("not_started", text="the order was revoked"))
-            return self._keep(order, record, fields)
+                end = _not_run("not_started", "the order was revoked")
+            return self._keep(order, record, end)
         except OSError as error:
-            fields.update(_failed(error, "claim the attempt"))
-            return self._keep(order, record, fields)
+            return self._keep(order, record, _failed(error, "claim the attempt"))
         finally:
             if record is not None:
                 record.close()
 
-    def _start(self, order: Order, record: Record, fields: "Fields") -> "Fields":
+    def _start(self, order: Order, record: Record) -> End:
         """Run the task from its first to its last process; return how it ended."""
         try:
             output = _open_output(order)
         except OSError as error:
             return _failed(error, f"open {order.output}")
         gate, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        fields["started_ns"] = started_ns = time.time_ns()
+        started_ns = time.time_ns()
         _write(output, _start_line(order, started_ns))
         oom_kills = self.group.oom_kills()
-        task = Child(order, output, self.pid, calm=self.calm)
-        pid = os.fork()
+        self.group.limit(order.memory_bytes)
+        is_calm = self.calm and not self.group.is_guarded
+        task = Child(order, output, self.me.pid, is_calm=is_calm)
+        pid = self.group.fork()
         if pid == 0:
             gate.close()
             task.become_task(inner.fileno())
+        start = self.me.start(pid, identity.ticks_of(pid), started_ns, order.resumed_from)
         inner.close()
-        fields.update(pid=pid, ticks=identity.ticks_of(pid), resumed_from=order.resumed_from)
         try:
-            complaint = self._release(order, record, gate, fields)
-            end = self._wait(pid, complaint)
+            end = self._wait(pid, self._release(record, gate, pid, start))
+            end.pid, end.started_ns = pid, started_ns
             self._judge_memory(end, oom_kills, order.memory_bytes)
             _write(output, _end_line(order.attempt, output, end))
         finally:
@@ -141,15 +138,9 @@ class Supervisor:
             os.close(output)
         return end
 
-    def _release(
-        self, order: Order, record: Record, gate: _socket.socket, fields: "Fields"
-    ) -> bytes:
+    def _release(self, record: Record, gate: _socket.socket, pid: int, start: bytes) -> bytes:
         """Let the child go; return what it says if it could not become the task."""
-        pid = int(fields["pid"])
         try:
-            self.group.limit(order.memory_bytes)
-            self.group.add(pid)
-            start = attempt.encode(fields)
             record.write_start(start)
             # Crash: the gate is shut. With us the child dies without having run the task.
             self._tell(b"S" + start)
@@ -162,13 +153,13 @@ class Supervisor:
             os.kill(pid, _SIGKILL)
             return f"{error.errno or 0} cannot keep the start: {error}".encode()
 
-    def _wait(self, pid: int, complaint: bytes) -> "Fields":
+    def _wait(self, pid: int, complaint: bytes) -> End:
         """Wait for the end of the main process and of all that came from it."""
         status, cpu_s, rss_bytes = _wait_for(pid)
         ended_ns = time.time_ns()
         self._end_tree()
         end = _end_of(status, complaint)
-        end.update(ended_ns=ended_ns, cpu_s=round(cpu_s, 6), rss_bytes=rss_bytes)
+        end.ended_ns, end.cpu_s, end.rss_bytes = ended_ns, cpu_s, rss_bytes
         return end
 
     def _end_tree(self) -> None:
@@ -176,37 +167,40 @@ class Supervisor:
 
         Returns once none is left. Bound: what SIGKILL does not end keeps the attempt running.
         """
+        is_killed = False
         while True:
             try:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
                 self.group.kill()
-                for pid in _children(self.pid):
+                is_killed = True
+                for pid in _children(self.me.pid):
                     os.kill(pid, _SIGKILL)
                 os.waitpid(-1, 0)
             except ChildProcessError:
-                return
+                break
+        if is_killed:
+            self.group.renew()
 
-    def _judge_memory(self, end: "Fields", oom_kills: int, limit_bytes: int) -> None:
+    def _judge_memory(self, end: End, oom_kills: int, limit_bytes: int) -> None:
         """Tell the kernel's OOM killer from anybody else's SIGKILL."""
-        if end["cause"] == "exit" and end["code"] == 0:
+        if end.cause == "exit" and end.code == 0:
             return
         kills = self.group.oom_kills() - oom_kills
         if kills <= 0:
             return
-        end["oom"] = True
+        end.is_oom = True
         limit = f"the limit of {limit_bytes} bytes" if limit_bytes else "no limit of its own"
-        end["text"] = f"the kernel's OOM killer ended {kills} of its processes; {limit}"
-        if end["signal"] == _SIGKILL or end["code"] == 128 + _SIGKILL:  # a shell reports it so
-            end["cause"] = "oom"
-            end["signal"] = _SIGKILL
+        end.text = f"the kernel's OOM killer ended {kills} of its processes; {limit}"
+        if _SIGKILL in {end.signal, end.code - 128}:  # a shell reports it so
+            end.cause, end.signal = "oom", _SIGKILL
 
-    def _keep(self, order: Order, record: Record | None, fields: "Fields") -> bool:
+    def _keep(self, order: Order, record: Record | None, end: End) -> bool:
         """Keep the exit record, then report it; False where it could not be kept.
 
         Durable: the record, before the daemon hears of it.
         """
-        line = attempt.encode({"task": order.task, "attempt": order.attempt, **fields})
+        line = end.line(order.task, order.attempt)
         is_kept = record is not None
         try:
             if record is not None:
@@ -220,29 +214,27 @@ class Supervisor:
 # --- ends ---------------------------------------------------------------------------------------
 
 
-def _end(cause: str, *, code: int = 0, signal: int = 0, text: str = "") -> "Fields":
-    return {
-        "cause": cause, "code": code, "signal": signal, "core": False,
-        "ended_ns": time.time_ns(), "cpu_s": 0.0, "rss_bytes": 0, "oom": False, "text": text,
-    }  # fmt: skip
+def _not_run(cause: str, text: str, code: int = 0) -> End:
+    end = End(cause, code=code, text=text)
+    end.ended_ns = time.time_ns()
+    return end
 
 
-def _failed(error: OSError, doing: str) -> "Fields":
+def _failed(error: OSError, doing: str) -> End:
     errno = error.errno or _EINVAL
-    return _end("spawn_error", code=errno, text=f"cannot {doing}: {os.strerror(errno)}")
+    return _not_run("spawn_error", f"cannot {doing}: {os.strerror(errno)}", errno)
 
 
-def _end_of(status: int, complaint: bytes) -> "Fields":
+def _end_of(status: int, complaint: bytes) -> End:
     """Return how the main process ended; a complaint is one that never became the task."""
     if complaint:
         errno, _, text = complaint.decode(errors="replace").partition(" ")
-        end = _end("spawn_error", code=int(errno), text=text)
-    elif os.WIFSIGNALED(status):
-        end = _end("signal", signal=os.WTERMSIG(status))
-        end["core"] = os.WCOREDUMP(status)
-    else:
-        end = _end("exit", code=os.WEXITSTATUS(status))
-    return end
+        return End("spawn_error", code=int(errno), text=text)
+    if os.WIFSIGNALED(status):
+        end = End("signal", signal=os.WTERMSIG(status))
+        end.has_core = os.WCOREDUMP(status)
+        return end
+    return End("exit", code=os.WEXITSTATUS(status))
 
 
 def _wait_for(main: int) -> tuple[int, float, int]:
@@ -275,15 +267,15 @@ def _start_line(order: Order, at_ns: int) -> bytes:
     return f"--- ckptd: attempt {order.attempt} started {_stamp(at_ns)}{resumes} ---\n".encode()
 
 
-def _end_line(number: int, output: int, end: "Fields") -> bytes:
-    said = f"exit code {end['code']}"
-    if end["cause"] == "spawn_error":
-        said = str(end["text"])
-    elif end["signal"]:
-        said = f"signal {end['signal']}" + (" (out of memory)" if end["cause"] == "oom" else "")
+def _end_line(number: int, output: int, end: End) -> bytes:
+    said = f"exit code {end.code}"
+    if end.cause == "spawn_error":
+        said = end.text
+    elif end.signal:
+        said = f"signal {end.signal}" + (" (out of memory)" if end.is_oom else "")
     size = os.fstat(output).st_size
     is_open = size > 0 and os.pread(output, 1, size - 1) not in {b"\n", b""}
-    at = _stamp(int(end["ended_ns"]))
+    at = _stamp(end.ended_ns)
     return f"{chr(10) * is_open}--- ckptd: attempt {number} ended {at}, {said} ---\n".encode()
 
 
@@ -358,10 +350,6 @@ def _oom_score() -> bytes:
     finally:
         os.close(fd)
 
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # `typing` is not loaded here
-    Fields = dict[str, int | float | str]
 
 if __name__ == "__main__":
     main()

@@ -31,12 +31,13 @@ Said = Callable[[Key, bytes, bytes], None]  # which attempt, kind, body
 class Link:
     """The socket to one supervisor. Its end of file is the supervisor's death."""
 
-    __slots__ = ("key", "runs", "socket")
+    __slots__ = ("is_worn", "key", "runs", "socket")
 
     def __init__(self, near: socket.socket) -> None:
         self.socket = near
         self.key: Key | None = None  # the attempt that it was given
         self.runs = 0
+        self.is_worn = False  # not to be used for another attempt
 
     def send(self, order: bytes) -> bool:
         """Hand over an order; False where nobody is there to take it."""
@@ -117,7 +118,7 @@ class Pool:
 
     def _free(self, link: Link) -> None:
         link.key = None
-        if len(self._idle) < IDLE_MAX and link.runs < RUNS_MAX:
+        if len(self._idle) < IDLE_MAX and link.runs < RUNS_MAX and not link.is_worn:
             self._idle.append(link)
         else:
             self._drop(link)  # it exits

@@ -23,10 +23,15 @@ class Tree:
 
     __slots__ = ("_marks", "_shim", "group", "main", "ticks")
 
-    def __init__(self, group: Group, shim: tuple[int, int], marks: tuple[bytes, ...]) -> None:
+    def __init__(
+        self,
+        group: Group,
+        main: tuple[int, int],
+        shim: tuple[int, int],
+        marks: tuple[bytes, ...],
+    ) -> None:
         self.group = group
-        self.main = 0  # 0: it never came to be, or nobody knows
-        self.ticks = 0
+        self.main, self.ticks = main  # 0: it never came to be, or nobody knows
         self._shim = shim  # its other children are orphans of the tree
         self._marks = marks
 

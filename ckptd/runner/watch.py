@@ -53,8 +53,10 @@ class Watch:
     def after(self, seconds: float, handler: Handler) -> None:
         """Call `handler` once, so much later."""
         self._serial += 1
-        heapq.heappush(self._due, (time.monotonic() + seconds, self._serial, handler))
-        self._set_timer()
+        entry = (time.monotonic() + seconds, self._serial, handler)
+        heapq.heappush(self._due, entry)
+        if self._due[0] is entry:
+            self._set_timer()
 
     def wake(self) -> None:
         """Make `fileno` readable; any thread may call it."""
@@ -113,9 +115,15 @@ class Worker:
         self._jobs.put((job, then))
 
     def settle(self) -> None:
-        """Call `then` for all that is done; only in the loop's thread."""
+        """Call `then` for all that is done; only in the loop's thread.
+
+        Raises:
+            Exception: what a job raised; jobs answer for hostile files themselves, so it is ours.
+        """
         while self._done:  # Bound: one per job
             then, result = self._done.popleft()
+            if isinstance(result, Exception):
+                raise result
             then(result)
 
     def close(self) -> None:
@@ -127,7 +135,10 @@ class Worker:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None and not self._is_closed:
             run, then = job
-            self._done.append((then, run()))
+            try:
+                self._done.append((then, run()))
+            except Exception as error:  # noqa: BLE001  (raised again by `settle`)
+                self._done.append((then, error))
             with self._lock:
                 if not self._is_closed:
                     self._wake()

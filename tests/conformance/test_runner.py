@@ -80,15 +80,21 @@ class World:
 
 
 class RealWorld(World):
+    has_cgroups = True
+
     def __init__(self) -> None:
         super().__init__()
         self.root = tempfile.mkdtemp(prefix="ck-", dir="/tmp")
         os.chmod(self.root, 0o755)
-        self.runner = ForkRunner(f"{self.root}/state", f"{self.root}/run")
+        self.runner = self.make()
+
+    def make(self) -> ForkRunner:
+        state, run = f"{self.root}/state", f"{self.root}/run"
+        return ForkRunner(state, run, has_cgroups=self.has_cgroups)
 
     def restart(self) -> None:
         self.runner.close()
-        self.runner = ForkRunner(f"{self.root}/state", f"{self.root}/run")
+        self.runner = self.make()
         self.seen.clear()
 
     def kill_supervisor(self, started: StartSeen) -> None:
@@ -97,6 +103,10 @@ class RealWorld(World):
     def close(self) -> None:
         super().close()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+class WorldWithoutCgroups(RealWorld):
+    has_cgroups = False
 
 
 class SimulatedWorld(World):
@@ -115,7 +125,9 @@ class SimulatedWorld(World):
         self.machine.kill_supervisor(started.task, started.attempt)
 
 
-@pytest.fixture(params=[RealWorld, SimulatedWorld], ids=["fork", "sim"])
+@pytest.fixture(
+    params=[RealWorld, WorldWithoutCgroups, SimulatedWorld], ids=["fork", "fork, no cgroup", "sim"]
+)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     make: Callable[[], World] = request.param
     made = make()

@@ -10,7 +10,8 @@ from ckptd.core.plan import adoption
 from ckptd.core.policy import Caller, Now, Policy
 from ckptd.core.port import EndSeen, Identity, Start, StartSeen
 from ckptd.core.records import DaemonStarted
-from ckptd.daemon.engine import Engine, replay
+from ckptd.daemon.engine import Engine
+from ckptd.daemon.recovery import replay
 from ckptd.protocol import messages as m
 from ckptd.storage.store import Store
 from tests.fakes.log_model import ROOT, SMALL
@@ -27,13 +28,13 @@ class Reign:
         self.disk, self.at_ns = disk, at_ns
         store = Store.open(ROOT, disk, segment_bytes=SMALL, has_threads=False)
         found = store.recover()
-        state = replay(found.chunks(), ((f.first_lsn, f.payload) for f in found.frames()))
+        state = replay(found.chunks(), found.frames()).state
         epoch = max(found.epoch, state.epoch) + 1
         wal = store.arm(found, epoch=epoch, boot_id="b", at_ns=at_ns)
         self.store, self.engine = store, Engine(state, wal, POLICY)
         self.engine.stage([DaemonStarted(at_ns, epoch, "b", "0", 1, clean=True)])
         self.engine.commit()
-        adoption(state, self.engine.observed)
+        adoption(state, self.engine.observed, Now(at_ns))
         self.engine.orders()
         self.acked: set[int] = set()
         self.ordered: list[tuple[int, int]] = []

@@ -203,6 +203,23 @@ def test_a_missing_segment_is_a_hole_and_not_an_end() -> None:
             open_store(after).recover()
 
 
+def test_a_segment_of_another_past_does_not_fit_in() -> None:
+    disks = []
+    for text in (b"this", b"that"):
+        disk = MemoryDisk(seed=1)  # the same seed, so the same store id
+        wal = Writer(disk).wal
+        for _ in range(100):
+            wal.append(text * 5, 1)
+        wal.sync()
+        disk.locked.clear()
+        disks.append(disk)
+    assert open_store(disks[0]).recover().last_lsn == 100
+    [(name, ours), *_], [(_, theirs), *_] = map(log_files, disks)
+    ours.data[:] = theirs.data
+    disks[0].locked.clear()
+    must_refuse(open_store(disks[0]), f"{name} from elsewhere")
+
+
 def test_a_log_that_is_gone_is_never_an_empty_log() -> None:
     disk, _ = quiet_log(10)
     for name, _ in log_files(disk):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ckptd.core import image
 from ckptd.core.apply import apply
 from ckptd.core.plan import Adopt, Observed, adoption, effects
+from ckptd.core.policy import Now
 from ckptd.core.port import Start
 from ckptd.core.records import ACTIVE, AnyRecord, StartIntent
 from ckptd.core.state import State
@@ -182,7 +183,7 @@ def test_a_new_daemon_adopts_every_active_attempt_and_starts_none_again(
     seed: int, steps: int
 ) -> None:
     state, observed = replayed(live(seed, steps).log), Observed()
-    adopted = {(order.task, order.attempt) for order in adoption(state, observed)}
+    adopted = {(order.task, order.attempt) for order in adoption(state, observed, Now(0))}
     assert {task for task, _ in adopted} == set(state.active)
     orders = effects(state, observed, list(state.active), [])
     assert not [order for order in orders if isinstance(order, Start | Adopt)]

@@ -27,7 +27,8 @@ class World:
         self.log: list[AnyRecord] = []
         self.orders: list[Effect | Adopt] = []
         self.at_ns = 1_000 * SECOND
-        self.starts = True
+        self.starts = 64
+        self.told = 0  # records of which the effects were taken
 
     @property
     def now(self) -> Now:
@@ -54,18 +55,23 @@ class World:
     def turn(self) -> None:
         """Plan until at rest, then take the effects."""
         touched_all: set[int] = set()
-        first = len(self.log)
         for _ in range(100):
             touched = self.state.touched | self.state.removed
             self.state.touched, self.state.removed = set(), set()
             touched_all |= touched
             records = intents(
-                self.state, self.observed, touched, self.now, self.policy, starts=self.starts
+                self.state,
+                self.observed,
+                touched,
+                self.now,
+                self.policy,
+                starts=self.starts,
             )
             if not records:
                 break
             self.put(records)
-        self.orders += effects(self.state, self.observed, touched_all, self.log[first:])
+        news, self.told = self.log[self.told :], len(self.log)
+        self.orders += effects(self.state, self.observed, touched_all, news)
 
     def pass_time(self, seconds: float) -> None:
         self.at_ns += int(seconds * SECOND)

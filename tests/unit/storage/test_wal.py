@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from ckptd.protocol.errors import Corrupt, NotFound
-from ckptd.storage import segment
+from ckptd.storage import rebuild, segment
 from ckptd.storage.disk import RealDisk
+from ckptd.storage.frame import Chain
+from ckptd.storage.segment import Link
 from ckptd.storage.store import Store
 from tests.fakes.log_model import ROOT, SMALL, Writer, numbers_in, open_store, payload_of, replay
 from tests.fakes.memory_disk import MemoryDisk
@@ -160,3 +162,28 @@ def test_a_smaller_setting_for_segments_takes_an_old_log_over() -> None:
         again.append(5)
     again.close()
     assert replay(open_store(disk).recover()) == 400
+
+
+def test_stale_bytes_in_a_spare_never_become_part_of_the_log() -> None:
+    disk = MemoryDisk()
+    writer = Writer(disk)
+    for _ in range(5):
+        writer.append(3)
+        writer.sync()
+    disk.locked.clear()
+    name = segment.newest_names(disk.names(f"{ROOT}/wal"))[0][-1]
+    old, spare = disk.inode(f"{ROOT}/wal/{name}"), disk.inode(f"{ROOT}/wal/{segment.SPARE}")
+    spare.data[:] = spare.disk[:] = old.data  # a start died here; then the log was cut shorter
+    rebuild.repair(open_store(disk).place, 6, 1)
+    disk.locked.clear()
+    assert Writer(disk, 6, 6).recovered == 6
+    disk.locked.clear()
+    assert Writer(disk, 6, 6).recovered == 6
+
+
+def test_a_frame_of_another_past_does_not_follow() -> None:
+    chain, other = Chain(1, 1), Chain(1, 1, crc=5)
+    first = chain.encode(b"one", 1, 0, 1)
+    data = memoryview(bytes(segment.BLOCK_BYTES) + first + other.encode(b"two", 2, 1, 1))
+    found = [head.first_lsn for _, head in segment.frames(data, Link(1, 0), 1)]
+    assert found == [1]

@@ -1,0 +1,95 @@
+"""From snapshot and log to State: the only way State comes to be.
+
+A log that was salvaged has holes. Behind a hole a record may speak of what nobody knows; then it
+is passed over, and the tasks that the hole could concern are held for a person to look at.
+Read next: `engine.py`, `ckptd/core/apply.py`.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from ckptd.core import image
+from ckptd.core.apply import apply
+from ckptd.core.records import PENDING, AnyRecord, Moved, Phase
+from ckptd.core.state import State
+from ckptd.daemon.engine import decode
+from ckptd.storage.frame import Frame
+
+
+class Replayed(msgspec.Struct):
+    """A State, indexed, and what a salvage has left in doubt."""
+
+    state: State
+    lost: int = 0  # records
+    passed_over: int = 0
+    doubtful: set[int] = msgspec.field(default_factory=set)
+
+    def holds(self, at_ns: int) -> list[AnyRecord]:
+        """Return the records that hold what is in doubt; they settle it for later replays."""
+        return [
+            Moved(number, at_ns, Phase.HELD, "unknown since a salvage of the log")
+            for number in sorted(self.doubtful)
+        ]
+
+
+def replay(chunks: Iterable[bytes], frames: Iterable[Frame]) -> Replayed:
+    """Return the State of a snapshot and the frames after it.
+
+    Raises Corrupt for what this version cannot read, ValueError for a snapshot that is not whole.
+    """
+    snapshot = list(chunks)
+    state = image.load(snapshot) if snapshot else State(indexed=False)
+    frames = iter(frames)
+    for frame in frames:
+        if not frame.payload:
+            return _behind_a_hole(state, frame, frames)
+        first_lsn = frame.first_lsn
+        for offset, record in enumerate(decode(frame.payload)):
+            if first_lsn + offset > state.lsn:
+                apply(state, first_lsn + offset, record)
+    state.index()
+    return Replayed(state)
+
+
+def _behind_a_hole(state: State, hole: Frame, frames: Iterator[Frame]) -> Replayed:
+    """Go on behind the first hole, more carefully than an undamaged log needs."""
+    found = Replayed(state)
+    known: set[int] = set()
+    _skip(found, hole)
+    bound = state.next_id
+    for frame in frames:
+        if not frame.payload:
+            _skip(found, frame)
+            bound = state.next_id
+            known.clear()
+            continue
+        for offset, record in enumerate(decode(frame.payload)):
+            if frame.first_lsn + offset > state.lsn:
+                known.add(_try(found, frame.first_lsn + offset, record))
+    state.index()
+    found.doubtful = {
+        task.id
+        for task in state.tasks.ascending(0)
+        if task.id < bound and task.id not in known and task.phase in PENDING
+    }
+    return found
+
+
+def _skip(found: Replayed, hole: Frame) -> None:
+    state = found.state
+    gone = max(0, hole.first_lsn + hole.count - 1 - state.lsn)
+    found.lost += gone
+    state.lsn += gone
+    state.next_id += gone  # each lost record may have given an id: none is given again
+
+
+def _try(found: Replayed, lsn: int, record: AnyRecord) -> int:
+    """Apply a record behind a hole; return the task that it speaks of, 0 for none."""
+    try:
+        apply(found.state, lsn, record)
+    except (AssertionError, KeyError):  # it builds on what was lost
+        found.state.lsn = lsn
+        found.passed_over += 1
+    task: int = getattr(record, "task", 0)
+    return task

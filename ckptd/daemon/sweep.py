@@ -1,0 +1,44 @@
+"""Files of tasks and attempts that State does not know any more, found once after a start.
+
+Deleting follows a durable Removed or Ended; a daemon killed in between leaves files behind, and
+the next one sweeps them up here, a few names per turn. Invariant: an id from `next_id` on is not
+swept: its files cannot be there yet.
+"""
+
+import os
+from collections.abc import Iterator
+
+from ckptd.core.port import Delete, Effect, Forget
+from ckptd.core.records import ACTIVE
+from ckptd.core.state import State
+from ckptd.protocol.ids import parse_attempt_name
+
+
+def leftovers(state: State, state_dir: str) -> Iterator[Effect | None]:
+    """Yield one item per name that lies there: an effect, or None for what is still known."""
+    for folder, suffix in (("tasks", ""), ("output", ".log")):
+        for name in _names(f"{state_dir}/{folder}"):
+            stem = name.removesuffix(suffix)
+            number = int(stem) if stem.isascii() and stem.isdigit() else 0
+            gone = 0 < number < state.next_id and state.tasks.get(number) is None
+            yield Delete(number) if gone else None
+    for name in _names(f"{state_dir}/attempts"):
+        found = parse_attempt_name(name)
+        yield Forget(*found) if found is not None and not _is_current(state, *found) else None
+
+
+def _is_current(state: State, number: int, attempt: int) -> bool:
+    task = state.tasks.get(number)
+    if task is None:
+        return number >= state.next_id
+    run = task.run
+    return run is None or attempt > run.attempt or (attempt == run.attempt and task.phase in ACTIVE)
+
+
+def _names(path: str) -> Iterator[str]:
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:  # Bound: what lies in the directory
+                yield entry.name
+    except FileNotFoundError:
+        return
