@@ -142,7 +142,7 @@ class Housekeeping:
             wal.mark_idle()
         self._snapshots.step(self.config.wal.snapshot_every_bytes, mono_ns)
         self._sweep_some()
-        self._keep_room(mono_ns)
+        self._keep_room(mono_ns, grown=grown)
         if self._notify.watchdog_s and mono_ns >= self._watchdog_due_ns:
             self._watchdog_due_ns = mono_ns + int(self._notify.watchdog_s * 1e9)
             self._notify.alive()
@@ -162,11 +162,17 @@ class Housekeeping:
             if effect is not None:
                 self._runner.carry_out(effect)
 
-    def _keep_room(self, mono_ns: int) -> None:
+    @property
+    def _is_short(self) -> bool:
+        """Tell whether the disk must be looked at again before anything else happens."""
         wal = self._engine.wal
-        if not wal.has_spare and mono_ns >= self._spare_due_ns:
+        return wal.is_tight or not wal.has_spare
+
+    def _keep_room(self, mono_ns: int, *, grown: bool) -> None:
+        wal = self._engine.wal
+        if (grown or self._is_short) and mono_ns >= self._spare_due_ns:
             self._spare_due_ns = mono_ns + int(SPARE_RETRY_S * 1e9)
-            wal.prepare_spare()
+            wal.look_at_disk()
         is_full = not self._engine.has_room()
         if is_full == self._was_full:
             return
@@ -188,7 +194,7 @@ class Housekeeping:
         due = [
             self._idle_mark_due_ns,
             self.requests.wake_mono_ns() if self.requests is not None else 0,
-            0 if self._engine.wal.has_spare else self._spare_due_ns,
+            self._spare_due_ns if self._is_short else 0,
             self._watchdog_due_ns if self._notify.watchdog_s else 0,
             mono_ns + 20_000_000 if self._snapshots.is_writing else 0,
         ]

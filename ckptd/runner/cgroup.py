@@ -12,6 +12,7 @@ Loaded by the supervisors: stdlib only. Read next: `stop.py` (what happens witho
 
 import os
 import time
+import zlib
 
 from ckptd.runner import linux
 
@@ -195,9 +196,9 @@ class Group:
 # --- finding out what this machine has --------------------------------------------------------
 
 
-def discover(store: str) -> Roots:
+def discover(state_dir: str) -> Roots:
     """Return where this process can make groups for a store, having made their parent there."""
-    name = _PREFIX + store
+    name = f"{_PREFIX}{zlib.crc32(os.fsencode(state_dir)):08x}"
     mounts = _mounts()
     own = _own_paths()
     unified = _unified(mounts.get("", ""), own.get("", "/"), name)

@@ -6,6 +6,7 @@ Read next: PROTOCOL.md on the checkpoint contract, and `child.py`.
 import os
 import pwd
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -108,6 +109,12 @@ def expand(argv: tuple[str, ...], found: Found, directory: str) -> tuple[str, ..
                 part.replace("{last}", found.path).replace("{dir}", directory) for part in inner
             ]
     return tuple(words)
+
+
+def where_ckpt_is() -> str | None:
+    """Return the directory of `ckpt` where it is installed beside the interpreter."""
+    directory = os.path.dirname(sys.executable)
+    return directory if os.path.exists(f"{directory}/ckpt") else None
 
 
 class Users:

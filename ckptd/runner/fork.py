@@ -9,16 +9,24 @@ Read next: `instance.py`, `shim.py`, `marks.py`.
 """
 
 import errno
-import hashlib
 import os
 import signal
-import sys
 import time
 from collections import deque
 from functools import partial
 
 from ckptd.core.port import (
-    Control, Delete, Deliver, Effect, EndSeen, Forget, Freeze, Identity, MarkSeen, Sighting, Start,
+    Control,
+    Delete,
+    Deliver,
+    Effect,
+    EndSeen,
+    Forget,
+    Freeze,
+    Identity,
+    MarkSeen,
+    Sighting,
+    Start,
     StartSeen,
 )  # fmt: skip
 from ckptd.runner import attempt, cgroup, environment, identity
@@ -59,9 +67,10 @@ class ForkRunner:
         self.boot_id = boot_id or identity.boot_id()
         self._claims = Claims(state_dir, self.boot_id)
         self._files = TaskFiles(state_dir, self.boot_id)
-        self._ckpt_dir = ckpt_dir or _beside_python()
-        name = hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:8]
-        self._roots = cgroup.discover(name) if has_cgroups else cgroup.Roots()
+        self._ckpt_dir = ckpt_dir or environment.where_ckpt_is()
+        self._roots = (
+            cgroup.discover(os.path.realpath(state_dir)) if has_cgroups else cgroup.Roots()
+        )
         self.cgroup = str(self._roots)
         cgroup.sweep(self._roots, lambda pid, ticks: not identity.is_alive(pid, ticks))
         self._instances: dict[tuple[int, int], Instance] = {}
@@ -397,9 +406,3 @@ class ForkRunner:
         if not self._seen:
             self._watch.wake()
         self._seen.append(sighting)
-
-
-def _beside_python() -> str | None:
-    """Return the directory of `ckpt` where it is installed beside the interpreter."""
-    directory = os.path.dirname(sys.executable)
-    return directory if os.path.exists(f"{directory}/ckpt") else None

@@ -24,7 +24,14 @@ from zlib import crc32
 from ckptd.storage import frame
 from ckptd.storage.disk import sync_data_fd, sync_fd, write_all
 from ckptd.storage.taskdir import ATTEMPT_FILE, attempt_of
-from ckptd.storage.untrusted import Damaged, NotTrusted, names_in, open_directory, open_regular
+from ckptd.storage.untrusted import (
+    Damaged,
+    NotTrusted,
+    names_in,
+    open_directory,
+    open_regular,
+    parse_json,
+)
 
 FORMAT: Final = 1
 FACTS_PER_FRAME_MAX: Final = 1_000
@@ -336,8 +343,8 @@ def _payloads_of(name: str, journal_fd: int, uid: int, seed: int) -> Iterator[by
 
 def _facts_of(payload: bytes, name: str) -> list[Fact]:
     try:
-        facts = json.loads(payload)
-    except (ValueError, RecursionError) as error:
+        facts = parse_json(payload)
+    except ValueError as error:
         raise JournalDamaged(f"journal/{name}: a frame that checks holds no JSON") from error
     if not isinstance(facts, list) or not all(isinstance(fact, dict) for fact in facts):
         raise JournalDamaged(f"journal/{name}: a frame holds no list of facts")

@@ -25,6 +25,7 @@ from ckptd.storage.untrusted import (
     NotTrusted,
     is_fit,
     open_regular,
+    parse_json,
     read_small,
     replace_small,
     walk,
@@ -137,8 +138,8 @@ def load(dir_fd: int, uid: int) -> Manifest:
         TooNew: a later version wrote it.
     """
     try:
-        manifest = json.loads(read_small(MANIFEST, uid, dir_fd, BYTES_MAX))
-    except (NotTrusted, ValueError, RecursionError) as error:
+        manifest = parse_json(read_small(MANIFEST, uid, dir_fd, BYTES_MAX))
+    except (NotTrusted, ValueError) as error:
         raise Damaged(f"{MANIFEST}: {error}") from error
     if not isinstance(manifest, dict):
         raise Damaged(f"{MANIFEST} is not an object")

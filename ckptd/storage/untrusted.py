@@ -7,10 +7,11 @@ Stdlib only. It does not know what a checkpoint is: read next `manifest.py`.
 """
 
 import contextlib
+import json
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ckptd.storage.disk import sync_fd
 
@@ -19,6 +20,7 @@ DEPTH_MAX: Final = 8  # directories below a checkpoint
 ENTRIES_MAX: Final = 20_000  # names looked at in one directory
 PATH_BYTES_MAX: Final = 1_024
 TEXT_CHARS_MAX: Final = 500
+JSON_DEPTH_MAX: Final = 64
 DEPTH_REMOVED_MAX: Final = 100_000  # a tree to delete may be as deep as its maker liked
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -176,6 +178,25 @@ def _walk(dir_fd: int, uid: int, prefix: str, depth: int) -> Iterator[Leaf]:
         finally:
             os.close(sub_fd)
     yield Leaf(prefix, dir_fd, "")
+
+
+def parse_json(data: bytes) -> Any:
+    """Return hostile JSON as a value that our own code can walk and write again.
+
+    Raises ValueError for what is no JSON, or nested deeper than JSON_DEPTH_MAX: the parser's own
+    limit is far above what `json.dumps` or a recursion of ours survives.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    level = [value]
+    for _ in range(JSON_DEPTH_MAX):
+        inner = [part for part in level if isinstance(part, dict | list)]
+        if not inner:
+            return value
+        level = [x for part in inner for x in (part.values() if isinstance(part, dict) else part)]
+    raise ValueError(f"nested deeper than {JSON_DEPTH_MAX}")
 
 
 def is_fit(path: str) -> bool:

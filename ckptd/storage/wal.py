@@ -98,6 +98,7 @@ class Wal:
     ) -> None:
         self.last_error = ""
         self.has_spare = False
+        self.is_tight = False
         self.next_lsn = link.next_lsn
         self.durable_lsn = link.next_lsn - 1
         self._place = place
@@ -121,10 +122,22 @@ class Wal:
 
     @property
     def room_bytes(self) -> int:
-        """Return the bytes of frames that fit whatever happens: this segment and the spare."""
+        """Return the bytes of frames that fit whatever happens: this segment and the spare.
+
+        On a full disk the spare does not count: the next start needs one to copy its tail to.
+        """
         room = max(0, self._file_bytes - TAIL_BYTES - self._offset)
         spare = self._place.segment_bytes - BLOCK_BYTES - TAIL_BYTES
-        return room + spare if self.has_spare else room
+        return room + spare if self.has_spare and not self.is_tight else room
+
+    def look_at_disk(self) -> None:
+        """Find out whether the file system could hold one more segment; a spare is made if so."""
+        free = self._place.disk.free_bytes(self._place.wal_dir)
+        self.is_tight = free < self._place.segment_bytes
+        if self.is_tight:
+            self.last_error = f"only {free} bytes are free in {self._place.wal_dir}"
+        else:
+            self.prepare_spare()
 
     @property
     def earliest_lsn(self) -> int:

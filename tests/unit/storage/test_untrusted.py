@@ -14,7 +14,7 @@ from ckptd.storage.copy import copy_out
 from ckptd.storage.facts import read_facts
 from ckptd.storage.journal import Journal
 from ckptd.storage.manifest import EMPTY, digest_of
-from ckptd.storage.untrusted import DEPTH_MAX, Damaged, NotTrusted, remove_tree
+from ckptd.storage.untrusted import DEPTH_MAX, Damaged, NotTrusted, parse_json, remove_tree
 from tests.task_world import TaskWorld
 
 
@@ -226,3 +226,9 @@ def test_a_tree_of_any_depth_is_removed_and_no_link_followed(tmp_path: Path) -> 
     os.close(parent)
     assert not top.exists()
     assert keep.read_text() == "x"
+
+
+@pytest.mark.parametrize("depth", [65, 500, 980, 5_000, 200_000])
+def test_json_nested_at_any_depth_is_refused_and_never_exhausts_the_stack(depth: int) -> None:
+    with pytest.raises(ValueError, match="nested"):
+        parse_json(b"[" * depth + b"]" * depth)
