@@ -198,7 +198,7 @@ class Group:
 
 def discover(state_dir: str) -> Roots:
     """Return where this process can make groups for a store, having made their parent there."""
-    name = f"{_PREFIX}{zlib.crc32(os.fsencode(state_dir)):08x}"
+    name = f"{_PREFIX}{zlib.crc32(os.fsencode(os.path.realpath(state_dir))):08x}"
     mounts = _mounts()
     own = _own_paths()
     unified = _unified(mounts.get("", ""), own.get("", "/"), name)

@@ -12,7 +12,9 @@ from tests.waiting import let_pass, until
 
 ALONE = """
 exec 9>>"lock.$CKPTD_TASK_ID"
-flock -n 9 || echo "$CKPTD_TASK_ID.$CKPTD_ATTEMPT" >> overlap
+until flock -n -E 9 9; do  # 9: somebody has it; anything else: flock itself was hit
+  [ $? -eq 9 ] && echo "$CKPTD_TASK_ID.$CKPTD_ATTEMPT" >> overlap && break
+done
 echo "$CKPTD_ATTEMPT" >> "began.$CKPTD_TASK_ID"
 sleep 0.05
 echo "$CKPTD_ATTEMPT" >> "done.$CKPTD_TASK_ID"
