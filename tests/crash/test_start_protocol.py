@@ -218,19 +218,20 @@ def test_a_daemon_killed_before_any_of_its_system_calls_leaves_one_instance(benc
 
 def test_a_killed_warm_parent_harms_no_task_and_is_replaced(bench: Bench) -> None:
     runner = bench.begin()
-    bench.start(1, 1, "sleep 1000")
+    bench.start(1, 1, "exec sleep 1000")
     started = bench.start_of(1, 1)
     parent = parent_of(started.shim.pid)
 
     os.kill(parent, signal.SIGKILL)
     for task in range(2, 8):  # more than there are idle supervisors
-        bench.start(task, 1, "sleep 1000")
+        bench.start(task, 1, "exec sleep 1000")
     for task in range(2, 8):
         bench.start_of(task, 1)
     for task in range(1, 8):
         runner.carry_out(Deliver(task, 1, signal.SIGTERM, tree=True))
 
-    assert all(bench.end_of(task, 1).signal == signal.SIGTERM for task in range(1, 8))
+    ends = [bench.end_of(task, 1) for task in range(1, 8)]
+    assert [(end.cause, end.signal) for end in ends] == [("signal", signal.SIGTERM)] * 7
 
 
 def parent_of(pid: int) -> int:
@@ -239,7 +240,7 @@ def parent_of(pid: int) -> int:
 
 def test_everything_killed_and_another_boot_is_a_reboot(bench: Bench) -> None:
     runner = bench.begin("boot-one")
-    bench.start(1, 1, "sleep 1000")
+    bench.start(1, 1, "exec sleep 1000")
     started = bench.start_of(1, 1)
     assert started.shim == Identity("boot-one", started.shim.pid, started.shim.ticks)
     runner.close()

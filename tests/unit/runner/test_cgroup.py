@@ -11,6 +11,8 @@ from ckptd.runner import cgroup
 from ckptd.runner.cgroup import Group, Roots
 from tests.waiting import until
 
+HEARD = 3
+
 
 @pytest.fixture
 def group() -> Iterator[Group]:
@@ -29,17 +31,19 @@ def group() -> Iterator[Group]:
 
 
 def fork_sleeper(group: Group) -> int:
+    """Return a child that ends with HEARD on SIGTERM, if it is let run."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     pid = group.fork()
     if pid == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        while True:
-            signal.pause()
+        signal.sigwait({signal.SIGTERM})
+        os._exit(HEARD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     return pid
 
 
 def end_of(pid: int) -> int:
     _, status = os.waitpid(pid, 0)
-    return os.WTERMSIG(status)
+    return os.waitstatus_to_exitcode(status)
 
 
 def test_a_child_is_born_inside_and_killed_with_the_group(group: Group) -> None:
@@ -48,20 +52,20 @@ def test_a_child_is_born_inside_and_killed_with_the_group(group: Group) -> None:
 
     assert group.kill()
 
-    assert end_of(pid) == signal.SIGKILL
+    assert end_of(pid) == -signal.SIGKILL
     assert group.pids() == []
 
 
 def test_a_group_that_was_killed_takes_births_again_once_it_is_renewed(group: Group) -> None:
     first = fork_sleeper(group)
     group.kill()
-    assert end_of(first) == signal.SIGKILL
+    assert end_of(first) == -signal.SIGKILL
 
     group.renew()
     pid = fork_sleeper(group)
     os.kill(pid, signal.SIGTERM)
 
-    assert end_of(pid) == signal.SIGTERM
+    assert end_of(pid) == HEARD
 
 
 def test_a_frozen_group_stands_still_and_goes_on(group: Group) -> None:
@@ -73,7 +77,7 @@ def test_a_frozen_group_stands_still_and_goes_on(group: Group) -> None:
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)
     group.freeze(frozen=False)
 
-    assert end_of(pid) == signal.SIGTERM
+    assert end_of(pid) == HEARD
 
 
 def test_groups_of_dead_supervisors_are_swept_and_those_of_living_ones_stay(group: Group) -> None:
