@@ -62,6 +62,9 @@ def ended(
     run = task.run
     if run.attempt != seen.attempt:
         return []
+    if seen.cause == "not_started" and run.shim is not None:
+        # It ran: we have its start. Its claim went with the power, so the machine went down.
+        seen = replace(seen, cause="reboot", started_ns=run.started_ns)
     if mark is not None:
         run = replace(run, cursor=mark.cursor, checkpoint_ns=mark.checkpoint_ns)
     started_ns = seen.started_ns or run.started_ns or run.intent_ns

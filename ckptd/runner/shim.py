@@ -259,7 +259,10 @@ def _children(pid: int) -> list[int]:
 
 def _open_output(order: Order) -> int:
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-    return os.open(order.output, flags, 0o600)
+    fd = os.open(order.output, flags, 0o600)
+    if order.uid >= 0:  # the task may open its own /dev/stdout again; nobody else gets there
+        os.fchown(fd, order.uid, order.gid)
+    return fd
 
 
 def _start_line(order: Order, at_ns: int) -> bytes:

@@ -212,3 +212,13 @@ def test_a_signal_is_not_ordered_again_by_a_new_daemon() -> None:
     observed = Observed()
     adoption(world.state, observed, world.now)
     assert not [o for o in effects(world.state, observed, [number], []) if isinstance(o, Deliver)]
+
+
+def test_a_claim_that_went_with_the_power_is_a_reboot_and_not_a_start_that_never_was() -> None:
+    world = World()
+    number = world.submit()
+    world.begins(number)
+    world.ends(number, "not_started")
+    run = world.task(number).run
+    assert run is not None
+    assert (run.past[-1].cause, run.interruptions) == ("reboot", 1)
