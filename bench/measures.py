@@ -141,6 +141,8 @@ def _start_s(clients: Clients) -> float:
 
 def sizes(base: str) -> list[Figure]:
     """Measure bulk submits, memory, a full queue, and the way back after kill -9."""
+    with rig(base) as fresh:
+        pass
     with rig(base) as one:
         empty_bytes = one.resident_bytes()
         clients = Clients(one.endpoint, 1)
@@ -157,6 +159,7 @@ def sizes(base: str) -> list[Figure]:
         full_bytes = one.resident_bytes()
         at_many_s = quantile(clients.latencies_s("submit", HELD, 1_000), 0.5)
         one.kill()
+        replay_s = _replay_s(one) - _replay_s(fresh)
         ready_s = one.start()
         again_bytes = one.resident_bytes()
         status_s = _status_s(one)
@@ -167,6 +170,8 @@ def sizes(base: str) -> list[Figure]:
         Figure("bulk submit, one client", bulk / 1e3, "k/s", ">=", 200, f"{BULK:,} a request"),
         Figure("n-th submit, 100 k queued", at_many_s / at_0_s, "x", "<=", 1.1,
                f"{at_many_s * 1e6:.0f} us of {at_0_s * 1e6:.0f} us on an empty queue"),
+        Figure("replay", MANY / replay_s / 1e6, "M/s", ">=", 2.5,
+               "records a second, by `ckptctl wal replay` against that of an empty log"),
         Figure("ready after kill -9, 100 k", ready_s, "s", "<=", 0.25,
                f"of it {bare_s:.2f} s for a bare interpreter"),
         Figure("memory, empty", empty_bytes / 1e6, "MB", "<=", 25, ""),
@@ -177,8 +182,17 @@ def sizes(base: str) -> list[Figure]:
     ]  # fmt: skip
 
 
+def _replay_s(one: Rig) -> float:
+    state = str(one.root / "state")
+    return _run_s([sys.executable, "-m", "ckptctl", "wal", "replay", "--state", state])
+
+
 def _status_s(one: Rig) -> float:
-    command = [sys.executable, "-m", "ckptctl", "--endpoint", one.endpoint, "status"]
+    return _run_s([sys.executable, "-m", "ckptctl", "--endpoint", one.endpoint, "status"])
+
+
+def _run_s(command: list[str]) -> float:
+    """Return the p50 of running a command."""
     took = []
     for _ in range(15):
         began = time.perf_counter()

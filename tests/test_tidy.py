@@ -166,3 +166,14 @@ def test_every_file_that_the_architecture_names_exists() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     bare = [p for p in SOURCES if p.name != "__init__.py" and not ast.get_docstring(tree_of(p))]
     assert not [name_of(path) for path in bare]
+
+
+def test_every_module_has_its_room_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    missing = [
+        name_of(path)
+        for path in SOURCES
+        if path.is_relative_to(ROOT / "ckptd") and not path.stem.startswith("__")
+        if f"`{path.stem}`" not in text and name_of(path) not in text
+    ]
+    assert not missing

@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "dump":
             verb.add_argument("--since", type=int, default=0, metavar="LSN", help="after this LSN")
             verb.add_argument("--limit", type=int, default=0, help="at most so many records")
+        if name == "replay":
+            verb.add_argument("--dry-run", action="store_true", help="as it always is")
         if name == "repair":
             verb.add_argument("--truncate-after", type=int, required=True, metavar="LSN")
     return top

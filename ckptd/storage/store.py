@@ -18,6 +18,7 @@ It knows no record. Read next: `recovery.py`, `snapshot.py`, FORMAT.md.
 """
 
 import contextlib
+import errno
 import json
 from zlib import crc32
 
@@ -32,6 +33,7 @@ from ckptd.storage.snapshot import SnapshotWriter
 from ckptd.storage.wal import NO_ROOM, Background, Reign, Wal, WalFailed, new_block
 
 _FORMAT_BYTES_MAX = 4096
+_SICK = frozenset((errno.EIO, errno.EROFS))  # a file system that met an error goes read-only
 _FORMAT_CRC = b',"crc32":"'
 
 
@@ -65,6 +67,7 @@ class Store:
             Corrupt: FORMAT does not check, or is missing beside a log.
             BadConfig: a later version wrote it, it cannot be used, or there is none to look at.
             DiskFull: no room for a new store.
+            WalFailed: the disk failed.
         """
         disk = disk or RealDisk()
         root = path.rstrip("/")
@@ -75,8 +78,7 @@ class Store:
                 store = _create(disk, root, segment_bytes)
         except OSError as bad:
             lock.close()
-            kind = DiskFull if bad.errno in NO_ROOM else BadConfig
-            raise kind(f"{root} cannot be used as state directory: {bad.strerror}") from bad
+            raise _unusable(root, bad) from bad
         except BaseException:
             lock.close()
             raise
@@ -166,7 +168,17 @@ def _lock(disk: Disk, root: str, *, create: bool) -> File:
     except BlockingIOError as bad:
         raise Busy(f"{root} is in use: another process holds {root}/LOCK") from bad
     except OSError as bad:
-        raise BadConfig(f"{root} cannot be used as state directory: {bad.strerror}") from bad
+        raise _unusable(root, bad) from bad
+
+
+def _unusable(root: str, bad: OSError) -> CkptdError:
+    """Return what keeps a store from being opened: a sick disk is no matter of configuration."""
+    text = f"{root} cannot be used as state directory: {bad.strerror}"
+    if bad.errno in NO_ROOM:
+        return DiskFull(text)
+    if bad.errno in _SICK:
+        return WalFailed(text, "look at the disk; the next start replays what it really holds")
+    return BadConfig(text)
 
 
 def _read_format(disk: Disk, root: str) -> bytes | None:

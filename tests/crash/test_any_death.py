@@ -21,7 +21,10 @@ echo "$CKPTD_ATTEMPT" >> "done.$CKPTD_TASK_ID"
 """
 """`sleep` inherits the lock: an orphan of an earlier attempt counts as a second instance."""
 ENV = {"PATH": os.environ["PATH"]}
-CONFIG = "[task]\nretries = 9\n[retry]\nbackoff_s = 0.02\ntransient_backoff_s = 0.02\n"
+CONFIG = (  # one strike may hit a task twice: the daemon that goes down last starts it again before
+    "[task]\nretries = 9\n[retry]\nbackoff_s = 0.02\ntransient_backoff_s = 0.02\n"
+    "host_deaths_max = 9\nstalls_max = 9\ncrashes_max = 9\n"
+)
 
 
 def strike(daemon: LiveDaemon, chance: random.Random) -> str:

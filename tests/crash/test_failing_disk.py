@@ -64,19 +64,23 @@ class Load:
 
     def _submit(self, client: int) -> None:
         with RawClient(self._endpoint) as raw:
-            for count in range(100_000):
+            count = 0
+            while not self._is_over.is_set():
+                count += 1
                 name = f"load-{client}-{count};"
                 self.submitted.add(name)
                 spec = {"argv": ["/bin/true"], "hold": True, "name": name}
-                request = raw.send("submit", {"tasks": [spec]})
-                reply = raw.receive(request, 0.1)
-                while reply is None and not self._is_over.is_set():
-                    reply = raw.receive(request, 0.1)
-                reply = reply or raw.receive(request, 0.5)
-                if reply is None:
-                    return
-                assert reply["ok"], reply
-                (self.acknowledged[name],) = reply["result"]["ids"]
+                reply = self._answer(raw, raw.send("submit", {"tasks": [spec]}))
+                if reply is not None:
+                    assert reply["ok"], reply
+                    (self.acknowledged[name],) = reply["result"]["ids"]
+
+    def _answer(self, client: RawClient, request: str) -> dict[str, Any] | None:
+        """Wait as long as there may be an answer; a daemon that has ended has sent its last."""
+        reply = None
+        while reply is None and not self._is_over.is_set():
+            reply = client.receive(request, 0.1)
+        return reply or client.receive(request, 0.5)
 
 
 def end_of(daemon: LiveDaemon) -> int:

@@ -68,6 +68,18 @@ def can_submit(daemon: LiveDaemon) -> bool:
     return daemon.ctl("submit", "-q", "--", "/bin/true", check=False).returncode == 0
 
 
+def refused_submit(
+    daemon: LiveDaemon, accepted: set[int]
+) -> subprocess.CompletedProcess[str] | None:
+    """Submit something; return the refusal, or note what was accepted."""
+    done = daemon.ctl("submit", "-q", "--hold", "-E", f"A={'a' * 60_000}", "true", check=False)
+    if done.returncode == 0:
+        accepted.add(int(done.stdout))
+        return None
+    assert done.returncode == 2, done
+    return done
+
+
 @pytest.mark.root
 @pytest.mark.timeout(120)
 def test_full_disk_refuses_new_work_keeps_the_old_and_recovers_by_itself(
@@ -104,4 +116,40 @@ def test_full_disk_refuses_new_work_keeps_the_old_and_recovers_by_itself(
     with RawClient(daemon.endpoint) as client:
         rows = {row["id"]: row for row in client.rows()}
     assert accepted <= set(rows)
+    assert (rows[task]["phase"], rows[task]["code"]) == ("failed", 7)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(120)
+def test_a_daemon_killed_on_a_full_disk_starts_on_it_adopts_and_notes_the_end(
+    small_disk: Path, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(state_dir=small_disk / "state")
+    task = daemon.submit(sys.executable, "-c", END_AT_GO, "7")
+    pid = int(daemon.wait_file("pid"))
+    daemon.wait_phase(task, "running")
+    balloon = fill(small_disk)
+    with RawClient(daemon.endpoint) as client:
+        until(lambda: submit_fat(client), 60.0)
+        fill(small_disk)
+        before = {row["id"] for row in client.rows()}
+    for _ in range(3):
+        daemon.restart()
+        row = daemon.row(task)
+        assert (row["phase"], row["pid"], row["attempt"]) == ("running", pid, 1)
+    refused = until(lambda: refused_submit(daemon, before), 30.0)
+    assert "free space" in refused.stderr
+    daemon.kill9()
+    (daemon.work / "go").touch()
+    until(lambda: not is_alive(pid))
+    daemon.start()
+
+    row = daemon.wait_phase(task, "succeeded", "failed")
+    assert (row["phase"], row["cause"], row["code"]) == ("failed", "exit", 7)
+    balloon.unlink()
+    until(lambda: can_submit(daemon), 30.0, every_s=0.1)
+    daemon.restart()
+    with RawClient(daemon.endpoint) as client:
+        rows = {row["id"]: row for row in client.rows()}
+    assert before <= set(rows)
     assert (rows[task]["phase"], rows[task]["code"]) == ("failed", 7)
