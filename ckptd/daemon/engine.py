@@ -100,7 +100,7 @@ class Engine:
         encoded = [(record, _encoder.encode(record)) for record in records]
         size = sum(len(data) for _, data in encoded)
         kept = self._reserve_bytes() // 4 if is_small else self._reserve_bytes()
-        if self.room_bytes - size < kept:
+        if not self._fits(size, kept):
             raise DiskFull(
                 f"no room in the log for {size} bytes more: nothing was accepted, tasks go on",
                 "free space on the file system of the state directory, then run this again",
@@ -206,14 +206,20 @@ class Engine:
 
     # --- room ---------------------------------------------------------------------------------
 
-    @property
-    def room_bytes(self) -> int:
-        """Return what the log can certainly still take after this turn."""
-        return self.wal.room_bytes - self._staged_bytes
-
     def has_room(self) -> bool:
         """Tell whether new work may be taken; ends and stops have a reserve of their own."""
-        return self.room_bytes > self._reserve_bytes()
+        return self._fits(1, self._reserve_bytes())
+
+    def _fits(self, size: int, kept: int) -> bool:
+        """Tell whether `size` bytes leave `kept` bytes over.
+
+        Before the spare is counted on, the disk is looked at afresh: new work must not take the
+        spare where no other could be made, because the next start needs one.
+        """
+        need = self._staged_bytes + size + kept
+        if need > self.wal.segment_room_bytes:
+            self.wal.look_at_disk()
+        return self.wal.room_bytes >= need
 
     def _reserve_bytes(self) -> int:
         return RESERVE_BYTES + RESERVE_PER_ACTIVE_BYTES * len(self.state.active)

@@ -121,12 +121,17 @@ class Wal:
         return min(frame.PAYLOAD_BYTES_MAX, room & ~7)
 
     @property
+    def segment_room_bytes(self) -> int:
+        """Return the bytes of frames that fit into this segment."""
+        return max(0, self._file_bytes - TAIL_BYTES - self._offset)
+
+    @property
     def room_bytes(self) -> int:
         """Return the bytes of frames that fit whatever happens: this segment and the spare.
 
         On a full disk the spare does not count: the next start needs one to copy its tail to.
         """
-        room = max(0, self._file_bytes - TAIL_BYTES - self._offset)
+        room = self.segment_room_bytes
         spare = self._place.segment_bytes - BLOCK_BYTES - TAIL_BYTES
         return room + spare if self.has_spare and not self.is_tight else room
 

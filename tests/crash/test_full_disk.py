@@ -131,7 +131,6 @@ def test_a_daemon_killed_on_a_full_disk_starts_on_it_adopts_and_notes_the_end(
     balloon = fill(small_disk)
     with RawClient(daemon.endpoint) as client:
         until(lambda: submit_fat(client), 60.0)
-        fill(small_disk)
         before = {row["id"] for row in client.rows()}
     for _ in range(3):
         daemon.restart()

@@ -1,4 +1,4 @@
-"""A disk that fails when told to: a file served over FUSE, a loop device on it, a real ext4 on that.
+"""A disk that fails when told to: a file served over FUSE, a loop device on it, an ext4 on that.
 
 The device keeps writes in a volatile cache until a flush. When it fails, it answers EIO and loses
 what was not flushed, as a disk with a broken cache does; what it really holds at that moment is
