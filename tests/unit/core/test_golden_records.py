@@ -17,7 +17,7 @@ def test_there_is_an_example_of_every_record() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "record"), zip(GOLDEN, RECORDS, strict=True), ids=lambda x: type(x).__name__
+    ("line", "record"), [*zip(GOLDEN, RECORDS, strict=True)], ids=lambda x: type(x).__name__
 )
 def test_a_record_of_format_1_reads_as_what_it_was(line: str, record: AnyRecord) -> None:
     assert _decoder.decode(bytes.fromhex(line)) == record
