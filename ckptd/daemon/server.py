@@ -8,6 +8,7 @@ Source: zmq_socket(3) on ROUTER, zmq_getsockopt(3) on ZMQ_FD. Read next: PROTOCO
 
 import grp
 import os
+import threading
 import socket
 import stat
 from collections import Counter
@@ -35,6 +36,7 @@ BIG_REPLY_BYTES: Final = 4_096  # from here on replies are counted by bytes
 UNREAD_BYTES_MAX: Final = 32 << 20  # of big replies over all connections of one uid
 HANDSHAKE_MS: Final = 3_000  # a silent connection is closed then
 LINGER_MS: Final = 250  # for the last replies at the end
+END_S: Final = 2.0  # for libzmq to let go of everything
 LISTEN_FD: Final = 3  # SD_LISTEN_FDS_START
 
 
@@ -162,10 +164,17 @@ class Server:
         }
 
     def close(self) -> None:
-        """Send what is queued, within LINGER_MS, then let go of the path."""
+        """Send what is queued, within LINGER_MS, then let go of the path.
+
+        Bound: END_S. Where a peer left in the middle of its handshake, libzmq 4.3.5 may wait for
+        ever for the end of that session; the process is about to end anyway.
+        """
         self._socket.close(linger=LINGER_MS)
-        self._context.term()
-        self._door.join()
+        ending = threading.Thread(target=self._context.term, name="ckptd-end", daemon=True)
+        ending.start()
+        ending.join(END_S)
+        if not ending.is_alive():
+            self._door.join()
 
     def _read(self, identity: bytes) -> Incoming | None:
         """Read the rest of one message; it is all there once its first frame is."""

@@ -130,6 +130,25 @@ def test_a_failed_sync_ends_the_daemon_and_costs_no_task_and_no_acknowledgement(
 
 
 @pytest.mark.root
+def test_an_end_whose_own_record_the_disk_refused_is_told_all_the_same(
+    failing_disk: FailingDisk, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(state_dir=failing_disk.directory / "state", config=CONFIG)
+    task = daemon.submit(sys.executable, "-c", END_AT_GO, "7")
+    daemon.wait_file("pid")
+    daemon.wait_phase(task, "running")
+    failing_disk.settle()
+    failing_disk.device.fail("write", count=1)
+    (daemon.work / "go").touch()
+
+    for _ in range(2):
+        row = daemon.wait_phase(task, "succeeded", "failed")
+        assert (row["phase"], row["cause"], row["code"]) == ("failed", "exit", 7)
+        assert failing_disk.device.durable, "the disk did not fail"
+        daemon.restart()
+
+
+@pytest.mark.root
 def test_a_disk_that_stays_broken_refuses_every_start_and_loses_nothing_once_it_is_well(
     failing_disk: FailingDisk, start_daemon: StartDaemon
 ) -> None:
