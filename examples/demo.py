@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 IS_TERMINAL = sys.stdout.isatty()
 BAR_CHARS = 32
-PACE_MS = 10
+WORK_S = 10.0  # the census is paced so that it takes about so long
 GIVE_UP_S = 25.0
 ENDS = ("succeeded", "failed", "cancelled", "quarantined", "blocked")
 
@@ -176,28 +176,30 @@ class Demo:
         note = row["progress"]["text"] if row["progress"] else row["phase"]
         self.screen.bar(self.done, self.total, note, keep=keep)
 
-    def watch(self, seconds: float, *, attempt: int = 0) -> dict[str, Any]:
-        """Show progress for so long, and until this attempt runs; return the task's row."""
-        end = time.monotonic() + seconds
-        while True:  # Bound: GIVE_UP_S
+    def watch(self, *, share: float = 0.0, attempt: int = 0) -> dict[str, Any]:
+        """Show progress until this attempt runs and so much is done; return the task's row."""
+        deadline = time.monotonic() + GIVE_UP_S
+        while True:  # Bound: the deadline
             detail = self.stage.show(self.task)
             row: dict[str, Any] = detail["row"]
             self.draw(row)
             is_there = row["phase"] == "running" and row["pid"] and row["attempt"] >= attempt
-            if time.monotonic() > end and is_there:
+            if is_there and self.done >= share * self.total:
                 self.draw(row, keep=True)
                 return row
-            if time.monotonic() > end + GIVE_UP_S or row["phase"] in ENDS:
+            if time.monotonic() > deadline or row["phase"] in ENDS:
                 raise BrokenPromiseError(f"task is {row['phase']}: {detail['explanation']}")
             time.sleep(0.1)
 
-    def moment(self) -> float:
-        """Return how long to watch before the next kill."""
-        return self.chance.uniform(0.8, 2.2)
+    def watch_until_chance(self, low: float, high: float) -> dict[str, Any]:
+        """Watch until a random moment between these shares of the work; return the task's row."""
+        row = self.watch(share=self.chance.uniform(low, high))
+        time.sleep(self.chance.uniform(0, 0.05))  # in the middle of a module
+        return row
 
     def tell_resume(self, attempt: int) -> None:
         """Show where the newest attempt started: by the daemon's word and by the task's own."""
-        self.watch(0.2, attempt=attempt)
+        self.watch(attempt=attempt)
         start = self.stage.last_start(self.task)
         self.screen.line(
             f"    attempt {start['attempt']} resumed from checkpoint"
@@ -214,7 +216,7 @@ class Demo:
 
     def kill_task(self) -> None:
         """SIGKILL the task; the daemon starts it again."""
-        row = self.watch(self.moment())
+        row = self.watch_until_chance(0.10, 0.25)
         self.screen.said(f"SIGKILL to the task (pid {row['pid']})")
         os.kill(row["pid"], signal.SIGKILL)
         self.task_kills += 1
@@ -222,7 +224,7 @@ class Demo:
 
     def kill_daemon(self) -> None:
         """SIGKILL the daemon; the task does not notice, the next daemon adopts it."""
-        row = self.watch(self.moment())
+        row = self.watch_until_chance(0.35, 0.50)
         self.screen.said(f"SIGKILL to the daemon (pid {self.stage.daemon_pid})")
         before = self.stage.begun_count()
         self.stage.kill_daemon()
@@ -232,7 +234,7 @@ class Demo:
         began = time.monotonic()
         self.stage.start_daemon()
         took_s = time.monotonic() - began
-        after = self.watch(0)
+        after = self.watch()
         if (after["pid"], after["attempt"]) != (row["pid"], row["attempt"]):
             raise BrokenPromiseError(f"the task was not adopted: {row} became {after}")
         self.screen.line(
@@ -242,7 +244,7 @@ class Demo:
 
     def kill_everything(self) -> None:
         """SIGKILL daemon, supervisor and task; the next daemon starts the task again."""
-        row = self.watch(self.moment())
+        row = self.watch_until_chance(0.65, 0.80)
         supervisor = self.stage.last_start(self.task)["fields"]["shim"]["pid"]
         self.screen.said(
             f"SIGKILL to all: daemon {self.stage.daemon_pid}, supervisor {supervisor},"
@@ -311,7 +313,10 @@ def play(stage: Stage, seed: int, items: int) -> bool:
     total = len(json.loads(reference.read_text())["modules"])
     demo = Demo(stage, screen, random.Random(seed), total)  # noqa: S311  (chance, not secrecy)
     demo.submit(
-        [*census, "--pace", str(PACE_MS), "--out", str(stage.out), "--touched", str(stage.touched)]
+        [
+            *(*census, "--pace", f"{WORK_S * 1000 / total:.1f}"),
+            *("--out", str(stage.out), "--touched", str(stage.touched)),
+        ]
     )
     waiting = stage.spawn_ctl("wait", demo.task)
     demo.kill_task()

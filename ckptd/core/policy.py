@@ -27,6 +27,7 @@ class Policy(msgspec.Struct, frozen=True, gc=False):
     finished_age_s: float = 30 * 86_400.0
     slots: int = 1  # what `parallel = 0` stands for: processors
     starts_per_turn_max: int = 64  # so that one turn stays short
+    active_max: int = 10_000  # attempts at once over all groups: descriptors are finite
 
 
 class Now(msgspec.Struct, frozen=True, gc=False):

@@ -151,7 +151,8 @@ class Engine:
     def plan(self, now: Now) -> None:
         """Stage what is to be done now, until there is nothing more to do."""
         touched = self._take_touched()
-        starts_left = self.policy.starts_per_turn_max
+        room = self.policy.active_max - len(self.state.active)
+        starts_left = max(0, min(self.policy.starts_per_turn_max, room))
         self.has_more = False
         for _ in range(PASSES_MAX):
             records = intents(
@@ -166,7 +167,7 @@ class Engine:
                 return
             self.stage(records)
             starts_left -= sum(isinstance(record, StartIntent) for record in records)
-            if self.is_turn_full or (not starts_left and not self.draining):
+            if self.is_turn_full or (room > 0 >= starts_left and not self.draining):
                 self.has_more = True  # the next turn goes on at once
                 return
             touched = self._take_touched()

@@ -4,9 +4,14 @@ Invariant: a task's own directory is hostile; `storage/untrusted.py` opens what 
 """
 
 import os
+import stat
 
 from ckptd.protocol import messages as m
+from ckptd.protocol.errors import Busy, NotFound
 from ckptd.storage import blobs
+
+# Invariant: whatever the task did to its own output, opening it neither waits nor follows.
+_OUTPUT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Files:
@@ -19,11 +24,18 @@ class Files:
         """Return a piece of a task's output; an output that is not there yet is empty."""
         path = os.path.join(self.state_dir, "output", f"{asked.task}.log")
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(path, _OUTPUT)
         except FileNotFoundError:
             return m.OutputChunk(b"", 0, 0, over)
+        except BlockingIOError as leased:  # the task owns the file and may hold a lease on it
+            raise Busy(f"the output of task {asked.task} is locked by the task") from leased
+        except OSError as bad:
+            raise NotFound(f"the output of task {asked.task} cannot be read: {bad}") from bad
         try:
-            size = os.fstat(fd).st_size
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise NotFound(f"the output of task {asked.task} is no regular file any more")
+            size = status.st_size
             first = max(0, size + asked.offset) if asked.offset < 0 else min(asked.offset, size)
             data = os.pread(fd, asked.limit, first)
         finally:

@@ -1,6 +1,7 @@
 """From the configuration to what `core` works with: its knobs, and its groups."""
 
 import os
+import resource
 
 from ckptd.core.policy import Policy
 from ckptd.core.records import GroupChanged
@@ -9,6 +10,8 @@ from ckptd.daemon.config import Config
 
 UNLIMITED = 1 << 60
 FOR_EVER_S = 1e9  # 30 years
+DESCRIPTORS_PER_ATTEMPT = 4  # supervisor's socket, notify socket, and what reading files takes
+DESCRIPTORS_KEPT = 1_024  # for clients, the log and what the libraries open
 
 
 def policy_of(config: Config) -> Policy:
@@ -30,6 +33,7 @@ def policy_of(config: Config) -> Policy:
         finished_max=config.retention.finished_max or UNLIMITED,
         finished_age_s=config.retention.age_s or FOR_EVER_S,
         slots=len(os.sched_getaffinity(0)),
+        active_max=_active_max(),
     )
 
 
@@ -42,3 +46,10 @@ def group_changes(config: Config, state: State) -> list[GroupChanged]:
             paused = known.paused if known is not None else False
             changes.append(GroupChanged(name, wanted.parallel, paused))
     return changes
+
+
+def _active_max() -> int:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the server raises the soft limit to it
+    if hard == resource.RLIM_INFINITY:
+        hard = 1 << 20
+    return (hard - min(DESCRIPTORS_KEPT, hard // 2)) // DESCRIPTORS_PER_ATTEMPT

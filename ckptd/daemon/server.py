@@ -8,9 +8,9 @@ Source: zmq_socket(3) on ROUTER, zmq_getsockopt(3) on ZMQ_FD. Read next: PROTOCO
 
 import grp
 import os
-import threading
 import socket
 import stat
+import threading
 from collections import Counter
 from collections.abc import MutableMapping
 from typing import Final

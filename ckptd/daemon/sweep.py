@@ -40,5 +40,5 @@ def _names(path: str) -> Iterator[str]:
         with os.scandir(path) as entries:
             for entry in entries:  # Bound: what lies in the directory
                 yield entry.name
-    except FileNotFoundError:
+    except OSError:  # not there yet, or no descriptor left: the next start sweeps
         return
