@@ -11,11 +11,9 @@ import sys
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-import tomli_w
 from msgspec import Meta
 
 from ckptd.daemon import paths
-from ckptd.daemon.config_check import read_table
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadConfig
 from ckptd.protocol.messages import GroupName
@@ -126,6 +124,8 @@ def load(path: str | None) -> Config:
             text = file.read().decode()
     except (OSError, UnicodeDecodeError) as bad:
         raise BadConfig(f"cannot read configuration {found}: {bad}", "name it by --config") from bad
+    from ckptd.daemon.config_check import read_table  # noqa: PLC0415 - 2 MB, only for a file
+
     tables = read_table(found, text, Config)
     tables["groups"] = {"default": {}} | tables.get("groups", {})
     config = msgspec.convert(tables, Config)
@@ -154,6 +154,8 @@ def _check_pairs(path: str, config: Config) -> None:
 
 def as_toml(config: Config) -> str:
     """Return the configuration in force as a file that `load` reads back."""
+    import tomli_w  # noqa: PLC0415 - only `config show` needs it
+
     return tomli_w.dumps(msgspec.to_builtins(config))
 
 
