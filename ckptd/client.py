@@ -8,6 +8,7 @@ Read next: `ckptd/protocol/messages.py`, `ckptctl/call.py`.
 """
 
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -229,6 +230,11 @@ class Client:
                 f"no permission to talk to {path}",
                 "ask to be added to the group that owns it, or run your own `ckptd`",
             )
+        if path != self.endpoint and _is_listened_to(path):
+            return Unreachable(
+                f"a daemon is at {path}, but it does not take the connection up: busy, or hung",
+                "nothing was sent; look at the daemon, or wait longer with --answer-within",
+            )
         return Unreachable(f"no daemon answers at {path}", START_HINT)
 
     def _silence(self, verb: str, *, timed_out: bool) -> CkptdError:
@@ -251,5 +257,18 @@ class Client:
         raise as_error(reply.error)
 
 
-def _is_readable(socket: zmq.SyncSocket) -> bool:
-    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+def _is_listened_to(path: str) -> bool:
+    """Tell whether a process holds the listening socket, whether or not it is well."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True  # its queue of connections is full
+        except OSError:
+            return False
+    return True
+
+
+def _is_readable(peer: zmq.SyncSocket) -> bool:
+    return bool(int(peer.get(zmq.EVENTS)) & zmq.POLLIN)

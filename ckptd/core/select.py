@@ -106,7 +106,7 @@ def one(state: State, number: int, caller: Caller) -> Task:
     """Return one task. Raises NotFound, Denied."""
     task = state.tasks.get(number)
     if task is None:
-        gone = " (it was cleaned)" if number < state.next_id else ""
+        gone = " (it is not known any more)" if number < state.next_id else ""
         raise NotFound(f"no task {number}{gone}", "see: ckptctl status --all")
     if not may_see(task, caller):
         raise Denied(f"task {number} belongs to uid {task.uid}, you are uid {caller.uid}")

@@ -35,6 +35,7 @@ from ckptd.daemon.requests import Requests
 from ckptd.daemon.server import Server, take_listen_fd
 from ckptd.daemon.snapshots import Snapshots
 from ckptd.daemon.story import Story
+from ckptd.daemon.sweep import set_aside
 from ckptd.daemon.wake import Wake
 from ckptd.protocol.errors import CkptdError, Internal
 from ckptd.protocol.version import VERSION
@@ -166,6 +167,8 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
     if replayed.lost:
         text = f"{replayed.lost} records of the log are lost to a salvage, {replayed.passed_over}"
         text += f" behind them passed over; {len(replayed.doubtful)} tasks in doubt are held"
+        aside = set_aside(state, base.paths.state, RealDisk())
+        text += f", {aside} files of tasks that are lost are in quarantine/" if aside else ""
         journal.event(Kind.LOG_DAMAGED, text, ERROR)
     epoch = max(found.epoch, state.epoch) + 1
     at_ns = base.clock.now().at_ns
@@ -221,7 +224,9 @@ def _close(
     engine.wal.mark_idle(closed=True)
     engine.wal.close()
     store.close()
-    base.journal.event(Kind.DAEMON_STOPPED, "stopped in order; running tasks live on", INFO)
+    left = len(engine.state.active)
+    text = f"stopped in order; {left} running tasks live on" if left else "stopped in order"
+    base.journal.event(Kind.DAEMON_STOPPED, text, INFO)
 
 
 if __name__ == "__main__":

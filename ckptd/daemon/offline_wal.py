@@ -219,7 +219,21 @@ def _salvage(args: argparse.Namespace) -> int:
         print(f"{bad.message}; made anew from the segments' headers", file=sys.stderr)
         store.restore_format(RealDisk(), args.state)
         opened = Store.open(args.state, create=False)
+    if _is_sound(opened):
+        opened.close()
+        _show(args, {"damaged": False}, ["nothing is damaged, nothing was changed"])
+        return 0
     return _mended(args, opened, rebuild.salvage(opened.place, Clock().now().at_ns))
+
+
+def _is_sound(opened: Store) -> bool:
+    """Tell whether a start works and loses nothing that was acknowledged."""
+    report, bad = _judge(opened)
+    torn = report.get("torn_file", "")
+    return bad is None and all(
+        found.file == torn or found.text.startswith("left over")
+        for found in examine.examine(opened.place)
+    )
 
 
 def _mended(args: argparse.Namespace, opened: Store, done: rebuild.Rebuilt) -> int:

@@ -67,6 +67,8 @@ def _behind_a_hole(state: State, hole: Frame, frames: Iterator[Frame]) -> Replay
         for offset, record in enumerate(decode(frame.payload)):
             if frame.first_lsn + offset > state.lsn:
                 known.add(_try(found, frame.first_lsn + offset, record))
+    # Each lost record may have given an id, the last ones too: none of them is given again.
+    state.next_id += found.lost
     state.index()
     found.doubtful = {
         task.id
@@ -81,7 +83,6 @@ def _skip(found: Replayed, hole: Frame) -> None:
     gone = max(0, hole.first_lsn + hole.count - 1 - state.lsn)
     found.lost += gone
     state.lsn += gone
-    state.next_id += gone  # each lost record may have given an id: none is given again
 
 
 def _try(found: Replayed, lsn: int, record: AnyRecord) -> int:

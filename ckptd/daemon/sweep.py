@@ -12,6 +12,7 @@ from ckptd.core.port import Delete, Effect, Forget
 from ckptd.core.records import ACTIVE
 from ckptd.core.state import State
 from ckptd.protocol.ids import parse_attempt_name
+from ckptd.storage.disk import Disk
 
 
 def leftovers(state: State, state_dir: str) -> Iterator[Effect | None]:
@@ -25,6 +26,26 @@ def leftovers(state: State, state_dir: str) -> Iterator[Effect | None]:
     for name in _names(f"{state_dir}/attempts"):
         found = parse_attempt_name(name)
         yield Forget(*found) if found is not None and not _is_current(state, *found) else None
+
+
+def set_aside(state: State, state_dir: str, disk: Disk) -> int:
+    """Move files of tasks that a salvage has lost to `quarantine/`; return how many.
+
+    Their records are gone, so nobody can say that they may be deleted.
+
+    Durable: no; what is moved back by a power cut is moved again, or swept when it is known.
+    """
+    moved = 0
+    for folder, suffix in (("tasks", ""), ("output", ".log")):
+        for name in list(_names(f"{state_dir}/{folder}")):
+            stem = name.removesuffix(suffix)
+            number = int(stem) if stem.isascii() and stem.isdigit() else 0
+            if number and state.tasks.get(number) is None:
+                disk.rename(
+                    f"{state_dir}/{folder}/{name}", f"{state_dir}/quarantine/{folder}-{name}"
+                )
+                moved += 1
+    return moved
 
 
 def _is_current(state: State, number: int, attempt: int) -> bool:

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import pytest
+
 from ckptd.core.decide import Case, decide
 from ckptd.core.policy import Caller, Now, Policy
-from ckptd.core.records import AnyRecord, DaemonStarted, Phase
+from ckptd.core.records import AnyRecord, DaemonStarted, GroupChanged, Phase
 from ckptd.daemon import offline_wal
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.recovery import Replayed, replay
+from ckptd.daemon.sweep import set_aside
 from ckptd.protocol import messages as m
+from ckptd.storage.disk import RealDisk
 from ckptd.storage.store import Store
 
 ROOT = Caller(0, 0, admin=True)
@@ -61,6 +65,51 @@ def test_a_salvaged_log_starts_the_daemon_and_gives_no_lost_id_again(tmp_path: P
     kept = {task.id: task.phase for task in engine.state.tasks.ascending(0)}
     assert kept == {first: Phase.HELD, last: Phase.QUEUED}
     assert submit(engine, "new") > max(last, lost)
+    store.close()
+
+
+def test_a_lost_record_takes_no_healthy_task_behind_it_with_it(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    store, engine, _ = open_engine(state)
+    first = submit(engine, "before")
+    lost: list[AnyRecord] = [GroupChanged(f"lost-in-the-damage-{n}", 1, False) for n in range(5)]
+    engine.stage(lost)
+    engine.commit()
+    second = submit(engine, "behind")
+    engine.wal.mark_idle()
+    store.close()
+    damage(state, b"lost-in-the-damage-3")
+    offline_wal.main(["salvage", "--state", str(state)])
+
+    store, engine, replayed = open_engine(state)
+    assert replayed.lost == 5
+    assert [task.id for task in engine.state.tasks.ascending(0)] == [first, second]
+    store.close()
+
+
+def test_salvaging_a_healthy_log_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    store, engine, _ = open_engine(state)
+    submit(engine, "healthy")
+    engine.wal.mark_idle(closed=True)
+    store.close()
+    before = {path.name: path.read_bytes() for path in (state / "wal").iterdir()}
+    assert offline_wal.main(["salvage", "--state", str(state)]) == 0
+    assert "nothing was changed" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (state / "wal").iterdir()} == before
+
+
+def test_files_of_a_lost_task_are_set_aside_and_not_swept(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    store, engine, _ = open_engine(state)
+    number = submit(engine, "known")
+    for name in (number, number + 1):
+        (state / "tasks" / str(name)).mkdir(parents=True)
+    assert set_aside(engine.state, str(state), RealDisk()) == 1
+    assert (state / "tasks" / str(number)).is_dir()
+    assert (state / "quarantine" / f"tasks-{number + 1}").is_dir()
     store.close()
 
 
