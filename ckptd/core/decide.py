@@ -222,14 +222,14 @@ def _release(case: Case, task: Task, _: m.Release) -> list[AnyRecord]:
     if task.phase in STUCK:
         return [Reset(task.id, case.now.at_ns, fresh=False)]
     if task.phase is not Phase.HELD:
-        raise _conflict(task, "release", "only held, quarantined or blocked tasks can be")
+        raise _conflict(task, "release", "only held, quarantined or blocked tasks can be released")
     phase, reason, until_ns = entry(case.state, task.needs, task.until_ns, case.now)
     return [Moved(task.id, case.now.at_ns, phase, reason, until_ns)]
 
 
 def _drop(case: Case, task: Task, _: m.Drop) -> list[AnyRecord]:
     if task.phase not in STUCK:
-        raise _conflict(task, "drop", "only quarantined or blocked tasks can be")
+        raise _conflict(task, "drop", "only quarantined or blocked tasks can be dropped")
     return [Moved(task.id, case.now.at_ns, Phase.FAILED, f"dropped: {task.reason}")]
 
 

@@ -7,6 +7,17 @@ from ckptd.core.state import Past, State, Task, ready_key
 _SIGNALS = {1: "HUP", 2: "INT", 3: "QUIT", 4: "ILL", 6: "ABRT", 7: "BUS", 8: "FPE", 9: "KILL",
             10: "USR1", 11: "SEGV", 12: "USR2", 13: "PIPE", 14: "ALRM", 15: "TERM"}  # fmt: skip
 AHEAD_COUNTED_MAX = 10_000
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
+
+
+def lasting(seconds: float) -> str:
+    """Return a duration in the two units that matter: `7h36m`, `12.5s`."""
+    for index, (size, unit) in enumerate(_UNITS):
+        if seconds >= size:
+            rest = int(seconds % size)
+            finer, finer_unit = _UNITS[index + 1] if index + 1 < len(_UNITS) else (1, "s")
+            return f"{int(seconds // size)}{unit}{rest // finer:02d}{finer_unit}"
+    return f"{max(0.0, seconds):.1f}s"
 
 
 def explain(state: State, task: Task, now: Now, policy: Policy) -> str:
@@ -33,8 +44,11 @@ def explain(state: State, task: Task, now: Now, policy: Policy) -> str:
             text = _running(task, now)
         case Phase.PAUSED:
             text = f"frozen by a person; `ckptctl resume {task.id}`"
+        case Phase.FAILED:
+            text = _failed(task)
         case _:
-            text = f"{task.phase.word}" + (f": {task.reason}" if task.reason else "")
+            said = task.reason if task.reason not in ("", "cancel") else ""
+            text = f"{task.phase.word}" + (f": {said}" if said else "")
     last = task.run.past[-1] if task.run is not None and task.run.past else None
     return f"{text}. Last attempt: {ending(last)}" if last is not None else text
 
@@ -59,10 +73,21 @@ def ending(past: Past) -> str:
     elif past.signal and past.cause != "oom":
         how += f" (SIG{_SIGNALS.get(past.signal, past.signal)})"
     if past.cause not in ("not_started", "spawn_error"):
-        how += f" after {(past.ended_ns - past.started_ns) / 1e9:.1f} s"
-    if past.lost_s and past.cause != "not_started":
-        how += f", {past.lost_s:.1f} s of work since the last checkpoint lost"
+        how += f" after {lasting((past.ended_ns - past.started_ns) / 1e9)}"
+    if past.lost_s >= 0.1:
+        how += f", {lasting(past.lost_s)} of work lost"
     return f"{how} ({past.text})" if past.text else how
+
+
+def _failed(task: Task) -> str:
+    if task.reason:
+        return f"failed: {task.reason}; `ckptctl retry {task.id}` runs it again"
+    limit = task.unpacked().max_failures
+    if limit > 1:
+        return f"failed: all {limit} failures that it may have are used up"
+    if limit == 1:
+        return "failed: it was submitted to be tried once"
+    return "failed: without --retries a failure is final, unless the attempt saved something new"
 
 
 def _queued(state: State, task: Task, policy: Policy) -> str:
@@ -79,13 +104,13 @@ def _queued(state: State, task: Task, policy: Policy) -> str:
     many = len(heap) > AHEAD_COUNTED_MAX
     ahead = "many" if many else str(sum(1 for key in heap if key < own))
     return (
-        f"all {slots} slots of group {group.name!r} are taken, {ahead} tasks are ahead; "
+        f"the {slots} slots of group {group.name!r} are taken, {ahead} ahead of it; "
         f"`ckptctl group set {group.name} --parallel N` changes that"
     )
 
 
 def _waiting(state: State, task: Task, now: Now) -> str:
-    left = f"{max(0, task.until_ns - now.at_ns) / 1e9:.1f} s"
+    left = lasting((task.until_ns - now.at_ns) / 1e9)
     run = task.run
     match task.reason:
         case "after":
@@ -121,7 +146,7 @@ def _stopping(task: Task, now: Now) -> str:
     if stop is None:
         return "stopping"
     step = ("asked for a checkpoint", "got its stop signal", "killed")[stop.rung]
-    left = f", force in {max(0, stop.next_ns - now.at_ns) / 1e9:.1f} s" if stop.next_ns else ""
+    left = f", force in {lasting((stop.next_ns - now.at_ns) / 1e9)}" if stop.next_ns else ""
     return f"stopping ({stop.why}): {step}{left}"
 
 
@@ -129,7 +154,7 @@ def _running(task: Task, now: Now) -> str:
     run = task.run
     if run is None:
         return "running"
-    text = f"runs for {max(0, now.at_ns - run.started_ns) / 1e9:.1f} s, attempt {run.attempt}"
+    text = f"runs for {lasting((now.at_ns - run.started_ns) / 1e9)}, attempt {run.attempt}"
     if run.resumed_from:
         text += f", resumed from checkpoint {run.resumed_from}"
     return f"{text} ({run.warning})" if run.warning else text

@@ -67,6 +67,8 @@ class _Submit:
             known_id = self._known(asked.key, digest)
             if known_id:
                 return known_id, False
+        if asked.deadline_ns and asked.deadline_ns <= self.now.at_ns:
+            raise BadRequest("the deadline has passed already", "give one that lies ahead")
         needs = tuple(map(self._need, asked.after)) if asked.after else ()
         number, self.next_id = self.next_id, self.next_id + 1
         if asked.key:
