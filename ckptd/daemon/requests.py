@@ -154,9 +154,11 @@ class Requests:
             return found
         until = self._until(request, asked.hold_s)
         ids = [row.id for row in found.tasks]
+        # By ids from now on: a name or a label would be looked for among all tasks every time.
+        named = msgspec.structs.replace(asked, select=m.Selector(ids=tuple(ids)))
         if asked.goal == "done" and not asked.any:  # nothing is met before the last open one ends
             ids = [row.id for row in found.tasks if row.phase not in m.FINISHED][-1:] or ids
-        self._parked.park_wait(request, ids, until)
+        self._parked.park_wait(request.again(named), ids, until)
         return None
 
     def _events(self, request: Incoming, asked: m.Events, _: Now) -> m.EventPage | None:
