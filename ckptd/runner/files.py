@@ -5,6 +5,7 @@ gigabytes says "for the worker" and is never called on the loop.
 """
 
 import contextlib
+import errno
 import os
 from functools import partial
 
@@ -13,7 +14,14 @@ import msgspec
 from ckptd.core.port import Control, Start
 from ckptd.storage import blobs
 from ckptd.storage.blobs import Found, Mark
-from ckptd.storage.untrusted import NotTrusted, open_directory, remove_tree, replace_small
+from ckptd.storage.taskdir import CONTROL
+from ckptd.storage.untrusted import (
+    NotTrusted,
+    is_passing,
+    open_directory,
+    remove_tree,
+    replace_small,
+)
 
 NOT_KNOWN = -1
 
@@ -64,13 +72,17 @@ class TaskFiles:
         return blobs.has_anything(self.directory(task))
 
     def checkpoint_to_resume(self, task: int, uid: int) -> Found:
-        """Return the newest valid checkpoint; trouble is its `problem`. For the worker.
+        """Return the newest valid checkpoint; trouble is its `problem` or `passing`.
 
-        Durable: what it returns.
+        For the worker. Durable: what it returns.
         """
         try:
             return blobs.newest_valid(self.directory(task), uid, self._boot_id)
         except Exception as error:  # noqa: BLE001  (whatever a task's files make a reader raise)
+            if isinstance(error, OSError) and is_passing(error):
+                return Found(passing=error)
+            if isinstance(error, MemoryError):
+                return Found(passing=OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
             return Found(problem=f"checkpoints cannot be read: {error}")
 
     # --- while it runs and at its end -----------------------------------------------------------
@@ -87,6 +99,8 @@ class TaskFiles:
     def mark(self, task: int, attempt: int, uid: int) -> Mark:
         """Seal what was published, tell how far it has come, drop the oldest. For the worker.
 
+        Empty where the machine has trouble that passes: what was told before still holds.
+
         Durable: what it returns.
         """
         directory = self.directory(task)
@@ -94,6 +108,8 @@ class TaskFiles:
             found = blobs.mark(directory, attempt, uid, self._boot_id)
             blobs.prune(directory, uid)
         except Exception as error:  # noqa: BLE001  (whatever a task's files make a reader raise)
+            if is_passing(error):
+                return Mark()
             return Mark(problem=f"checkpoints cannot be read: {error}")
         return found
 
@@ -111,7 +127,7 @@ class TaskFiles:
             fd = open_directory(self.directory(control.task), uid)
             try:
                 data = msgspec.json.encode(asked) + b"\n"
-                replace_small("control.json", data, fd, uid, is_synced=False)
+                replace_small(CONTROL, data, fd, uid, is_synced=False)
             finally:
                 os.close(fd)
 
@@ -127,9 +143,9 @@ class TaskFiles:
     def _delete(self, task: int) -> None:
         with contextlib.suppress(OSError):
             os.unlink(self.output(task))
-        fd = os.open(self.tasks_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with contextlib.suppress(OSError, NotTrusted):
+        with contextlib.suppress(OSError, NotTrusted):  # what stays is swept up later
+            fd = os.open(self.tasks_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
                 remove_tree(str(task), fd)
-        finally:
-            os.close(fd)
+            finally:
+                os.close(fd)

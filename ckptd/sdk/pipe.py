@@ -27,7 +27,7 @@ from ckptd.storage.blobs import newest_sealed
 from ckptd.storage.disk import append_all
 from ckptd.storage.facts import Facts, read_facts
 from ckptd.storage.journal import FACT_BYTES_MAX, Fact, Journal, StaleAttempt, TooLarge
-from ckptd.storage.untrusted import Damaged, NotTrusted
+from ckptd.storage.untrusted import Damaged, NotTrusted, refuse_deep
 
 PROTOCOL: Final = 1
 LINE_BYTES_MAX: Final = 1 << 20
@@ -103,6 +103,7 @@ class Pipe:
         request: Any = None
         try:
             request = json.loads(line, parse_constant=_no_constant)
+            refuse_deep([request])  # a fact stands one deeper in the journal, and in a manifest
             if not isinstance(request, dict) or not isinstance(request.get("op"), str):
                 raise Refused("bad_request", 'expected an object with an "op"')  # noqa: TRY301
             answer = self._answer(request)

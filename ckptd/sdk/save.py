@@ -4,7 +4,8 @@
       -> rename -> ckpt/00000008/ -> sync of ckpt/ -> prune to two
 
 All or nothing: before the rename the generation before is the newest, after the sync the new
-one is, also after a loss of power. Savers of one task take turns by a lock on `ckpt/`.
+one is, also after a loss of power. Savers of one task take turns by a lock on `ckpt/`; what a
+zombie copied is refused at the rename, see `taskdir.fence`.
 Stdlib only. Read next: `ckptd/storage/blobs.py`.
 """
 
@@ -14,6 +15,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from ckptd.sdk.surroundings import Surroundings
@@ -26,6 +28,7 @@ from ckptd.storage.manifest import EMPTY, Manifest, seal
 from ckptd.storage.taskdir import (
     LEFTOVER,
     attempt_of,
+    fence,
     number_after,
     numbered,
     opened,
@@ -61,36 +64,50 @@ def save(task_dir: str, files: list[str], header: dict[str, Any]) -> Saved:
         os.mkdir(f"{task_dir}/ckpt", 0o700)
     with opened(task_dir, uid) as (task_fd, ckpt_fd):
         fcntl.flock(ckpt_fd, fcntl.LOCK_EX)  # until the descriptor is closed
-        _refuse_if_stale(task_fd, uid, int(header.get("attempt", 0)))
+        attempt = int(header.get("attempt", 0))
         name = f"{LEFTOVER}new-{os.getpid()}"
         remove_tree(name, ckpt_fd)
         try:
-            _fill(name, files, task_fd, ckpt_fd)
-            saved = _publish(name, ckpt_fd, uid, task_dir, header)
+            _fill(name, files, attempt, task_fd, ckpt_fd)
+            manifest = _publish(name, task_fd, ckpt_fd, header)
         except BaseException:
-            _take_back(name, files, task_fd, ckpt_fd)
+            _take_back(name, files, attempt, task_fd, ckpt_fd)
             raise
         sync_fd(ckpt_fd)
         sync_fd(task_fd)
         with contextlib.suppress(OSError, NotTrusted):  # saved is saved; the next one prunes again
             pruned(task_fd, ckpt_fd, uid)
-    return saved
+    seq = int(manifest["seq"])
+    return Saved(seq, f"{task_dir}/ckpt/{seq:08d}", manifest)
 
 
-def _refuse_if_stale(task_fd: int, uid: int, attempt: int) -> None:
-    newest = attempt_of(task_fd, uid)[0]
-    if newest > attempt:
-        raise StaleAttempt(f"attempt {attempt} is over: attempt {newest} exists")
+@contextlib.contextmanager
+def _as_newest(task_fd: int, uid: int, attempt: int) -> Iterator[None]:
+    """Take a step that only the newest attempt may take; none is prepared meanwhile.
+
+    Raises:
+        StaleAttempt: a newer attempt exists; what the stage holds, and the row, are its own.
+    """
+    fence(task_fd, waits=True)
+    try:
+        newest = attempt_of(task_fd, uid)[0]
+        if newest > attempt:
+            raise StaleAttempt(f"attempt {attempt} is over: attempt {newest} exists")
+        yield
+    finally:
+        fcntl.flock(task_fd, fcntl.LOCK_UN)
 
 
-def _fill(name: str, files: list[str], task_fd: int, ckpt_fd: int) -> None:
-    if not files and not is_empty("stage", task_fd):
-        # Crash: what was staged is lost, as it is when a task dies before it publishes.
-        os.rename("stage", name, src_dir_fd=task_fd, dst_dir_fd=ckpt_fd)
-        os.mkdir("stage", 0o700, dir_fd=task_fd)
-        return
+def _fill(name: str, files: list[str], attempt: int, task_fd: int, ckpt_fd: int) -> None:
+    uid = os.getuid()
+    with _as_newest(task_fd, uid, attempt):
+        if not files and not is_empty("stage", task_fd):
+            # Crash: what was staged is lost, as it is when a task dies before it publishes.
+            os.rename("stage", name, src_dir_fd=task_fd, dst_dir_fd=ckpt_fd)
+            os.mkdir("stage", 0o700, dir_fd=task_fd)
+            return
     os.mkdir(name, 0o700, dir_fd=ckpt_fd)
-    new_fd = open_directory(name, os.getuid(), ckpt_fd)
+    new_fd = open_directory(name, uid, ckpt_fd)
     try:
         for path in files:
             copy_in(path, new_fd)
@@ -98,17 +115,20 @@ def _fill(name: str, files: list[str], task_fd: int, ckpt_fd: int) -> None:
         os.close(new_fd)
 
 
-def _take_back(name: str, files: list[str], task_fd: int, ckpt_fd: int) -> None:
+def _take_back(name: str, files: list[str], attempt: int, task_fd: int, ckpt_fd: int) -> None:
     """Leave nothing behind of a save that failed; what was staged goes back to the stage."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # what cannot go back stays for the next prune
         if not files:
-            os.rmdir("stage", dir_fd=task_fd)
-            os.rename(name, "stage", src_dir_fd=ckpt_fd, dst_dir_fd=task_fd)
+            with contextlib.suppress(StaleAttempt), _as_newest(task_fd, os.getuid(), attempt):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir("stage", dir_fd=task_fd)
+                os.rename(name, "stage", src_dir_fd=ckpt_fd, dst_dir_fd=task_fd)
         remove_tree(name, ckpt_fd)
 
 
-def _publish(name: str, ckpt_fd: int, uid: int, task_dir: str, header: dict[str, Any]) -> Saved:
+def _publish(name: str, task_fd: int, ckpt_fd: int, header: dict[str, Any]) -> Manifest:
     """Crash: a sealed generation without a number; the next save starts over."""
+    uid = os.getuid()
     new_fd = open_directory(name, uid, ckpt_fd)
     try:
         for _ in range(_COLLISIONS_MAX):  # Bound: only a plain `mv` beside us can take a number
@@ -116,8 +136,9 @@ def _publish(name: str, ckpt_fd: int, uid: int, task_dir: str, header: dict[str,
             parent = max((number for number, _ in numbered(ckpt_fd)), default=0)
             own = {"seq": seq, "parent": parent, "at_ns": time.time_ns(), "boot_id": this_boot_id()}
             manifest = seal(new_fd, uid, {**EMPTY, **header, **own})
-            if _renamed(name, f"{seq:08d}", ckpt_fd):
-                return Saved(seq, f"{task_dir}/ckpt/{seq:08d}", manifest)
+            with _as_newest(task_fd, uid, int(header.get("attempt", 0))):  # copying took its time
+                if _renamed(name, f"{seq:08d}", ckpt_fd):
+                    return manifest
     finally:
         os.close(new_fd)
     raise OSError(errno.EEXIST, "something else publishes checkpoints at the same time")

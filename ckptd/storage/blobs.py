@@ -8,11 +8,12 @@ Stdlib only. Read next: `ckptd/sdk/save.py` (how `ckpt save` and the SDK make a 
 """
 
 import contextlib
+import errno
 import fcntl
-import hashlib
 import json
 import os
 import time
+from _blake2 import blake2b
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -20,10 +21,11 @@ from ckptd.storage import manifest as seals
 from ckptd.storage.disk import sync_fd
 from ckptd.storage.facts import Standing
 from ckptd.storage.journal import read
-from ckptd.storage.manifest import Manifest, TooNew
+from ckptd.storage.manifest import Manifest, TooNew, sha256
 from ckptd.storage.taskdir import (
     LEFTOVER,
     attempt_of,
+    discard,
     has_anything,
     is_number,
     is_sealed,
@@ -31,12 +33,14 @@ from ckptd.storage.taskdir import (
     opened,
     prepare,
     set_aside,
+    still_aside,
     task_of,
     this_boot_id,
 )
 from ckptd.storage.untrusted import (
     Damaged,
     NotTrusted,
+    is_passing,
     names_in,
     open_directory,
     plain,
@@ -60,13 +64,15 @@ __all__ = [
 ]
 
 KEPT: Final = 2
+_UNSYNCED: Final = "unsynced"
 _NOT_SYNCED: Final = "is not trusted: not sealed before the machine was restarted"
 
 
 class Found(NamedTuple):
     """The checkpoint to resume from; `seq` 0 where there is none.
 
-    `warning` is for people; `problem` means: do not start, a person must look.
+    `warning` is for people; `problem` means: do not start, a person must look; `passing` is
+    trouble of the machine: nothing is known, try again later.
     """
 
     seq: int = 0
@@ -74,6 +80,7 @@ class Found(NamedTuple):
     at_ns: int = 0
     warning: str = ""
     problem: str = ""
+    passing: OSError | None = None
 
 
 class Generation(NamedTuple):
@@ -85,6 +92,7 @@ class Generation(NamedTuple):
     valid: bool
     fault: str
     manifest: Manifest  # empty where there is none that checks
+    is_unreadable: bool = False  # the fault is the disk's (EIO)
 
 
 class Mark(NamedTuple):
@@ -101,7 +109,7 @@ class Mark(NamedTuple):
 
 
 def _look(ckpt_fd: int, path: str, seq: int, name: str, uid: int, *, is_deep: bool) -> Generation:
-    """Read one generation; TooNew passes through, all other findings are its `fault`."""
+    """Read one generation; TooNew and passing trouble but EIO are raised, else it is a `fault`."""
     sealed = is_sealed(ckpt_fd, name)
     found: Manifest = {}
     try:
@@ -114,8 +122,11 @@ def _look(ckpt_fd: int, path: str, seq: int, name: str, uid: int, *, is_deep: bo
         finally:
             os.close(fd)
     except (Damaged, NotTrusted, OSError) as error:
+        is_unreadable = isinstance(error, OSError) and error.errno == errno.EIO
+        if is_passing(error) and not is_unreadable:
+            raise
         fault = plain(error) if sealed else "not sealed"
-        return Generation(seq, path, sealed, False, fault, {})
+        return Generation(seq, path, sealed, False, fault, {}, is_unreadable)
     return Generation(seq, path, True, True, "", found)
 
 
@@ -141,67 +152,82 @@ def generations(task_dir: str, owner_uid: int, *, verify: bool) -> list[Generati
 def newest_valid(task_dir: str, owner_uid: int, boot_id: str) -> Found:
     """Return the checkpoint to resume from, after reading and comparing all its bytes.
 
-    Unsealed ones of this boot are sealed first. Damaged newer ones are set aside once an older
-    valid one is found; where none is valid, nothing is moved and `problem` says so: the task must
-    not start over silently.
+    Unsealed ones of this boot are sealed first. Newer ones that are not valid are set aside once
+    an older valid one is found; where none is valid, nothing is moved and `problem` says so: the
+    task must not start over silently. What was lost with the power alone is no problem.
+    Invariant: no number in `ckpt/` is greater than that of what is returned without a problem.
+
+    Raises:
+        OSError: passing trouble of the machine; nothing is known.
 
     Durable: the seal of what it sealed.
     """
     try:
-        warnings = [one.warning for one in seal_pending(task_dir, owner_uid, boot_id)]
+        unsealed = {one.seq: one for one in seal_pending(task_dir, owner_uid, boot_id)}
         with opened(task_dir, owner_uid) as (_, ckpt_fd):
-            return _newest(ckpt_fd, task_dir, owner_uid, [text for text in warnings if text])
+            return _newest(ckpt_fd, task_dir, owner_uid, unsealed)
     except FileNotFoundError:
         return Found()
     except TooNew as error:
         return Found(problem=plain(error))
     except (NotTrusted, OSError) as error:
+        if is_passing(error):
+            raise
         return Found(problem=plain(f"checkpoints cannot be read: {error}"))
 
 
-def _newest(ckpt_fd: int, task_dir: str, uid: int, warnings: list[str]) -> Found:
-    damaged: list[str] = []
+class _Unfit(NamedTuple):
+    name: str
+    why: str
+    fault: str
+
+
+def _newest(ckpt_fd: int, task_dir: str, uid: int, unsealed: dict[int, "Sealed"]) -> Found:
+    unfit: list[_Unfit] = []
+    is_unreadable = False
     for seq, name in numbered(ckpt_fd):
         path = f"{task_dir}/ckpt/{name}"
         one = _look(ckpt_fd, path, seq, name, uid, is_deep=True)
         if one.valid:
-            warnings += [_put_away(ckpt_fd, text) for text in damaged]
-            warnings += _still_aside(ckpt_fd, seq, warnings)
+            warnings = _put_away(ckpt_fd, seq, unfit)
             warning = "; ".join([*warnings, f"resumed from {seq}"]) if warnings else ""
             return Found(seq, path, int(one.manifest.get("at_ns") or 0), plain(warning))
-        if one.sealed:
-            damaged.append(f"{name}: {one.fault}")
-    if damaged:
-        return Found(problem=plain(f"no valid checkpoint is left ({'; '.join(damaged)})"))
-    warnings += _still_aside(ckpt_fd, 0, warnings)
-    return Found(warning=plain("; ".join(warnings)))
+        unfit.append(_unfit(one, name, unsealed.get(seq)))
+        is_unreadable |= one.is_unreadable
+    faults = "; ".join(one.fault for one in unfit if one.why != _UNSYNCED)
+    if faults and is_unreadable:
+        raise OSError(errno.EIO, f"no checkpoint can be read: {faults}")
+    if faults:
+        return Found(problem=plain(f"no valid checkpoint is left: {faults}"))
+    return Found(warning=plain("; ".join(_put_away(ckpt_fd, 0, unfit))))
 
 
-def _put_away(ckpt_fd: int, text: str) -> str:
-    name, _, fault = text.partition(": ")
-    aside = set_aside(ckpt_fd, name, "damaged")
-    return f"checkpoint {int(name)} is damaged ({fault}), kept as {aside}"
+def _unfit(one: Generation, name: str, tried: "Sealed | None") -> _Unfit:
+    if one.sealed:
+        return _Unfit(name, "damaged", f"checkpoint {one.seq} is damaged ({one.fault})")
+    if tried is None or not tried.warning:
+        return _Unfit(name, "unsealed", f"checkpoint {one.seq} is not sealed")
+    return _Unfit(name, "unsealed" if tried.is_refused else _UNSYNCED, tried.warning)
 
 
-def _still_aside(ckpt_fd: int, seq: int, said: list[str]) -> list[str]:
-    """Name what was set aside earlier and is newer than what is resumed from."""
-    texts = []
-    for name in sorted(names_in(ckpt_fd)):
-        stem, dot, why = name.partition(".")
-        is_newer = bool(dot) and is_number(stem) and int(stem) > seq
-        if is_newer and not any(name in text for text in said):
-            texts.append(f"checkpoint {int(stem)} is not used ({why}), kept as {name}")
-    return texts
+def _put_away(ckpt_fd: int, seq: int, unfit: list[_Unfit]) -> list[str]:
+    """Set aside what stands above the one that is resumed from; tell it, and what was before."""
+    said = [f"{one.fault}, kept as {set_aside(ckpt_fd, one.name, one.why)}" for one in unfit]
+    return said + still_aside(ckpt_fd, seq, said)
 
 
 # --- sealing and pruning -------------------------------------------------------------------------
 
 
 class Sealed(NamedTuple):
-    """What became of one published directory: `warning` empty where it is valid now."""
+    """What became of one published directory: `warning` empty where it is valid now.
+
+    `is_refused`: not for a loss of power, but for what is in it.
+    """
 
     seq: int
     warning: str
+    is_refused: bool = False
 
 
 def seal_pending(
@@ -211,6 +237,9 @@ def seal_pending(
 
     Only while the boot is the one it was published under: a power loss since then may have
     emptied files that the task believes written. Older ones are left for `prune`.
+
+    Raises:
+        OSError: passing trouble of the machine (a full disk, no descriptors): try again later.
 
     Durable: content, manifest and name of what it returns without a warning.
     """
@@ -231,7 +260,9 @@ def seal_pending(
     except FileNotFoundError:
         return []
     except (NotTrusted, OSError) as error:
-        return [Sealed(0, plain(f"checkpoints cannot be read: {error}"))]
+        if is_passing(error):
+            raise
+        return [Sealed(0, plain(f"checkpoints cannot be read: {error}"), is_refused=True)]
 
 
 def _sealing(
@@ -262,9 +293,11 @@ def _seal_one(ckpt_fd: int, name: str, uid: int, header: dict[str, Any]) -> Seal
             os.close(fd)
         sync_fd(ckpt_fd)
     except FileNotFoundError:
-        return Sealed(seq, f"checkpoint {seq} was removed while it was sealed")
+        return Sealed(seq, f"checkpoint {seq} was removed while it was sealed", is_refused=True)
     except (NotTrusted, OSError) as error:
-        return Sealed(seq, plain(f"checkpoint {seq} cannot be sealed: {error}"))
+        if is_passing(error):
+            raise
+        return Sealed(seq, plain(f"checkpoint {seq} cannot be sealed: {error}"), is_refused=True)
     return Sealed(seq, "")
 
 
@@ -291,24 +324,18 @@ def pruned(task_fd: int, ckpt_fd: int, uid: int, keep: int = KEPT) -> list[int]:
     removed = []
     for seq, name in numbered(ckpt_fd):
         if seq < oldest_kept:
-            _discard(name, ckpt_fd)
+            discard(name, ckpt_fd)
             removed.append(seq)
     asides = sorted(
         name for name in names_in(ckpt_fd) if is_number(name.partition(".")[0]) and "." in name
     )
     for name in asides[:-KEPT]:
-        _discard(name, ckpt_fd)
+        discard(name, ckpt_fd)
     for fd in (ckpt_fd, task_fd):
         for name in names_in(fd):
             if name.startswith(LEFTOVER):
                 remove_tree(name, fd)
     return removed
-
-
-def _discard(name: str, ckpt_fd: int) -> None:
-    """Crash: renamed but not deleted; a leftover is deleted by the next prune."""
-    discarded = f"{LEFTOVER}{name}-{time.time_ns()}"
-    os.rename(name, discarded, src_dir_fd=ckpt_fd, dst_dir_fd=ckpt_fd)
 
 
 def _oldest_kept(ckpt_fd: int, uid: int, keep: int) -> int:
@@ -339,10 +366,10 @@ class Gain(Standing):
     def gained(self, kind: str, key: str, value: Any) -> None:
         """Replace the key's share of the sum."""
         name = f"{kind}:{key}".encode(errors="surrogatepass")
-        slot = hashlib.blake2b(name, digest_size=16).digest()
+        slot = blake2b(name, digest_size=16).digest()
         self._sum ^= self._known.pop(slot, 0)
         if value is not None:
-            share = hashlib.blake2b(slot + json.dumps(value, sort_keys=True).encode())
+            share = blake2b(slot + json.dumps(value, sort_keys=True).encode())
             self._known[slot] = int.from_bytes(share.digest()[:16], "big")
             self._sum ^= self._known[slot]
 
@@ -358,6 +385,8 @@ def _read_gain(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Ga
         for attempt, fact in read(task_dir, task, owner_uid, attempt_max):
             gain.take(attempt, fact)
     except (Damaged, NotTrusted, OSError) as error:
+        if is_passing(error):
+            raise
         gain.problem = gain.problem or str(error)
     return gain
 
@@ -368,8 +397,12 @@ def mark(task_dir: str, attempt: int, owner_uid: int, boot_id: str) -> Mark:
     The cursor is a digest of the newest valid checkpoint's content and of the facts in the
     journals: saving the same again does not change it, any gain does. Sizes and manifests of
     checkpoints are compared, digests of their files are not (that is `newest_valid`).
+
+    Raises:
+        OSError: passing trouble of the machine; what was known before still holds.
     """
-    seal_pending(task_dir, owner_uid, boot_id)
+    with contextlib.suppress(OSError):  # not sealed is not counted; the next look seals it
+        seal_pending(task_dir, owner_uid, boot_id)
     newest, problem = _newest_sealed(task_dir, owner_uid)
     saved = newest.manifest if newest else {}
     gain = _read_gain(task_dir, task_of(task_dir), owner_uid, attempt)
@@ -377,7 +410,7 @@ def mark(task_dir: str, attempt: int, owner_uid: int, boot_id: str) -> Mark:
     return Mark(
         int(saved.get("seq", 0)),
         int(saved.get("at_ns") or 0),
-        hashlib.sha256(known.encode()).hexdigest()[:32] if known else "",
+        sha256(known.encode()).hexdigest()[:32] if known else "",
         gain.retry_after_s(attempt),
         plain(problem or gain.problem),
     )
@@ -390,6 +423,7 @@ def newest_sealed(task_dir: str, owner_uid: int) -> tuple[int, str]:
 
     Raises:
         Damaged: a later version wrote the newest one.
+        OSError: passing trouble of the machine; nothing is known.
     """
     newest, problem = _newest_sealed(task_dir, owner_uid)
     if problem:
@@ -407,6 +441,8 @@ def _newest_sealed(task_dir: str, uid: int) -> tuple[Generation | None, str]:
                     return one, ""
     except TooNew as error:
         return None, str(error)
-    except (NotTrusted, OSError):  # FileNotFoundError: it has none; the rest is told at start
+    except (NotTrusted, OSError) as error:  # it has none; the rest is told at start
+        if is_passing(error):
+            raise
         return None, ""
     return None, ""

@@ -7,14 +7,14 @@ compared with its digest while it is copied, never through a link. Stdlib only.
 import contextlib
 import errno
 import fcntl
-import hashlib
+import itertools
 import os
 import stat
 import tarfile
 from typing import IO, Final
 
 from ckptd.storage.disk import append_all, sync_fd
-from ckptd.storage.manifest import Manifest, load, verify
+from ckptd.storage.manifest import Manifest, load, sha256, verify
 from ckptd.storage.taskdir import MANIFEST, numbered, opened
 from ckptd.storage.untrusted import Damaged, NotTrusted, open_directory, open_regular
 
@@ -143,9 +143,7 @@ def _copy_one(dir_fd: int, entry: Manifest, uid: int, into: str) -> None:
 
 def _replace(source: int, folder_fd: int, name: str, entry: Manifest) -> None:
     """Crash: a temporary file is left beside the untouched old one."""
-    temporary = f".{name}.{os.getpid()}"
-    mode = os.fstat(source).st_mode & 0o777
-    target = os.open(temporary, _CREATE, mode, dir_fd=folder_fd)
+    temporary, target = _temporary(folder_fd, os.fstat(source).st_mode & 0o777)
     try:
         _copy_compared(source, target, entry)
         sync_fd(target)
@@ -159,12 +157,21 @@ def _replace(source: int, folder_fd: int, name: str, entry: Manifest) -> None:
         os.close(target)
 
 
+def _temporary(folder_fd: int, mode: int) -> tuple[str, int]:
+    """Return name and descriptor of a new file; short, as its target's name may be the longest."""
+    for serial in itertools.count():  # Bound: what crashes under our process id left here
+        name = f".ckpt-{os.getpid()}-{serial}"
+        with contextlib.suppress(FileExistsError):
+            return name, os.open(name, _CREATE, mode, dir_fd=folder_fd)
+    raise AssertionError
+
+
 def _copy_compared(source: int, target: int, entry: Manifest) -> None:
-    sha256 = hashlib.sha256()
+    running = sha256()
     while chunk := os.read(source, _CHUNK_BYTES):  # Bound: a sealed file; one that grew differs
-        sha256.update(chunk)
+        running.update(chunk)
         append_all(target, chunk)
-    if sha256.hexdigest() != entry.get("sha256"):
+    if running.hexdigest() != entry.get("sha256"):
         raise Damaged(f"{entry['name']}: the digest differs")
 
 

@@ -31,6 +31,7 @@ from ckptd.storage.untrusted import (
     open_directory,
     open_regular,
     parse_json,
+    refuse_deep,
 )
 
 FORMAT: Final = 1
@@ -42,6 +43,7 @@ ATTEMPTS_MAX: Final = 10_000
 _CHUNK_BYTES: Final = 1 << 20
 _PAYLOAD_BYTES_MAX: Final = 4 << 20
 _TORN_BYTES_MAX: Final = 2 * frame.PAYLOAD_BYTES_MAX  # what one interrupted append can leave
+_PROMISE_BYTES_MAX: Final = 4 * _TORN_BYTES_MAX  # checked behind the end; frames do not overlap
 
 Fact = dict[str, Any]
 
@@ -70,6 +72,7 @@ class Journal:
         self._fd = -1
         self._seed = _seed(task, attempt)
         self._chain = frame.Chain(self._seed, epoch & 0xFFFFFFFF)
+        self._before_bytes = 0  # of the attempts before, which nobody appends to any more
         self._end_bytes = 0
         self._next_lsn = 1
         self._durable_lsn = 0
@@ -170,9 +173,17 @@ class Journal:
         journal_fd = open_directory("journal", self._uid, self._task_fd)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
+            self._before_bytes = self._counted_before(journal_fd)
             return os.open(file_name(self.attempt), flags, 0o600, dir_fd=journal_fd)
         finally:
             os.close(journal_fd)
+
+    def _counted_before(self, journal_fd: int) -> int:
+        before = [name for attempt, name in _files(journal_fd) if attempt < self.attempt]
+        if len(before) >= ATTEMPTS_MAX:
+            raise TooLarge(f"{len(before)} attempts before have journals, as many as can be read")
+        sizes = (os.stat(name, dir_fd=journal_fd, follow_symlinks=False) for name in before)
+        return sum(found.st_size for found in sizes)
 
     def _catch_up(self) -> None:
         """Take in what other processes of this attempt appended; cut off a torn tail.
@@ -194,17 +205,25 @@ class Journal:
         self._durable_lsn = self._next_lsn - 1
 
     def _payload(self, facts: list[Fact], *, is_first: bool) -> tuple[bytes, int]:
+        """Invariant: what `read` refuses is refused here, before it is promised durable."""
         now_ns = time.time_ns()
         opening = {"op": "open", "format": FORMAT, "task": self.task, "attempt": self.attempt}
         group = [{**fact, "at_ns": now_ns} for fact in ([opening, *facts] if is_first else facts)]
+        try:
+            refuse_deep(group)
+        except ValueError as error:
+            raise TooLarge(f"a fact is {error}; save it as a file") from error
         parts = [json.dumps(fact, separators=(",", ":")).encode() for fact in group]
         payload = b"[" + b",".join(parts) + b"]"
         if max(map(len, parts)) > FACT_BYTES_MAX:
             raise TooLarge(f"a fact takes more than {FACT_BYTES_MAX} bytes; save it as a file")
         if len(parts) > FACTS_PER_FRAME_MAX + 1 or len(payload) > _PAYLOAD_BYTES_MAX:
             raise TooLarge(f"{len(parts)} facts with {len(payload)} bytes are too many at once")
-        if self._end_bytes + frame.frame_bytes(len(payload)) > FILE_BYTES_MAX:
+        end_bytes = self._end_bytes + frame.frame_bytes(len(payload))
+        if end_bytes > FILE_BYTES_MAX:
             raise TooLarge(f"the journal of attempt {self.attempt} has {FILE_BYTES_MAX} bytes")
+        if self._before_bytes + end_bytes > ALL_BYTES_MAX:
+            raise TooLarge(f"the journals of all attempts have {ALL_BYTES_MAX} bytes")
         return payload, len(parts)
 
     def close(self) -> None:
@@ -272,12 +291,26 @@ class Scan:
         head = frame.decode(rest, 0, self._seed)
         if head is not None and frame.is_next(head, self.next_lsn, self.crc):
             return  # appended while we read: a later look will see it
-        for at, later in frame.find_later(rest, 0, self._seed):
-            if later.durable_lsn >= self.next_lsn:
+        left_bytes = _PROMISE_BYTES_MAX
+        for at in range(0, frame.written_end(rest, 0), 8):  # Bound: _TORN_BYTES_MAX
+            size = self._promising_bytes(rest, at)
+            left_bytes -= size
+            if left_bytes < 0:
+                raise JournalDamaged(f"what follows byte {self.end_bytes} is no torn append")
+            if size and frame.decode(rest, at, self._seed) is not None:
                 raise JournalDamaged(
                     f"fact {self.next_lsn} at byte {self.end_bytes} does not check, though byte "
                     f"{self.end_bytes + at} says that it was durable"
                 )
+
+    def _promising_bytes(self, rest: memoryview, at: int) -> int:
+        """Return the size of what may be a frame that promises what is missing here, else 0."""
+        if at + frame.HEADER_BYTES > len(rest) or rest[at + 30] != frame.NOTE or rest[at + 31]:
+            return 0
+        head = frame.peek(rest, at)
+        if head is None or head.durable_lsn < self.next_lsn or head.reserved:
+            return 0
+        return head.size if head.length <= frame.PAYLOAD_BYTES_MAX else 0
 
 
 def file_name(attempt: int) -> str:

@@ -11,10 +11,9 @@ manifest was written, the manifest was synced before it got its name. `digest` i
 the rest as JSON with sorted keys and no spaces. Stdlib only. Read next: `blobs.py`.
 """
 
-import hashlib
 import json
 import os
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ckptd.storage.disk import sync_fd
 from ckptd.storage.taskdir import MANIFEST
@@ -24,16 +23,24 @@ from ckptd.storage.untrusted import (
     Leaf,
     NotTrusted,
     is_fit,
+    is_passing,
     open_regular,
     parse_json,
     read_small,
+    refuse_deep,
     replace_small,
     walk,
 )
 
+if TYPE_CHECKING:
+    from _hashlib import HASH
+
 FORMAT: Final = 1
 TEMPORARY: Final = f"{MANIFEST}.tmp"
 BYTES_MAX: Final = 4 << 20
+HASHED_BYTES_MAX: Final = 1 << 40  # in one checkpoint; minutes of reading
+HOLE_BYTES_MAX: Final = 64 << 20
+_PACKED_MAX: Final = 16  # a file system that compresses may store so many bytes in one
 _CHUNK_BYTES: Final = 1 << 20
 _CONTENT: Final = ("files", "state", "state_version", "steps", "current_step", "results")
 
@@ -61,6 +68,13 @@ class TooNew(Exception):
     """Written by a later version; must not be taken for "nothing there"."""
 
 
+def sha256(data: bytes = b"") -> "HASH":
+    """Return a running SHA-256. With hashlib come 3.7 MB of OpenSSL: only who hashes loads it."""
+    import hashlib  # noqa: PLC0415
+
+    return hashlib.sha256(data)
+
+
 def canonical(value: Any) -> bytes:
     """Return the one JSON form that digests are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
@@ -69,12 +83,12 @@ def canonical(value: Any) -> bytes:
 def digest_of(manifest: Manifest) -> str:
     """Return the digest over everything but the digest itself."""
     rest = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(canonical(rest)).hexdigest()
+    return sha256(canonical(rest)).hexdigest()
 
 
 def content_digest(manifest: Manifest) -> str:
     """Return a digest of what was saved alone, equal for the same work saved twice."""
-    return hashlib.sha256(canonical({key: manifest.get(key) for key in _CONTENT})).hexdigest()
+    return sha256(canonical({key: manifest.get(key) for key in _CONTENT})).hexdigest()
 
 
 def seal(dir_fd: int, uid: int, header: Manifest) -> Manifest:
@@ -86,11 +100,20 @@ def seal(dir_fd: int, uid: int, header: Manifest) -> Manifest:
 
     Durable: all files, their directories and the manifest; not yet the directory's own name.
     """
-    files = [_sealed(leaf, uid) for leaf in walk(dir_fd, uid) if not _is_own(leaf)]
+    files: list[Manifest] = []
+    left_bytes = HASHED_BYTES_MAX
+    for leaf in walk(dir_fd, uid):
+        if not _is_own(leaf):
+            files.append(_sealed(leaf, uid, left_bytes))
+            left_bytes -= files[-1].get("bytes", 0)
     if len(files) > FILES_MAX:
         raise NotTrusted(f"more than {FILES_MAX} files in one checkpoint")
     manifest = {**header, "format": FORMAT, "files": [entry for entry in files if entry]}
     manifest["digest"] = digest_of(manifest)
+    try:
+        refuse_deep(manifest)
+    except ValueError as error:
+        raise NotTrusted(f"the manifest is {error}") from error
     data = json.dumps(manifest, indent=1).encode() + b"\n"
     if len(data) > BYTES_MAX:
         raise NotTrusted(f"the manifest takes {len(data)} bytes, more than {BYTES_MAX}")
@@ -103,22 +126,28 @@ def _is_own(leaf: Leaf) -> bool:
     return leaf.path in {MANIFEST, TEMPORARY, ""}
 
 
-def _sealed(leaf: Leaf, uid: int) -> dict[str, Any]:
+def _sealed(leaf: Leaf, uid: int, left_bytes: int) -> Manifest:
     if not leaf.name:
         sync_fd(leaf.parent_fd)
         return {}
     fd = open_regular(leaf.name, uid, leaf.parent_fd)
     try:
         sync_fd(fd)
-        size, sha256 = _read_digest(fd, leaf.path)
+        size, sha256 = _read_digest(fd, leaf.path, left_bytes)
     finally:
         os.close(fd)
     return {"name": leaf.path, "bytes": size, "sha256": sha256}
 
 
-def _read_digest(fd: int, path: str) -> tuple[int, str]:
-    size = os.fstat(fd).st_size
-    running, done = hashlib.sha256(), 0
+def _read_digest(fd: int, path: str, left_bytes: int) -> tuple[int, str]:
+    """Bound: a hole costs its maker nothing and would keep us reading for days: refused."""
+    found = os.fstat(fd)
+    size, on_disk = found.st_size, 512 * found.st_blocks
+    if size > _PACKED_MAX * on_disk + HOLE_BYTES_MAX:
+        raise NotTrusted(f"{path} is mostly a hole: {size} bytes long, {on_disk} on disk")
+    if size > left_bytes:
+        raise NotTrusted(f"more than {HASHED_BYTES_MAX} bytes in one checkpoint")
+    running, done = sha256(), 0
     while chunk := os.read(fd, _CHUNK_BYTES):  # Bound: stops when the file outgrows its size
         running.update(chunk)
         done += len(chunk)
@@ -175,19 +204,25 @@ def verify(dir_fd: int, uid: int, manifest: Manifest, *, is_deep: bool) -> None:
 
     Raises:
         Damaged: the first difference found.
+        OSError: the machine has trouble; nothing is known.
     """
+    left_bytes = HASHED_BYTES_MAX
     missing = {entry["name"]: entry for entry in manifest["files"]}
     try:
         for leaf in walk(dir_fd, uid):
             if leaf.name and not _is_own(leaf):
-                _compare(leaf, uid, missing.pop(leaf.path, None), is_deep=is_deep)
-    except (NotTrusted, OSError) as error:  # also EIO: what cannot be read is not valid
+                entry = missing.pop(leaf.path, None)
+                left_bytes -= _compare(leaf, uid, entry, left_bytes if is_deep else None)
+    except (NotTrusted, OSError) as error:
+        if is_passing(error):
+            raise
         raise Damaged(str(error)) from error
     for name in missing:
         raise Damaged(f"{name} is missing")
 
 
-def _compare(leaf: Leaf, uid: int, entry: dict[str, Any] | None, *, is_deep: bool) -> None:
+def _compare(leaf: Leaf, uid: int, entry: Manifest | None, left_bytes: int | None) -> int:
+    """Return the size; without `left_bytes` no digest is compared."""
     if entry is None:
         raise Damaged(f"{leaf.path} is not in the manifest")
     fd = open_regular(leaf.name, uid, leaf.parent_fd)
@@ -195,7 +230,10 @@ def _compare(leaf: Leaf, uid: int, entry: dict[str, Any] | None, *, is_deep: boo
         size = os.fstat(fd).st_size
         if size != entry.get("bytes"):
             raise Damaged(f"{leaf.path} has {size} bytes, expected {entry.get('bytes')}")
-        if is_deep and _read_digest(fd, leaf.path)[1] != entry.get("sha256"):
+        if left_bytes is None:
+            return size
+        if _read_digest(fd, leaf.path, left_bytes)[1] != entry.get("sha256"):
             raise Damaged(f"{leaf.path}: the digest differs")
     finally:
         os.close(fd)
+    return size

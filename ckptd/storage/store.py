@@ -20,6 +20,7 @@ It knows no record. Read next: `recovery.py`, `snapshot.py`, FORMAT.md.
 import contextlib
 import errno
 import json
+import os
 from zlib import crc32
 
 from ckptd.protocol.errors import BadConfig, Busy, CkptdError, Corrupt, DiskFull
@@ -166,9 +167,28 @@ def _lock(disk: Disk, root: str, *, create: bool) -> File:
             raise BadConfig(f"{root} is no state directory of ckptd: it has no FORMAT")
         return disk.lock(f"{root}/LOCK")
     except BlockingIOError as bad:
-        raise Busy(f"{root} is in use: another process holds {root}/LOCK") from bad
+        holder = _holder(f"{root}/LOCK")
+        raise Busy(
+            f"{root} is in use: {holder or 'another process'} holds {root}/LOCK",
+            "a daemon: `ckptctl daemon shutdown` (tasks live on); else wait until it ends",
+        ) from bad
     except OSError as bad:
         raise _unusable(root, bad) from bad
+
+
+def _holder(path: str) -> str:
+    """Return `pid N` of the process that holds the lock, as far as the kernel tells it, else "".
+
+    1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
+    """
+    with contextlib.suppress(OSError, ValueError):
+        inode = str(os.stat(path).st_ino)
+        with open("/proc/locks", encoding="ascii") as table:
+            for line in table:
+                words = line.split()
+                if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
+                    return f"pid {words[4]}" if int(words[4]) > 0 else ""
+    return ""
 
 
 def _unusable(root: str, bad: OSError) -> CkptdError:

@@ -14,6 +14,7 @@ Read next: `blobs.py` (what lies in `ckpt/`), `journal.py` (what lies in `journa
 
 import contextlib
 import errno
+import fcntl
 import functools
 import json
 import os
@@ -26,12 +27,14 @@ from ckptd.storage.disk import write_all
 from ckptd.storage.untrusted import (
     NotTrusted,
     is_empty,
+    is_passing,
     names_in,
     open_directory,
     read_small,
 )
 
 ATTEMPT_FILE: Final = "attempt.json"
+CONTROL: Final = "control.json"
 MANIFEST: Final = "MANIFEST.json"
 LEFTOVER: Final = ".leftover-"  # prefix of what the next prune deletes
 _SEQ_DIGITS_MAX: Final = 12
@@ -64,8 +67,11 @@ def prepare(task_dir: str, attempt: int, uid: int, gid: int, *, fresh: bool) -> 
     A handful of system calls, also for a task that has much in it: what must go is renamed here
     and deleted by `prune`. With `fresh`, checkpoints and journals go to `archive/<attempt>`.
 
+    Invariant: no attempt before takes or publishes anything meanwhile, nor afterwards: `fence`.
+
     Raises:
         NotTrusted: the task put something else where a directory must be.
+        BlockingIOError: an attempt before is publishing just now; try again.
 
     Durable: nothing; after a power loss the next start does it again.
     """
@@ -76,14 +82,25 @@ def prepare(task_dir: str, attempt: int, uid: int, gid: int, *, fresh: bool) -> 
     finally:
         os.close(parent_fd)
     try:
+        fence(task_fd, waits=False)  # until the descriptor is closed
         if fresh:
             _archive(task_fd, attempt, uid, gid)
         os.close(_made("ckpt", task_fd, uid, gid))
         _set_unsynced_aside(task_fd, uid)
         _renew_stage(task_fd, attempt, uid, gid)
+        with contextlib.suppress(FileNotFoundError):  # what was asked of an earlier attempt
+            os.unlink(CONTROL, dir_fd=task_fd)
         _note_attempt(task_fd, attempt, uid)
     finally:
         os.close(task_fd)
+
+
+def fence(task_fd: int, *, waits: bool) -> None:
+    """Lock what only the newest attempt may do: see `attempt_of`, then act, with no one between.
+
+    Not the lock on `ckpt/`: that one is held over a whole copy, and the daemon must not wait.
+    """
+    fcntl.flock(task_fd, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _made(name: str, dir_fd: int, uid: int, gid: int) -> int:
@@ -170,6 +187,8 @@ def _opened_attempt(task_fd: int, uid: int, flags: int) -> int:
     try:
         fd = os.open(ATTEMPT_FILE, flags, dir_fd=task_fd)
     except OSError as error:
+        if is_passing(error):
+            raise
         raise NotTrusted(f"{ATTEMPT_FILE} cannot be written: {error.strerror}") from error
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != uid or found.st_nlink != 1:
@@ -179,11 +198,17 @@ def _opened_attempt(task_fd: int, uid: int, flags: int) -> int:
 
 
 def attempt_of(task_fd: int, uid: int) -> tuple[int, str]:
-    """Return the newest attempt prepared here and its boot id; (0, "") where unreadable."""
+    """Return the newest attempt prepared here and its boot id; (0, "") where there is no sense.
+
+    Raises:
+        OSError: the machine has trouble; nothing is known.
+    """
     try:
         found = json.loads(read_small(ATTEMPT_FILE, uid, task_fd, _SMALL_BYTES_MAX))
         return int(found["attempt"]), str(found["boot_id"])
-    except (OSError, NotTrusted, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, NotTrusted, ValueError, KeyError, TypeError, RecursionError) as error:
+        if is_passing(error):
+            raise
         return 0, ""
 
 
@@ -222,20 +247,44 @@ def is_sealed(ckpt_fd: int, name: str) -> bool:
     """Return whether a generation carries a manifest, valid or not."""
     try:
         os.stat(f"{name}/{MANIFEST}", dir_fd=ckpt_fd, follow_symlinks=False)
-    except OSError:
+    except OSError as error:
+        if is_passing(error):
+            raise
         return False
     return True
 
 
 def set_aside(ckpt_fd: int, name: str, why: str) -> str:
-    """Rename a generation out of the row, keeping it; return its new name."""
+    """Rename a generation out of the row, keeping it; return its new name.
+
+    Invariant: afterwards its number is free: a `mv` to it does not move into the old directory.
+    """
     for serial in range(1, _ASIDE_MAX):  # Bound: pruned to a few; more is the task's doing
         aside = f"{name}.{why}" if serial == 1 else f"{name}.{why}-{serial}"
         try:
             os.rename(name, aside, src_dir_fd=ckpt_fd, dst_dir_fd=ckpt_fd)
+        except FileNotFoundError:
+            return aside  # its maker deletes it beside us: gone as well
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
         else:
             return aside
-    return name
+    raise NotTrusted(f"checkpoint {name} cannot be set aside: {_ASIDE_MAX} names are taken")
+
+
+def still_aside(ckpt_fd: int, seq: int, said: list[str]) -> list[str]:
+    """Name what was set aside earlier, is newer than `seq`, and was not said already."""
+    texts = []
+    for name in sorted(names_in(ckpt_fd)):
+        stem, dot, why = name.partition(".")
+        is_newer = bool(dot) and is_number(stem) and int(stem) > seq
+        if is_newer and not any(name in text for text in said):
+            texts.append(f"checkpoint {int(stem)} is not used ({why}), kept as {name}")
+    return texts
+
+
+def discard(name: str, ckpt_fd: int) -> None:
+    """Crash: renamed but not deleted; a leftover is deleted by the next prune."""
+    discarded = f"{LEFTOVER}{name[:64]}-{time.time_ns()}"
+    os.rename(name, discarded, src_dir_fd=ckpt_fd, dst_dir_fd=ckpt_fd)

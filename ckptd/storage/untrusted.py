@@ -7,6 +7,7 @@ Stdlib only. It does not know what a checkpoint is: read next `manifest.py`.
 """
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -22,6 +23,10 @@ PATH_BYTES_MAX: Final = 1_024
 TEXT_CHARS_MAX: Final = 500
 JSON_DEPTH_MAX: Final = 64
 DEPTH_REMOVED_MAX: Final = 100_000  # a tree to delete may be as deep as its maker liked
+# The machine's trouble, not the task's: it passes, and tells nothing about what the files hold.
+PASSING: Final = frozenset(
+    (errno.EIO, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ENOSPC, errno.EDQUOT)
+)
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -33,6 +38,12 @@ class NotTrusted(Exception):
 
 class Damaged(Exception):
     """Stored bytes do not check; nothing was changed."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Return whether to try again later; never a reason to judge files, or to block their task."""
+    is_known = isinstance(error, OSError) and error.errno in PASSING
+    return is_known or isinstance(error, MemoryError)
 
 
 def plain(text: object) -> str:
@@ -67,13 +78,13 @@ def open_regular(name: str, uid: int, dir_fd: int) -> int:
 
     Raises:
         NotTrusted: it is a link, a FIFO, a device, or another owner's.
-        FileNotFoundError: it is not there.
+        OSError: it is not there, or the machine has trouble.
     """
     try:
         fd = os.open(name, _FILE, dir_fd=dir_fd)
-    except FileNotFoundError:
-        raise
     except OSError as error:  # ELOOP for a link, ENXIO for a socket or device, EACCES
+        if isinstance(error, FileNotFoundError) or is_passing(error):
+            raise
         raise NotTrusted(f"{name} cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -190,11 +201,17 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    refuse_deep(value)
+    return value
+
+
+def refuse_deep(value: Any) -> None:
+    """Raise ValueError for what `parse_json` would refuse; asked before anything is written."""
     level = [value]
     for _ in range(JSON_DEPTH_MAX):
         inner = [part for part in level if isinstance(part, dict | list)]
         if not inner:
-            return value
+            return
         level = [x for part in inner for x in (part.values() if isinstance(part, dict) else part)]
     raise ValueError(f"nested deeper than {JSON_DEPTH_MAX}")
 
