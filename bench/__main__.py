@@ -6,10 +6,10 @@ import os
 import sys
 import time
 
-from bench.measures import Figure, idle, sizes, starts, submits
+from bench.measures import Figure, idle, sizes, slices, starts, submits
 from bench.rig import sweep
 
-PARTS = {"submits": submits, "starts": starts, "sizes": sizes, "idle": idle}
+PARTS = {"submits": submits, "starts": starts, "sizes": sizes, "slices": slices, "idle": idle}
 
 
 def line(figure: Figure) -> str:

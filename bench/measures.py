@@ -1,18 +1,29 @@
 """The rows of the table in design 13: each is a figure, what it is a ratio of, and its goal."""
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from bench import references
 from bench.rig import Clients, Rig, quantile, rig, tmpfs
+from ckptd.core import image
+from ckptd.core.apply import apply
+from ckptd.core.records import Phase, Spec, Submitted
+from ckptd.core.state import State
+from ckptd.storage import blobs, facts
+from ckptd.storage.journal import Journal
 
 HELD = {"tasks": [{"argv": ["/bin/true"], "hold": True}]}
 TRUE = {"argv": ["/bin/true"]}
 BULK = 10_000
 MANY = 100_000
+LIVE_TASKS = 1_000_000
 ROUNDS = 3
 
 
@@ -214,3 +225,36 @@ def idle(base: str) -> list[Figure]:
         Figure("idle, CPU", 100 * (cpu_then_s - cpu_s) / seconds, "%", "<=", 0.1, ""),
         Figure("idle, wakeups", rate, "/s", "<=", 1, "all threads"),
     ]
+
+
+def slices(base: str) -> list[Figure]:
+    """Measure in-process what a snapshot costs one turn, and what a durable fact costs a task."""
+    state = State(indexed=False)
+    spec = msgspec.Raw(
+        msgspec.msgpack.encode(Spec(("python", "job.py"), cwd="/home/me", name="job"))
+    )
+    for number in range(1, LIVE_TASKS + 1):
+        made = Submitted(number, 1, 0, "default", 0, b"", Phase.QUEUED, "", 0, 0, "", (), spec)
+        apply(state, number, made)
+    state.index()
+    longest_s, began = 0.0, time.perf_counter()
+    for _ in image.chunks(state):
+        longest_s = max(longest_s, time.perf_counter() - began)
+        began = time.perf_counter()
+    sync_s = references.sync_s(Path(base))
+    with tempfile.TemporaryDirectory(dir=base) as directory:
+        task_dir = f"{directory}/1"
+        blobs.prepare(task_dir, 1, os.getuid(), os.getgid(), fresh=False)
+        journal = Journal(task_dir, 1, 1, 1)
+        took = []
+        for number in range(1_000):
+            began = time.perf_counter()
+            journal.append([facts.item_done(f"item-{number}", "pass")])
+            took.append(time.perf_counter() - began)
+    fact_s = quantile(sorted(took), 0.5)
+    return [
+        Figure("snapshot, longest slice", longest_s * 1e3, "ms", "<=", 1,
+               f"{LIVE_TASKS:,} tasks; the loop goes on between slices"),
+        Figure("durable item result", fact_s / sync_s, "x", "<=", 1.3,
+               f"{fact_s * 1e6:.0f} us of {sync_s * 1e6:.0f} us for one sync"),
+    ]  # fmt: skip
