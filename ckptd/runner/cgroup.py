@@ -70,6 +70,11 @@ class Group:
     def __bool__(self) -> bool:
         return bool(self.unified or self.freezer)
 
+    @property
+    def has_memory(self) -> bool:
+        """Return whether there is a memory controller; without one nothing is limited."""
+        return bool(self.memory_v2 or self.memory)
+
     # --- the supervisor's side --------------------------------------------------------------
 
     def make(self) -> None:
@@ -106,17 +111,26 @@ class Group:
                 return pid
         return pid
 
-    def renew(self) -> None:
+    def renew(self) -> bool:
         """Make the group anew after a `kill`: a group that was killed once takes no more births.
 
         Linux 6.18 SIGKILLs what is born into it by clone3, as if it had been forked by one of the
         processes killed (it compares the kill count with that of the parent's group). A daemon
-        that kills a group has its supervisor replaced.
+        that kills a group has its supervisor replaced. False where the old group is still there,
+        or there is no new one: nothing more must be born here.
         """
-        if self._fork is not None:
-            self.close()
-            self.remove()
-            self.make()
+        return self._fork is None or self._remake([self.unified])
+
+    def _remake(self, paths: list[str]) -> bool:
+        """Remove these of our groups and make them again; limits and counts begin anew."""
+        self.close()
+        if self.memory in paths:
+            self._step_out()
+        is_removed = all(_rmdir_tree(path) for path in paths)
+        if (self.memory or self.memory_v2) in paths:
+            self.limit_bytes = 0
+        self.make()
+        return is_removed and all(map(os.path.isdir, paths))
 
     def close(self) -> None:
         """Close the doors."""
@@ -124,17 +138,29 @@ class Group:
         for fd in (self._door, self._ooms, self._directory):
             if fd >= 0:
                 os.close(fd)
+        self._door = self._ooms = self._directory = -1
 
     def leave(self) -> None:
         """Step out of the group, so that it can be removed."""
-        if self.memory:
-            _write(f"{os.path.dirname(self.memory)}/cgroup.procs", str(os.getpid()))
+        self._step_out()
         self.remove()
 
+    def _step_out(self) -> None:
+        if self.memory:
+            _write(f"{os.path.dirname(self.memory)}/cgroup.procs", str(os.getpid()))
+
     def limit(self, memory_bytes: int) -> bool:
-        """Set the memory limit, 0 for none; False where there is no way to."""
-        if memory_bytes == self.limit_bytes:
+        """Set the memory limit, 0 for none; False where it is not set.
+
+        v1 takes no limit below what is charged already, and what an earlier task left in a tmpfs
+        stays charged to its group: the limit is then set on a group made anew.
+        """
+        if memory_bytes == self.limit_bytes or self._set_limit(memory_bytes):
             return True
+        path = self.memory_v2 or self.memory
+        return bool(path) and self._remake([path]) and self._set_limit(memory_bytes)
+
+    def _set_limit(self, memory_bytes: int) -> bool:
         if self.memory_v2:
             text = str(memory_bytes) if memory_bytes else "max"
             is_set = _write(f"{self.memory_v2}/memory.max", text)
@@ -150,9 +176,11 @@ class Group:
 
     def oom_kills(self) -> int:
         """Return how many processes of the group the kernel killed for want of memory."""
-        if self._ooms < 0:
+        try:
+            said = os.pread(self._ooms, _READ_BYTES_MAX, 0) if self._ooms >= 0 else b""
+        except OSError:  # the group was removed
             return 0
-        for line in os.pread(self._ooms, _READ_BYTES_MAX, 0).splitlines():
+        for line in said.splitlines():
             if line.startswith(b"oom_kill "):
                 return int(line[9:])
         return 0
@@ -169,7 +197,7 @@ class Group:
         for pid in self.pids():
             try:
                 os.kill(pid, 9)
-            except ProcessLookupError:
+            except OSError:  # it went, or it is a set-uid program and we are not root
                 continue
         self.freeze(frozen=False)
         return True
@@ -183,14 +211,19 @@ class Group:
         return False
 
     def pids(self) -> list[int]:
-        """Return the processes inside."""
+        """Return the processes inside, also in groups that a task made below ours.
+
+        Raises:
+            OSError: for want of descriptors nothing can be said.
+        """
         path = self.unified or self.freezer
-        return [int(word) for word in _words(f"{path}/cgroup.procs")] if path else []
+        groups = _with_those_below(path) if path else []
+        return [pid for one in groups for pid in _pids_in(one)]
 
     def remove(self) -> None:
         """Remove the group, unless something is inside."""
         for path in self._paths:
-            _rmdir(path)
+            _rmdir_tree(path)
 
 
 # --- finding out what this machine has --------------------------------------------------------
@@ -305,6 +338,36 @@ def _rmdir(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _with_those_below(path: str) -> list[str]:
+    """Return a group and all groups below it, each after the one that it is in."""
+    found = [path]
+    for one in found:  # grows meanwhile. Bound: the groups that there are
+        try:
+            found += [entry.path for entry in os.scandir(one) if entry.is_dir()]
+        except OSError as error:
+            if linux.is_shortage(error):
+                raise
+            continue  # removed
+    return found
+
+
+def _pids_in(path: str) -> list[int]:
+    try:
+        with open(f"{path}/cgroup.procs", "rb") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError as error:
+        if linux.is_shortage(error):  # of ours: it does not say that nothing is inside
+            raise
+        return []
+
+
+def _rmdir_tree(path: str) -> bool:
+    """Remove a group with what a task made below it; True where it is gone."""
+    for one in reversed(_with_those_below(path)):
+        _rmdir(one)
+    return not os.path.isdir(path)
 
 
 def _age_s(path: str) -> float:

@@ -5,7 +5,6 @@ Read next: `attempt.py`, where the files are described.
 
 import contextlib
 import os
-import secrets
 
 from ckptd.runner import attempt
 from ckptd.runner.attempt import Found, Holder, Record
@@ -19,8 +18,9 @@ class Claims:
         os.makedirs(self._directory, 0o700, exist_ok=True)
         self._mine = Holder(boot_id, os.getpid(), ticks=0)
         self._free: list[int] = []  # record files that no attempt uses
+        self._refused: dict[tuple[int, int], int] = {}  # record files of our own claims
         self._made = 0
-        self.reign = secrets.token_hex(8)
+        self.reign = os.urandom(8).hex()
         attempt.begin_reign(self._directory, self.reign)
 
     def take_spare(self) -> int:
@@ -41,24 +41,38 @@ class Claims:
         """
         spare = self.take_spare()
         place = self._place(task, number)
+        is_taken = False
         with contextlib.suppress(OSError):
             name = f"{self.reign}.{spare}"
             record = Record(self._directory, place, name, self._mine.claim)
             with contextlib.closing(record):
-                if not record.take():
-                    self.give_back(spare)
+                is_taken = record.take()
+        if is_taken:
+            self._refused[task, number] = spare
+        else:
+            self.give_back(spare)
 
     def read(self, task: int, number: int) -> Found | None:
-        """Return what is known of an attempt; None where nobody has claimed it."""
+        """Return what is known of an attempt; None where nobody has claimed it.
+
+        Raises:
+            OSError: it cannot be read now.
+        """
         return attempt.read(self._place(task, number))
 
-    def forget(self, task: int, number: int) -> None:
-        """Drop an attempt's record.
+    def forget(self, task: int, number: int, spare: int = -1) -> None:
+        """Drop an attempt's record, and take back its record file (-1: it is not of this reign).
 
         Durable: nothing; one that comes back after a power loss is dropped again.
         """
-        with contextlib.suppress(OSError):
+        spares = [spare, self._refused.pop((task, number), -1)]
+        try:
             attempt.forget(self._place(task, number))
+        except OSError:  # the file still is an attempt's: it is not used again
+            return
+        for one in spares:
+            if one >= 0:
+                self.give_back(one)
 
     def _place(self, task: int, number: int) -> str:
         return attempt.place_of(self._directory, task, number)

@@ -38,13 +38,15 @@ from ckptd.runner.instance import Began, ExitRecord, Instance, Stage, began_of, 
 from ckptd.runner.marks import Marks
 from ckptd.runner.notify import Hints, Listener
 from ckptd.runner.spawn import ENDED, FENCED, STARTED, Key, Pool
-from ckptd.runner.stop import Tree
+from ckptd.runner.stop import Tree, send
 from ckptd.runner.watch import Watch, Worker
 from ckptd.storage.blobs import Found
 from ckptd.storage.untrusted import NotTrusted
 
 SIGHTINGS_PER_POLL_MAX = 1_000
 LOOK_AGAIN_S = 0.01  # at a tree that does not die at once, or a start that is not written yet
+LOOK_LATER_S = 1.0  # at a tree that has not died for long
+KILL_ENDS_S = 5.0  # a supervisor that has not told the end by then may be stopped
 WATCH_FILES_AFTER_S = 1.0  # adding and removing an inotify watch costs as much as running true
 SPARE_SUPERVISORS = 2  # made before they are needed
 
@@ -107,17 +109,17 @@ class ForkRunner:
             case Start():
                 self._start(effect)
             case Deliver():
-                if one := self._running(effect.task, effect.attempt):
-                    one.signal(effect.signal, tree=effect.tree)
+                self._watch.patiently(partial(self._deliver, effect))
             case Freeze():
                 if one := self._running(effect.task, effect.attempt):
-                    one.freeze(frozen=effect.frozen)
+                    self._watch.patiently(partial(one.freeze, frozen=effect.frozen))
             case Control():
                 self._control(effect)
             case Forget():
                 self._forget(effect)
             case Delete():
-                self._worker.submit(self._files.deletion(effect.task), lambda _: None)
+                deletion = self._files.deletion(effect.task)
+                self._worker.submit(effect.task, deletion, lambda _: None)
 
     def close(self) -> None:
         """Let go: idle supervisors exit, busy ones finish their attempt and keep its record."""
@@ -150,13 +152,15 @@ class ForkRunner:
             return
         if has_saved:
             find = partial(self._files.checkpoint_to_resume, start.task, start.uid)
-            self._worker.submit(find, partial(self._order, one, start))
+            self._worker.submit(start.task, find, partial(self._order, one, start))
         else:
             self._order(one, start, Found())
 
     def _order(self, one: Instance, start: Start, found: Found) -> None:
-        if any(number == signal.SIGKILL for number, _ in one.pending):
+        if one.is_dying:
             self._refuse(one, "not_started", "killed before it started")
+        elif found.passing:
+            self._refuse(one, "spawn_error", f"cannot seal or read: {found.passing}", found.passing)
         elif found.problem:
             self._see(MarkSeen(*one.key, 0, 0, "", problem=found.problem))
             self._refuse(one, "not_started", found.problem)
@@ -220,9 +224,9 @@ class ForkRunner:
             assert record is not None, "a supervisor told an end that is none"
             self._ended(one, record)
         elif kind == FENCED:
-            self._take_up(one)
+            self._watch.patiently(partial(self._take_up, one))
         else:
-            self._supervisor_died(one)
+            self._watch.patiently(partial(self._supervisor_died, one))
 
     def _began(self, one: Instance, began: Began) -> None:
         one.order = b""
@@ -234,7 +238,7 @@ class ForkRunner:
                 *one.key, one.shim, began.pid, began.started_ns, began.resumed_from, one.warning
             )
         )
-        one.catch_up()
+        self._watch.patiently(one.catch_up)
 
     def _tree(self, one: Instance, began: Began | None) -> Tree:
         shim = one.shim or Identity(self.boot_id, 0, 0)
@@ -254,7 +258,7 @@ class ForkRunner:
         one.stage = Stage.ENDING
         self._unfollow(one)
         if one.is_frozen:  # the group is the next attempt's
-            one.freeze(frozen=False)
+            self._watch.patiently(partial(one.freeze, frozen=False))
         if one.listener is not None:
             last_words = self._hints.unlisten(one.listener)
             one.listener = None
@@ -283,7 +287,7 @@ class ForkRunner:
         if key in self._instances:
             return
         one = self._instances[key] = Instance(*key, self._files.owner(task))
-        self._take_up(one)
+        self._watch.patiently(partial(self._take_up, one))
 
     def _take_up(self, one: Instance) -> None:
         found = self._claims.read(*one.key)
@@ -315,22 +319,17 @@ class ForkRunner:
         self._over(one)
 
     def _follow(self, one: Instance) -> None:
-        """Watch a supervisor that is not ours by its pidfd; identity is compared after opening."""
+        """Watch a supervisor that is not ours by its pidfd."""
         assert one.shim is not None
-        try:
-            fd = os.pidfd_open(one.shim.pid)
-        except OSError:
-            self._supervisor_died(one)
-            return
-        if not identity.is_alive(one.shim.pid, one.shim.ticks):
-            os.close(fd)
+        fd = identity.open_exactly(one.shim.pid, one.shim.ticks)
+        if fd < 0:
             self._supervisor_died(one)
             return
         one.shim_fd = fd
         self._watch.add(fd, partial(self._pidfd_fired, one))
         one.stage = Stage.ORDERED
         self._listen(one)
-        self._look_for_start(one)
+        self._watch.patiently(partial(self._look_for_start, one))
         self._marks.hinted(one)
 
     def _look_for_start(self, one: Instance) -> None:
@@ -341,11 +340,12 @@ class ForkRunner:
         if start is not None:
             self._began(one, start)
         else:
-            self._watch.after(LOOK_AGAIN_S, partial(self._look_for_start, one))
+            look = partial(self._look_for_start, one)
+            self._watch.after(LOOK_AGAIN_S, partial(self._watch.patiently, look))
 
     def _pidfd_fired(self, one: Instance) -> None:
         self._unfollow(one)
-        self._supervisor_died(one)
+        self._watch.patiently(partial(self._supervisor_died, one))
 
     def _unfollow(self, one: Instance) -> None:
         if one.shim_fd >= 0:
@@ -357,7 +357,7 @@ class ForkRunner:
         """Its exit record, or the death of its whole tree, comes before the end is told."""
         found = self._claims.read(*one.key)
         claim = began_of(found.claim) if found else None
-        if found is None and one.order and one.orders_left:
+        if found is None and one.order and one.orders_left and not one.is_dying:
             self._hand_over(one)  # nobody has read it, nobody else ever can
         elif found is None or found.exit is not None or claim is None or claim.is_refusal:
             self._take_up(one)
@@ -365,22 +365,51 @@ class ForkRunner:
             one.stage = Stage.ENDING
             one.shim = claim.shim
             one.tree = self._tree(one, began_of(found.start))
-            self._kill_rest(one)
+            one.tree.is_orphaned = True
+            self._watch.patiently(partial(self._kill_rest, one, LOOK_AGAIN_S))
 
-    def _kill_rest(self, one: Instance) -> None:
+    def _kill_rest(self, one: Instance, rest_s: float) -> None:
         assert one.tree is not None
         one.tree.signal_all(signal.SIGKILL)
         if one.tree.is_empty():
             one.tree.group.remove()
             self._end_without_record(one, "lost", "its supervisor was killed; what it ran, too")
         else:
-            self._watch.after(LOOK_AGAIN_S, partial(self._kill_rest, one))
+            again = partial(self._kill_rest, one, min(2 * rest_s, LOOK_LATER_S))
+            self._watch.after(rest_s, partial(self._watch.patiently, again))
 
     # --- the other effects ------------------------------------------------------------------------
 
     def _running(self, task: int, number: int) -> Instance | None:
         one = self._instances.get((task, number))
         return one if one is not None and one.stage < Stage.ENDING else None
+
+    def _deliver(self, effect: Deliver) -> None:
+        one = self._running(effect.task, effect.attempt)
+        if one is None:
+            return
+        if effect.signal == signal.SIGKILL and not one.is_dying:
+            one.is_dying = True
+            self._rouse(one, signal.SIGCONT)
+            self._watch.after(KILL_ENDS_S, partial(self._watch.patiently, partial(self._end, one)))
+        one.signal(effect.signal, tree=effect.tree)
+
+    def _rouse(self, one: Instance, number: int) -> None:
+        """Signal who is to tell the end, where it is known; else who of ours stands still."""
+        if one.shim is not None:
+            send(one.shim.pid, one.shim.ticks, number)
+        elif one.stage == Stage.ORDERED:
+            shims = {other.shim.pid for other in self._instances.values() if other.shim}
+            self._pool.signal_stopped(number, shims)
+
+    def _end(self, one: Instance) -> None:
+        """End a supervisor that does not tell an end: its attempt is `lost`, and so is the tree."""
+        if one.stage >= Stage.ENDING or self._instances.get(one.key) is not one:
+            return
+        stat = identity.look(one.shim.pid) if one.shim else None
+        if stat is None or stat.is_stopped or (one.tree and one.tree.is_empty()):
+            self._rouse(one, signal.SIGKILL)
+        self._watch.after(KILL_ENDS_S, partial(self._watch.patiently, partial(self._end, one)))
 
     def _control(self, effect: Control) -> None:
         """Write the control file. A task that is asked to stop must be able to hear it: thaw it."""
@@ -389,18 +418,15 @@ class ForkRunner:
             return
         self._files.write_control(effect, one.uid)
         if effect.stop and (one.is_frozen or one.link is None):  # adopted: it may be frozen
-            one.freeze(frozen=False)
+            self._watch.patiently(partial(one.freeze, frozen=False))
 
     def _forget(self, effect: Forget) -> None:
         key = (effect.task, effect.attempt)
         one = self._instances.get(key)
         if one is not None and one.stage != Stage.OVER:
             return
-        self._claims.forget(*key)
-        if one is not None:
-            del self._instances[key]
-            if one.spare >= 0:
-                self._claims.give_back(one.spare)
+        self._claims.forget(*key, one.spare if one is not None else -1)
+        self._instances.pop(key, None)
 
     def _see(self, sighting: Sighting) -> None:
         if not self._seen:

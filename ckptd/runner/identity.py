@@ -6,13 +6,15 @@ Read next: `attempt.py`.
 
 import os
 
+from ckptd.runner import linux
+
 _STAT_BYTES_MAX = 4_096
 
 
 class Stat:
     """What /proc/PID/stat says, as far as it matters here."""
 
-    __slots__ = ("group", "parent", "session", "state", "ticks")
+    __slots__ = ("group", "parent", "session", "state", "threads", "ticks")
 
     def __init__(self, line: bytes) -> None:
         # "12 (any) name) S 1 12 12 ...": the name may hold spaces and brackets. Source: proc(5).
@@ -21,12 +23,21 @@ class Stat:
         self.parent = int(fields[1])
         self.group = int(fields[2])
         self.session = int(fields[3])
+        self.threads = int(fields[17])
         self.ticks = int(fields[19])
 
     @property
     def is_alive(self) -> bool:
-        """Return whether it can still run code: a zombie cannot."""
-        return self.state not in {b"Z", b"X", b"x"}
+        """Return whether it can still run code.
+
+        A zombie cannot, unless it is only the first thread that has ended, and others go on.
+        """
+        return self.state not in {b"Z", b"X", b"x"} or self.threads > 1
+
+    @property
+    def is_stopped(self) -> bool:
+        """Return whether it stands still until somebody sends SIGCONT, or lets go of it."""
+        return self.state in {b"T", b"t"}
 
 
 def look(pid: int) -> Stat | None:
@@ -47,10 +58,33 @@ def is_alive(pid: int, ticks: int) -> bool:
     return found is not None and found.ticks == ticks and found.is_alive
 
 
+def open_exactly(pid: int, ticks: int) -> int:
+    """Return a pidfd of exactly this process, -1 where it does not run any more.
+
+    Raises:
+        OSError: for want of descriptors nothing can be said.
+    """
+    fd = -1
+    try:
+        fd = os.pidfd_open(pid)
+        if is_alive(pid, ticks):
+            return fd
+    except OSError as error:
+        if linux.is_shortage(error):
+            if fd >= 0:
+                os.close(fd)
+            raise
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
 def _stat_line(pid: int) -> bytes:
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if linux.is_shortage(error):  # of ours: it says nothing about the process
+            raise
         return b""
     try:
         return os.read(fd, _STAT_BYTES_MAX)

@@ -103,9 +103,9 @@ class Instance:
     """What the runner keeps of one attempt until it is forgotten."""
 
     __slots__ = (
-        "attempt", "end", "is_frozen", "is_marking", "link", "listener", "marked", "order",
-        "orders_left", "pending", "published_ns", "rests_until_s", "shim", "shim_fd", "spare",
-        "stage", "task", "tree", "uid", "wants_mark", "warning",
+        "attempt", "end", "is_dying", "is_frozen", "is_marking", "link", "listener", "marked",
+        "order", "orders_left", "pending", "published_ns", "rests_until_s", "shim", "shim_fd",
+        "spare", "stage", "task", "tree", "uid", "wants_mark", "warning",
     )  # fmt: skip
 
     def __init__(self, task: int, attempt: int, uid: int) -> None:
@@ -122,6 +122,7 @@ class Instance:
         self.tree: Tree | None = None
         self.pending: list[tuple[int, bool]] = []  # signals that came before the start
         self.is_frozen = False
+        self.is_dying = False  # SIGKILL was asked for: its end is to come soon
         self.listener: Listener | None = None
         self.published_ns = NOT_KNOWN  # when `ckpt/` changed last before the start
         self.is_marking = False
@@ -161,6 +162,7 @@ class Instance:
         """It has just started: do what was asked of it before."""
         if self.is_frozen:
             self.freeze(frozen=True)
-        pending, self.pending = self.pending, []
-        for number, tree in pending:
+        while self.pending:
+            number, tree = self.pending[0]
             self.signal(number, tree=tree)
+            del self.pending[0]

@@ -18,6 +18,7 @@ IN_DONT_FOLLOW = 0x2000000
 NO_SIGNALS = bytes(128)
 _SIG_DFL, _SIG_IGN, _SIGCHLD, _SIG_SETMASK, _SIGNALS, _MASK_BYTES = 0, 1, 17, 2, 65, 128
 
+_ENOMEM, _ENFILE, _EMFILE = 12, 23, 24
 _SYS_CLONE3, _CLONE_INTO_CGROUP = 435, 0x200000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,6 +61,11 @@ def _checked(result: int, what: str) -> int:
         error = ctypes.get_errno()
         raise OSError(error, f"{what}: {os.strerror(error)}")
     return result
+
+
+def is_shortage(error: OSError) -> bool:
+    """Return whether a call failed for want of descriptors or memory, not for what it asked."""
+    return error.errno in {_ENOMEM, _ENFILE, _EMFILE}
 
 
 class CgroupFork:

@@ -72,7 +72,7 @@ class Marks:
         one.is_marking, one.wants_mark = True, False
         job = partial(self._files.mark, *one.key, one.uid)
         is_last = one.end is not None
-        self._worker.submit(job, lambda mark: self._looked(one, mark, is_last=is_last))
+        self._worker.submit(one.task, job, lambda mark: self._looked(one, mark, is_last=is_last))
 
     def _looked(self, one: Instance, mark: Mark, *, is_last: bool) -> None:
         one.is_marking = False

@@ -25,6 +25,7 @@ DATAGRAMS_PER_TURN_MAX = 32  # of one task; the rest waits its turn in the socke
 TEXT_CHARS_MAX = 200
 INOTIFY_BYTES_PER_TURN = 65_536
 _EVENT = struct.Struct("iIII")  # Source: inotify(7): watch, mask, cookie, length of the name
+_SO_PASSRIGHTS = 83  # Source: asm-generic/socket.h, Linux 6.16
 _PATH_BYTES_MAX = 107  # Source: unix(7), sun_path
 _NUMBER_MAX = 1e15
 
@@ -135,7 +136,7 @@ class Hints:
             self._watch.remove(one.socket.fileno())
             one.socket.close()
             one.socket = None
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # gone, or the task put something else there
                 os.unlink(one.path)
         self._all.discard(one)
         if one.directory >= 0:
@@ -194,7 +195,14 @@ class Hints:
 
 def _bound(path: str, uid: int) -> socket.socket | None:
     """Return a socket that its user alone can send to; None where that cannot be."""
-    ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    except OSError:  # no descriptors left
+        return None
+    # A descriptor that is sent along would be closed by our `recv`, and that can wait for a peer
+    # as long as SO_LINGER says. Before Linux 6.16 nothing keeps descriptors out.
+    with contextlib.suppress(OSError):
+        ear.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
     try:
         try:
             ear.bind(path)

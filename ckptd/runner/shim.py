@@ -36,14 +36,18 @@ from ckptd.runner.child import OPEN, Child
 ORDER_BYTES_MAX = 65_536  # longer ones travel as a memory file
 DESCRIPTOR_BYTES = 4
 NOFILE_SOFT = 1_024
-_EINVAL = 22
+_EINVAL, _EPERM = 22, 1
 _SIGKILL = 9
+_REFUSED_WAITS, _REFUSED_WAIT_S = 60, 0.05  # for set-uid programs, which only root may kill
 
 
 class Supervisor:
     """One supervisor: who it is, its socket and its control group."""
 
-    __slots__ = ("attempts", "attempts_dir", "calm", "group", "link", "me")
+    __slots__ = (
+        "attempts", "attempts_dir", "calm", "group", "is_forked", "is_sound", "is_spent",
+        "link", "me",
+    )  # fmt: skip
 
     def __init__(self, link: _socket.socket, attempts_dir: str, boot_id: str, roots: Roots) -> None:
         self.link = link
@@ -53,16 +57,18 @@ class Supervisor:
         pid = os.getpid()
         self.me = Holder(boot_id, pid, identity.ticks_of(pid))
         self.group = Group(roots, f"{pid}.{self.me.ticks}")
+        self.is_forked = False  # the attempt has a child: from here on it may run
+        self.is_sound = True  # fit for another attempt
+        self.is_spent = False  # the group was killed, or may have been
 
     def serve(self) -> None:
-        """Run attempts until the daemon closes the socket or an exit record cannot be kept."""
+        """Run attempts until the daemon closes the socket, or this one is not fit for another."""
         self.group.make()
-        is_sound = True
-        while is_sound:  # Bound: the daemon hangs up
+        while self.is_sound:  # Bound: the daemon hangs up
             packed = self._next_order()
             if not packed:
                 break
-            is_sound = self._run(Order.unpack(packed))
+            self._run(Order.unpack(packed))
         self.group.leave()
 
     def _next_order(self) -> bytes:
@@ -87,24 +93,32 @@ class Supervisor:
 
     # --- one attempt ------------------------------------------------------------------------
 
-    def _run(self, order: Order) -> bool:
-        """Run one attempt; False where this supervisor must end, so that its claim is dead."""
+    def _run(self, order: Order) -> None:
+        """Run one attempt.
+
+        Raises:
+            OSError: it may have run, and how it ended is not known. This supervisor must end, so
+                that its claim is dead.
+        """
         place = attempt.place_of(self.attempts_dir, order.task, order.attempt)
         record: Record | None = None
+        self.is_forked = False
         try:
             spare = f"{order.reign}.{order.spare}"
             record = Record(self.attempts_dir, place, spare, self.me.claim)
             if not record.take():
                 self._tell(b"F")
-                return True
+                return
             # Crash: claimed, nothing runs. The claim is dead with us: the daemon says lost.
             if attempt.is_reigning(self.attempts_dir, order.reign):
                 end = self._start(order, record)
             else:
                 end = _not_run("not_started", "the order was revoked")
-            return self._keep(order, record, end)
+            self._keep(order, record, end)
         except OSError as error:
-            return self._keep(order, record, _failed(error, "claim the attempt"))
+            if self.is_forked:
+                raise
+            self._keep(order, record, _failed(error, "claim the attempt"))
         finally:
             if record is not None:
                 record.close()
@@ -115,24 +129,31 @@ class Supervisor:
             output = _open_output(order)
         except OSError as error:
             return _failed(error, f"open {order.output}")
+        is_limited = self.group.limit(order.memory_bytes) or not order.memory_bytes
+        if not is_limited and self.group.has_memory:
+            os.close(output)
+            text = f"the control group does not take the limit of {order.memory_bytes} bytes"
+            return _not_run("spawn_error", text, _EPERM)
+        oom_kills = self.group.oom_kills()
         gate, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         started_ns = time.time_ns()
         _write(output, _start_line(order, started_ns))
-        oom_kills = self.group.oom_kills()
-        self.group.limit(order.memory_bytes)
         is_calm = self.calm and not self.group.is_guarded
         task = Child(order, output, self.me.pid, is_calm=is_calm)
         pid = self.group.fork()
         if pid == 0:
             gate.close()
             task.become_task(inner.fileno())
+        self.is_forked = True
         start = self.me.start(pid, identity.ticks_of(pid), started_ns, order.resumed_from)
         inner.close()
         try:
             end = self._wait(pid, self._release(record, gate, pid, start))
             end.pid, end.started_ns = pid, started_ns
             self._judge_memory(end, oom_kills, order.memory_bytes)
-            _write(output, _end_line(order.attempt, output, end))
+            if self.is_spent and not self.group.renew():
+                self.is_sound = False
+            _write_end(output, order.attempt, end)
         finally:
             gate.close()
             os.close(output)
@@ -157,30 +178,46 @@ class Supervisor:
         """Wait for the end of the main process and of all that came from it."""
         status, cpu_s, rss_bytes = _wait_for(pid)
         ended_ns = time.time_ns()
-        self._end_tree()
         end = _end_of(status, complaint)
+        self.is_spent = end.signal == _SIGKILL  # whoever killed it may have killed its group
+        left = self._end_tree()
+        if left:
+            self.is_sound = False
+            end.text = end.text or f"not permitted to end what it left, a set-uid program: {left}"
         end.ended_ns, end.cpu_s, end.rss_bytes = ended_ns, cpu_s, rss_bytes
         return end
 
-    def _end_tree(self) -> None:
+    def _end_tree(self) -> list[int]:
         """Kill all that the task left; nothing escapes, orphans become our children (subreaper).
 
-        Returns once none is left. Bound: what SIGKILL does not end keeps the attempt running.
+        Returns once none is left. Bound: what SIGKILL does not end keeps the attempt running; what
+        we are not permitted to send it to is given a while to end by itself, then returned.
         """
-        is_killed = False
-        while True:
-            try:
+        refused: list[int] = []
+        try:
+            for _ in range(_REFUSED_WAITS):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
-                self.group.kill()
-                is_killed = True
-                for pid in _children(self.me.pid):
-                    os.kill(pid, _SIGKILL)
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                break
-        if is_killed:
-            self.group.renew()
+                refused = self._kill_all()
+                time.sleep(_REFUSED_WAIT_S)
+        except ChildProcessError:
+            return []
+        return refused
+
+    def _kill_all(self) -> list[int]:
+        """Kill until nothing is left but what refuses to be killed; return that.
+
+        Raises:
+            ChildProcessError: nothing is left.
+        """
+        while True:  # Bound: a child ends in every turn
+            self.is_spent = True
+            self.group.kill()
+            children = _children(self.me.pid)
+            refused = [pid for pid in children if not _kill(pid)]
+            if children and len(refused) == len(children):
+                return refused
+            os.waitpid(-1, 0)
 
     def _judge_memory(self, end: End, oom_kills: int, limit_bytes: int) -> None:
         """Tell the kernel's OOM killer from anybody else's SIGKILL."""
@@ -195,20 +232,19 @@ class Supervisor:
         if _SIGKILL in {end.signal, end.code - 128}:  # a shell reports it so
             end.cause, end.signal = "oom", _SIGKILL
 
-    def _keep(self, order: Order, record: Record | None, end: End) -> bool:
-        """Keep the exit record, then report it; False where it could not be kept.
+    def _keep(self, order: Order, record: Record | None, end: End) -> None:
+        """Keep the exit record, then report it; where it cannot be kept, our claim must die.
 
         Durable: the record, before the daemon hears of it.
         """
         line = end.line(order.task, order.attempt)
-        is_kept = record is not None
         try:
             if record is not None:
                 record.write_exit(line, self.attempts)
         except OSError:
-            is_kept = False
+            self.is_sound = False
+        self.is_sound = self.is_sound and record is not None
         self._tell(b"E" + line)
-        return is_kept
 
 
 # --- ends ---------------------------------------------------------------------------------------
@@ -245,6 +281,15 @@ def _wait_for(main: int) -> tuple[int, float, int]:
             return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1_024
 
 
+def _kill(pid: int) -> bool:
+    """SIGKILL a child of ours; False where it is a program that we may not kill."""
+    try:
+        os.kill(pid, _SIGKILL)
+    except PermissionError:
+        return False
+    return True
+
+
 def _children(pid: int) -> list[int]:
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
@@ -270,16 +315,20 @@ def _start_line(order: Order, at_ns: int) -> bytes:
     return f"--- ckptd: attempt {order.attempt} started {_stamp(at_ns)}{resumes} ---\n".encode()
 
 
-def _end_line(number: int, output: int, end: End) -> bytes:
+def _write_end(output: int, number: int, end: End) -> None:
     said = f"exit code {end.code}"
     if end.cause == "spawn_error":
         said = end.text
     elif end.signal:
         said = f"signal {end.signal}" + (" (out of memory)" if end.is_oom else "")
-    size = os.fstat(output).st_size
-    is_open = size > 0 and os.pread(output, 1, size - 1) not in {b"\n", b""}
+    try:
+        size = os.fstat(output).st_size
+        is_open = size > 0 and os.pread(output, 1, size - 1) not in {b"\n", b""}
+    except OSError:  # a disk that fails
+        is_open = True
     at = _stamp(end.ended_ns)
-    return f"{chr(10) * is_open}--- ckptd: attempt {number} ended {at}, {said} ---\n".encode()
+    line = f"{chr(10) * is_open}--- ckptd: attempt {number} ended {at}, {said} ---\n"
+    _write(output, line.encode())
 
 
 def _stamp(at_ns: int) -> str:

@@ -7,13 +7,14 @@ supervisors it made do not notice.
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 
-from ckptd.runner import shim
+from ckptd.runner import identity, shim, stop
 from ckptd.runner.cgroup import Roots
 from ckptd.runner.watch import Watch
 
@@ -21,6 +22,7 @@ IDLE_MAX = 8  # supervisors kept between attempts, about half a MiB each
 RUNS_MAX = 10_000  # attempts after which a supervisor is replaced by a fresh one
 MESSAGE_BYTES_MAX = 8_192  # an exit record and its letter fit twice
 _PARENT_ENDS_S = 10.0
+_PARENT_HEARS_S = 2.0  # longer than any queue of forks takes: it is stopped
 
 STARTED, ENDED, FENCED, DIED = b"S", b"E", b"F", b""  # kinds of message; the last is none: silence
 
@@ -104,6 +106,17 @@ class Pool:
             self._drop(link)
         return None
 
+    def signal_stopped(self, number: int, spared: Container[int]) -> None:
+        """Signal the parent and its supervisors that stand still, but none of the `spared`.
+
+        An order can lie with one of them, unread, and nobody knows with which.
+        """
+        parent = self._parent.pid if self._parent is not None else 0
+        for pid in identity.every_pid() if parent else []:
+            stat = identity.look(pid)
+            if stat and stat.is_stopped and parent in {pid, stat.parent} and pid not in spared:
+                stop.send(pid, stat.ticks, number)
+
     def _hear(self, link: Link) -> None:
         message = link.receive()
         if message is None:
@@ -165,6 +178,7 @@ class Pool:
                 pass_fds=(far.fileno(),),
                 start_new_session=True,
             )
+        near.settimeout(_PARENT_HEARS_S)
         self._control = near
         return near
 
@@ -173,6 +187,7 @@ class Pool:
             self._control.close()
             self._control = None
         if self._parent is not None:
+            self._parent.send_signal(signal.SIGCONT)  # stopped, it would not see us hang up
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._parent.wait(_PARENT_ENDS_S)
             self._parent = None

@@ -1,4 +1,4 @@
-"""What the runner waits for: one epoll with timers, and one thread for work that takes long.
+"""What the runner waits for: one epoll with timers, and a few threads for work that takes long.
 
 It knows descriptors, times and jobs, and what to call for them; nothing of attempts.
 """
@@ -12,14 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from ckptd.runner import linux
 
 EVENTS_PER_TURN_MAX = 256
+SHORTAGE_S = 1.0  # until a step is tried again
+THREADS_MAX = 3  # so that the terabyte of one task does not keep the others waiting
 
 Handler = Callable[[], None]
 T = TypeVar("T")
+Job = tuple[Callable[[], Any], Callable[[Any], None]]
 
 
 class Watch:
@@ -58,6 +62,16 @@ class Watch:
         if self._due[0] is entry:
             self._set_timer()
 
+    def patiently(self, step: Handler) -> None:
+        """Take a step that reads records or processes; again later, where they cannot be read now.
+
+        What cannot be read says nothing: neither that a process is dead, nor that it lives.
+        """
+        try:
+            step()
+        except OSError:
+            self.after(SHORTAGE_S, partial(self.patiently, step))
+
     def wake(self) -> None:
         """Make `fileno` readable; any thread may call it."""
         os.eventfd_write(self._wake, 1)
@@ -93,26 +107,32 @@ class Watch:
 
 
 class Worker:
-    """One thread that reads and hashes files off the loop, jobs in the order given.
+    """Threads that read and hash files off the loop: jobs of one task in the order given.
 
-    It is started by the first job: tasks that never save anything, the common case, cost none.
+    They are started by the first jobs: tasks that never save anything, the common case, cost none.
+    Invariant: no two jobs of one task run at the same time.
     """
 
     def __init__(self, wake: Handler) -> None:
         self._wake = wake
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]] | None]
-        self._jobs = queue.SimpleQueue()
+        self._waiting: dict[int, deque[Job]] = {}  # of every task that has a job waiting or running
+        self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # whose job is next
         self._done: deque[tuple[Callable[[Any], None], Any]] = deque()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()  # between a last wake-up and the end of what it wakes
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # of `_waiting`, and between a last wake-up and its target
         self._is_closed = False
 
-    def submit(self, job: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Run `job` in the thread, later `then` with its result in the loop's thread."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="runner-files", daemon=True)
-            self._thread.start()
-        self._jobs.put((job, then))
+    def submit(self, task: int, job: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Run `job` in a thread, later `then` with its result in the loop's thread."""
+        if len(self._threads) < THREADS_MAX:
+            thread = threading.Thread(target=self._work, name="runner-files", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        with self._lock:
+            jobs = self._waiting.setdefault(task, deque())
+            jobs.append((job, then))
+            if len(jobs) == 1:
+                self._turns.put(task)
 
     def settle(self) -> None:
         """Call `then` for all that is done; only in the loop's thread.
@@ -127,18 +147,25 @@ class Worker:
             then(result)
 
     def close(self) -> None:
-        """Let the thread end after the job it is in; nobody waits for it."""
+        """Let the threads end after the jobs they are in; nobody waits for them."""
         with self._lock:
             self._is_closed = True
-        self._jobs.put(None)
+        for _ in self._threads:
+            self._turns.put(None)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None and not self._is_closed:
-            run, then = job
+        while (task := self._turns.get()) is not None and not self._is_closed:
+            job, then = self._waiting[task][0]  # it stays there while it runs
             try:
-                self._done.append((then, run()))
+                self._done.append((then, job()))
             except Exception as error:  # noqa: BLE001  (raised again by `settle`)
                 self._done.append((then, error))
             with self._lock:
+                jobs = self._waiting[task]
+                jobs.popleft()
+                if jobs:
+                    self._turns.put(task)  # behind the other tasks
+                else:
+                    del self._waiting[task]
                 if not self._is_closed:
                     self._wake()

@@ -52,12 +52,13 @@ def test_a_handler_may_remove_another_one_of_the_same_turn(watch: Watch) -> None
         os.close(fd)
 
 
-def test_results_come_back_in_order_on_the_threads_own_side(watch: Watch) -> None:
+def test_results_of_one_task_come_back_in_order_on_the_threads_own_side(watch: Watch) -> None:
     worker = Worker(watch.wake)
     done: list[tuple[int, bool]] = []
     here = threading.get_ident()
     for number in range(10):
         worker.submit(
+            7,
             threading.get_ident,
             lambda there, n=number: done.append(  # type: ignore[misc]
                 (n, there != here and threading.get_ident() == here)
