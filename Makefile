@@ -59,9 +59,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
-	$(PIP) install --editable .
+	$(PIP) install --use-pep517 --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[dev]'
+	$(PIP) install --use-pep517 --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime

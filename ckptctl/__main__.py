@@ -1,7 +1,8 @@
 """Entry of `ckptctl`: exit codes, interrupts and closed pipes; everything else is `cli.py`.
 
 Exit codes: 0 ok, 1 a task failed or was refused, 2 transient, 3 not finished, 4 no such task,
-5 conflict, 64 usage, 69 protocol, 77 denied, 78 config, 124 timeout, 130 interrupted.
+5 conflict, 64 usage, 65 damaged data, 69 protocol, 70 a bug or a bad disk, 77 denied, 78 config,
+124 timeout, 130 interrupted, 141 the reader of the output is gone.
 """
 
 import gc
@@ -20,8 +21,11 @@ def main() -> NoReturn:
     """Run the command line of this process and end it."""
     gc.freeze()
     gc.enable()
-    code = run(sys.argv[1:])
-    sys.stderr.flush()
+    try:
+        code = run(sys.argv[1:])
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = 141  # the reader has seen enough
     # Nothing is left to tidy up; taking the interpreter down in order would cost more than asking.
     os._exit(code)
 
@@ -36,8 +40,6 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return 130
-    except BrokenPipeError:
-        return 141  # the reader has seen enough
     except SystemExit as ended:  # argparse, after -h
         sys.stdout.flush()
         return ended.code if isinstance(ended.code, int) else 1

@@ -10,11 +10,11 @@ import time
 import tomllib
 from typing import Any, NoReturn
 
-from ckptctl import spec, words
+from ckptctl import selectors, spec, words
 from ckptctl.call import Call
 from ckptctl.render import facts_lines, json_text, plain
 from ckptctl.units import SECOND_NS, duration_text, number_text
-from ckptd.protocol.errors import BadConfig, Unreachable
+from ckptd.protocol.errors import BadConfig, Busy, Unreachable
 from ckptd.protocol.messages import (
     DaemonStatus,
     Done,
@@ -96,14 +96,17 @@ def daemon_shutdown_options(parser: argparse.ArgumentParser) -> None:
     """Add what becomes of the tasks."""
     parser.add_argument(
         "--tasks", choices=("keep", "checkpoint", "kill"), default="keep", metavar="WHAT",
-        help="keep: they run on (default); checkpoint: save and stop; kill: SIGKILL",
+        help="keep: they run on (default); checkpoint: save and stop; kill: SIGKILL. All of them"
+        " start again when the daemon is back: `ckptctl cancel` first those that should not",
     )  # fmt: skip
 
 
 def daemon_shutdown(call: Call) -> int:
     """Stop the daemon and wait until it is gone."""
     fate = call.args.tasks
-    if fate == "kill" and not call.confirm("kill every running task and stop the daemon?"):
+    if fate == "kill" and not call.confirm(
+        f"kill {_running_text(call)} and stop the daemon? (they start again when it is back)"
+    ):
         return 1
     call.ask("shutdown", Shutdown(fate), Done)
     if not call.client.until_gone():
@@ -111,11 +114,17 @@ def daemon_shutdown(call: Call) -> int:
         return 3
     what = {
         "keep": "running tasks go on without it, and are adopted when it is back",
-        "checkpoint": "tasks were asked to save and stop; they go on when it is back",
-        "kill": "tasks were killed",
+        "checkpoint": "tasks were asked to save and stop; they start again when it is back",
+        "kill": "tasks were killed; they start again when it is back",
     }[fate]
     call.note(f"the daemon has stopped; {what}")
     return 0
+
+
+def _running_text(call: Call) -> str:
+    totals = call.ask("daemon", Empty(), DaemonStatus).totals
+    count = sum(totals.get(phase, 0) for phase in selectors.ACTIVE)
+    return f"{count} running task{'' if count == 1 else 's'}"
 
 
 # --- config -----------------------------------------------------------------------------------
@@ -144,11 +153,27 @@ config_diff_options = config_check_options
 
 def config_check(call: Call) -> int:
     """Check a file as the daemon would; 78 where it is wrong. Works without a daemon."""
+    call.takes("json")
     path = call.args.file or _config_path(call)
+    if call.style.form == "json":
+        return _config_json(call, path)
     if not path:
         call.note("there is no file, the daemon runs on its defaults")
         return 0
     return _become("ckptd.daemon.config", ["check", path])
+
+
+def _config_json(call: Call, path: str) -> int:
+    code, said = 0, ""
+    if path:
+        import subprocess  # noqa: PLC0415 (for this format only)
+
+        command = [sys.executable, "-m", "ckptd.daemon.config", "check", path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        code, said = done.returncode, done.stderr
+    found = {"path": path or None, "ok": code == 0, "problems": said.splitlines() if code else []}
+    call.out([json_text({"config": found})])
+    return code
 
 
 def _config_path(call: Call) -> str:
@@ -164,10 +189,13 @@ def _config_path(call: Call) -> str:
 
 def config_diff(call: Call) -> int:
     """Tell what a file would change against the configuration in force; 1 if anything."""
+    call.takes("json")
     found = call.ask("config", Empty(), EffectiveConfig)
     path = call.args.file or found.path
     if not path:
         call.note("the daemon runs on its defaults, there is no file to compare")
+        if not call.is_for_people:
+            call.out([json_text({"path": None, "changes": []})])
         return 0
     try:
         wanted = tomllib.loads(spec.read_text(path))
@@ -201,6 +229,14 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def wal_options(parser: argparse.ArgumentParser) -> None:
     """Add what is passed on."""
     parser.add_argument("--state", metavar="DIR", help="the state directory (default: the usual)")
+    if parser.prog.endswith("dump"):
+        parser.add_argument("--since", metavar="LSN", help="after this LSN")
+        parser.add_argument("--limit", metavar="N", help="at most so many records")
+    if parser.prog.endswith("repair"):
+        parser.add_argument(
+            "--truncate-after", metavar="LSN",
+            help="the last record to keep: where `ckptctl wal verify` names damage, that LSN less 1",
+        )  # fmt: skip
     parser.add_argument("words", nargs="*", metavar="OPTION", help="further options of the tool")
 
 
@@ -215,14 +251,16 @@ def wal(call: Call) -> int:
 def _state_dir(call: Call) -> str:
     """Return what a running daemon reports, else where one of this user would keep its state."""
     try:
-        found = call.ask("daemon", Empty(), DaemonStatus).state_dir
-        call.note("the daemon holds its log; first `ckptctl daemon shutdown` (tasks live on)")
+        found = call.ask("daemon", Empty(), DaemonStatus)
     except Unreachable:
         if os.geteuid() == 0:
             return "/var/lib/ckptd"
         home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         return os.path.join(home, "ckptd")
-    return found
+    raise Busy(
+        f"a daemon (pid {found.pid}) holds the log in {found.state_dir}",
+        "first `ckptctl daemon shutdown` (tasks live on); for another log say --state DIR",
+    )
 
 
 def doctor_options(parser: argparse.ArgumentParser) -> None:
@@ -233,7 +271,9 @@ def doctor_options(parser: argparse.ArgumentParser) -> None:
 def doctor(call: Call) -> int:
     """Look whether this machine is fit."""
     output = ["-o", call.style.form] if call.style.form == "json" else []
-    _become("ckptd.daemon.doctor", [*output, *call.args.words])
+    given = call.args.endpoint or os.environ.get("CKPTD_ENDPOINT", "")
+    endpoint = ["--endpoint", given] if given else []
+    _become("ckptd.daemon.doctor", [*output, *endpoint, *call.args.words])
 
 
 def _become(module: str, words: list[str]) -> NoReturn:

@@ -14,7 +14,16 @@ from ckptctl import render, selectors, units
 from ckptd.client import TIMEOUT_S, Client, find_endpoint
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest, CkptdError, ErrorReply, NotFound
-from ckptd.protocol.messages import Answer, Message, Selector, Status, TaskPage, TaskRow
+from ckptd.protocol.messages import (
+    Answer,
+    Empty,
+    Groups,
+    Message,
+    Selector,
+    Status,
+    TaskPage,
+    TaskRow,
+)
 
 A = TypeVar("A", bound=Answer)
 
@@ -40,13 +49,33 @@ class Call:
 
     def ask(self, verb: str, args: Message, kind: type[A]) -> A:
         """Send one request and return the typed answer."""
-        return self.client.call(verb, args, kind)
+        try:
+            return self.client.call(verb, args, kind)
+        except (BadRequest, NotFound) as bad:
+            raise self._for_people(bad, args) from bad
 
     def wait_for(
         self, verb: str, args: Message, kind: type[A], until_mono_s: float = float("inf")
     ) -> A:
         """Like `ask`, but outlive restarts of the daemon."""
-        return self.client.call(verb, args, kind, patient=True, until_mono_s=until_mono_s)
+        try:
+            return self.client.call(verb, args, kind, patient=True, until_mono_s=until_mono_s)
+        except (BadRequest, NotFound) as bad:
+            raise self._for_people(bad, args) from bad
+
+    def _for_people(self, bad: BadRequest | NotFound, args: Message) -> BadRequest | NotFound:
+        from ckptctl import refusals  # noqa: PLC0415 (for mistakes only)
+
+        if isinstance(bad, BadRequest):
+            return refusals.out_of_range(bad, args)
+        return refusals.no_such_last(bad, getattr(self.args, "tasks", None) or [])
+
+    def takes(self, *formats: str) -> None:
+        """Refuse a format that the verb does not have; what people read is always there."""
+        form = self.style.form
+        if form not in ("table", "wide", "name", *formats):
+            known = f"-o {', '.join(formats)}" if formats else "no -o at all"
+            raise BadRequest(f"`{self.args.verb}` has no output as {form}", f"it takes {known}")
 
     @property
     def is_for_people(self) -> bool:
@@ -105,6 +134,13 @@ class Call:
             raise NotFound(f"no task from {first} to {end}", "see them all: ckptctl status --all")
         return ids
 
+    def check_group(self, name: str) -> None:
+        """Raise NotFound, with the nearest name, for a group that does not exist."""
+        names = [row.name for row in self.ask("groups", Empty(), Groups).groups]
+        if name not in names:
+            hint = units.nearest(name, names) or f"known: {', '.join(names)}"
+            raise NotFound(f"no group {name!r}", hint)
+
     def pages(self, select: Selector, *, newest: bool = False) -> Iterable[TaskPage]:
         """Yield every page of the selected tasks."""
         cursor = 0
@@ -133,9 +169,14 @@ class Call:
             raise BadRequest(f"{len(rows)} tasks fit the selection ({ids} ...)", "name one task")
         return rows[0].id
 
+    @property
+    def asks(self) -> bool:
+        """Whether a person is there to be asked back; scripts and --yes are not asked."""
+        return not self.args.yes and sys.stdin.isatty() and sys.stderr.isatty()
+
     def confirm(self, question: str) -> bool:
         """Ask a person at a terminal; scripts and --yes are taken at their word."""
-        if self.args.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not self.asks:
             return True
         sys.stderr.write(f"{question} [y/N] ")
         sys.stderr.flush()

@@ -1,6 +1,7 @@
 """Verbs that change tasks: cancel, kill, signal, pause, resume, hold, release, drop, retry, ...
 
 Each answers per task; one refused target of many makes it exit 1, the only target its own code.
+A wide selection (--all, a filter, a glob) means the tasks that fit the verb: others are counted.
 Read next: `selectors.py`.
 """
 
@@ -13,7 +14,7 @@ import msgspec
 from ckptctl import selectors, units
 from ckptctl.call import Call
 from ckptctl.render import Column, Listing, json_text, plain
-from ckptd.protocol.errors import BadRequest, ErrorReply
+from ckptd.protocol.errors import BadRequest, Conflict, ErrorReply
 from ckptd.protocol.messages import (
     Cancel,
     Changed,
@@ -41,15 +42,27 @@ _PAST: Final = {
 }  # fmt: skip
 
 
+_UNFIT: Final = {
+    "cancel": "over already", "kill": "over already", "signal": "not running",
+    "pause": "not running", "resume": "not paused", "hold": "started or over already",
+    "release": "not held, quarantined or blocked", "drop": "not quarantined or blocked",
+    "retry": "not over yet", "edit": "running", "checkpoint_now": "not running",
+}  # fmt: skip
+"""What tasks were that a wide selection named and a verb does not fit."""
+
+
 def change(call: Call, verb: str, args: Message) -> int:
     """Send one change and tell what became of each task."""
     answer = call.ask(verb, args, Changed)
-    return tell(call, verb, answer.tasks)
+    return tell(call, verb, answer.tasks, getattr(args, "select", None))
 
 
-def tell(call: Call, verb: str, tasks: Sequence[TaskChange]) -> int:
+def tell(call: Call, verb: str, tasks: Sequence[TaskChange], select: Selector | None = None) -> int:
     """Print the results; return 0, or what stands for the refusals."""
-    refused = [task for task in tasks if task.error is not None]
+    unfit = [task for task in tasks if select is not None and _is_passed_over(task, select)]
+    if not call.style.form.startswith("json"):
+        tasks = [task for task in tasks if task not in unfit] if unfit else tasks
+    refused = [task for task in tasks if task.error is not None and task not in unfit]
     done = [task for task in tasks if task.error is None]
     if call.is_for_people:
         call.out(f"task {task.id}: {_outcome(verb, task)}" for task in done[:20])
@@ -62,12 +75,22 @@ def tell(call: Call, verb: str, tasks: Sequence[TaskChange]) -> int:
     for place, task in enumerate(refused):
         after = refused[place + 1].error if place + 1 < len(refused) else None
         _report(call, task, after, is_only=len(tasks) == 1)
-    if not tasks:
+    if unfit:
+        verb_text = "was" if len(unfit) == 1 else "were"
+        call.note(f"{len(unfit)} {verb_text} {_UNFIT.get(verb, 'not fit for it')}")
+    if not tasks and not unfit:
         call.note("no task fits the selection")
         return 4
     if refused and len(tasks) == 1 and refused[0].error is not None:
         return refused[0].error.exit_code
     return 1 if refused else 0
+
+
+def _is_passed_over(task: TaskChange, select: Selector) -> bool:
+    """Tell whether a task is in the wrong phase and only a wide selection named it."""
+    is_wide = select.all or bool(select.names)
+    is_unfit = task.error is not None and task.error.code == Conflict.code
+    return is_wide and is_unfit and task.id not in select.ids
 
 
 def _outcome(verb: str, task: TaskChange) -> str:
@@ -96,9 +119,25 @@ def _listing(tasks: Sequence[TaskChange]) -> Listing:
 def _chosen(call: Call, deed: str, *, ask: bool = False) -> Selector:
     """Return the selection; where it is --all, a person is asked first."""
     select = call.select()
-    if ask and call.args.all and not call.confirm(f"{deed} every task that fits?"):
-        raise BadRequest(f"nothing was done: {deed} was not confirmed")
+    if ask and call.args.all and call.asks:
+        phases = select.phases or _FIT.get(deed, ())
+        wide = msgspec.structs.replace(select, phases=phases)
+        count = sum(len(page.tasks) for page in call.pages(wide))
+        if count and not call.confirm(f"{deed} {_tasks_text(count)}?"):
+            raise BadRequest(f"nothing was done: {deed} was not confirmed")
     return select
+
+
+_FIT: Final = {
+    "cancel": selectors.ACTIVE + selectors.PENDING + selectors.STUCK,
+    "kill": selectors.ACTIVE + selectors.PENDING + selectors.STUCK,
+    "drop": selectors.STUCK,
+    "retry": selectors.ENDED + selectors.STUCK,
+}
+
+
+def _tasks_text(count: int) -> str:
+    return f"{count} task{'' if count == 1 else 's'}"
 
 
 # --- stopping -----------------------------------------------------------------------------------
@@ -218,12 +257,14 @@ def clean(call: Call) -> int:
     """Forget ended tasks."""
     args = call.args
     select = call.select()
-    is_wide = select.all and not args.dry_run
-    if is_wide and not call.confirm("forget every ended task that fits, and delete its files?"):
-        raise BadRequest("nothing was done: clean was not confirmed")
     if select.all and not select.phases:
         select = msgspec.structs.replace(select, phases=selectors.ENDED)
     older_s = units.parse_duration(args.older)
+    if select.all and not args.dry_run and call.asks:
+        count = len(call.ask("clean", Clean(select, older_s, dry_run=True), Changed).tasks)
+        question = f"forget {_tasks_text(count)}, and delete the files?"
+        if count and not call.confirm(question):
+            raise BadRequest("nothing was done: clean was not confirmed")
     answer = call.ask("clean", Clean(select, older_s, args.dry_run), Changed)
     if not answer.tasks:
         call.note("nothing to clean")

@@ -7,6 +7,7 @@ import argparse
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ import msgspec
 
 from ckptctl import selectors, spec, units
 from ckptctl.call import Call
-from ckptctl.change import tell
+from ckptctl.change import change, tell
+from ckptctl.refusals import out_of_range
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import (
     Changed,
@@ -48,8 +50,11 @@ def edit(call: Call) -> int:
     select = call.select()
     if call.args.pairs:
         settings = units.parse_pairs(call.args.pairs, "setting")
-        answer = call.ask("edit", change_of(select, settings), Changed)
-        return tell(call, "edit", answer.tasks)
+        return change(call, "edit", change_of(select, settings))
+    if not sys.stdin.isatty():
+        raise BadRequest(
+            "an editor needs a terminal", "in a script: ckptctl edit 7 --set timeout=2h"
+        )
     details = call.ask("show", Show(select), TaskDetails).tasks
     before = {str(detail.row.id): settings_of(detail) for detail in details}
     after = _edited(before)
@@ -85,7 +90,7 @@ def change_of(select: Selector, settings: dict[str, Any]) -> Edit:
     try:
         return msgspec.convert({**fields, "select": msgspec.to_builtins(select)}, Edit)
     except msgspec.ValidationError as bad:
-        raise BadRequest(f"cannot edit: {bad}") from bad
+        raise out_of_range(BadRequest(f"cannot edit: {bad}"), fields) from bad
 
 
 def settings_of(detail: TaskDetail) -> dict[str, Any]:
@@ -128,20 +133,38 @@ def _edited(before: dict[str, dict[str, Any]]) -> dict[str, Any]:
     head = "# Change, save and leave. Durations in seconds or as 90s 5m 2h; retries: failures\n"
     head += "# allowed beyond the first. What you leave as it is stays as it is.\n\n"
     editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", prefix="ckptctl-") as file:
+    fd, path = tempfile.mkstemp(".toml", "ckptctl-")
+    with open(fd, "w", encoding="utf-8") as file:
         file.write(head + tomli_w.dumps({"task": before}))
-        file.flush()
-        _run_editor([*editor, file.name])
-        text = spec.read_text(file.name)
-    try:
-        tasks = tomllib.loads(text).get("task", {})
-    except tomllib.TOMLDecodeError as bad:
-        raise BadRequest(f"not TOML, nothing was changed: {bad}") from bad
-    return tasks if isinstance(tasks, dict) else {}
+    while True:  # Bound: a person says when to give up
+        _run_editor(editor, path)
+        try:
+            tasks = tomllib.loads(spec.read_text(path)).get("task", {})
+        except tomllib.TOMLDecodeError as bad:
+            if not _wants_again(f"not TOML: {bad}"):
+                text = f"not TOML, nothing was changed: {bad}"
+                raise BadRequest(text, f"what you wrote is kept in {path}") from bad
+        else:
+            os.unlink(path)
+            return tasks if isinstance(tasks, dict) else {}
 
 
-def _run_editor(argv: Sequence[str]) -> None:
+def _wants_again(problem: str) -> bool:
+    sys.stderr.write(f"ckptctl: {problem}\nopen it again? [Y/n] ")
+    sys.stderr.flush()
+    answer = sys.stdin.readline()
+    return answer != "" and answer.strip().lower() in ("", "y", "yes")
+
+
+def _run_editor(editor: Sequence[str], path: str) -> None:
+    shown = shlex.join(editor)
+    kept = f"the settings are in {path}; set EDITOR or VISUAL to another editor"
     try:
-        subprocess.run(argv, check=True)
-    except (OSError, subprocess.CalledProcessError) as bad:
-        raise BadRequest(f"the editor failed, nothing was changed: {bad}", "set EDITOR") from bad
+        code = subprocess.run([*editor, path], check=False).returncode
+    except OSError as bad:
+        os.unlink(path)
+        text = f"the editor {shown} cannot be started, nothing was changed: {bad.strerror}"
+        raise BadRequest(text, "set EDITOR or VISUAL to another editor") from bad
+    if code:
+        how = f"exit {code}" if code > 0 else units.signal_name(-code)
+        raise BadRequest(f"the editor {shown} failed ({how}), nothing was changed", kept)

@@ -15,9 +15,15 @@ from ckptctl.call import Call
 from ckptctl.render import Column, Listing, json_line
 from ckptctl.units import SECOND_NS, duration_text
 from ckptd.protocol import limits
+from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import DaemonStatus, Empty, Event, EventPage, Events
 
 SHOWN: Final = 40  # of the past, where nobody says how many
+TYPES: Final = (
+    "daemon_started", "daemon_stopped", "submitted", "edited", "moved", "reset", "removed",
+    "start_intent", "started", "stop_intent", "signal_intent", "freeze_intent", "checkpoint_asked",
+    "marked", "ended", "group_changed", "group_removed",
+)  # fmt: skip
 RECORDS_PER_EVENT: Final = 20  # looked through at most for one that is shown
 
 
@@ -37,7 +43,7 @@ def events(call: Call) -> int:
     """Print what happened; with -f for ever, over restarts of the daemon."""
     args = call.args
     since, from_ns, last = _since(call)
-    types = set(filter(None, args.type.lower().split(",")))
+    types = _types(args.type)
     kept: list[Event] = []
     while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
         hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
@@ -57,6 +63,14 @@ def events(call: Call) -> int:
         _print_events(call, fits)
         if is_end and not args.follow:
             return 0
+
+
+def _types(text: str) -> set[str]:
+    found = set(filter(None, text.lower().split(",")))
+    for word in sorted(found - set(TYPES)):
+        hint = units.nearest(word, TYPES) or f"one of: {', '.join(TYPES)}"
+        raise BadRequest(f"--type: unknown type of event {word!r}", hint)
+    return found
 
 
 def _since(call: Call) -> tuple[int, int, int | None]:

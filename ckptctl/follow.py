@@ -60,8 +60,11 @@ class Markers:
 
 def follow(
     call: Call, task: int, offset: int, *, once: bool = False, markers: Markers | None = None
-) -> None:
-    """Copy the output from `offset` to stdout, until the task is done (once: until its end now)."""
+) -> int:
+    """Copy the output from `offset` to stdout, until the task is done (once: until its end now).
+
+    Returns the size of the output.
+    """
     pause_s, is_over = POLL_S, once
     while True:  # Bound: ends with the task, or (once) with the file's size of now
         chunk = call.wait_for("output", Output(task, offset), OutputChunk)
@@ -70,7 +73,7 @@ def follow(
             offset, pause_s = chunk.offset + len(chunk.data), POLL_S
         if chunk.done or (is_over and offset >= chunk.size):
             _copy(b"" if markers is None else markers.rest())
-            return
+            return chunk.size
         if offset >= chunk.size:
             is_over = _ends_within(call, task, pause_s)
             pause_s = min(POLL_S_MAX, pause_s * 1.5)

@@ -4,7 +4,7 @@ import argparse
 import textwrap
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -18,12 +18,15 @@ from ckptd.protocol.messages import (
     PHASES,
     AttemptRow,
     Empty,
+    Selector,
     Show,
     Stats,
     TaskDetail,
     TaskDetails,
     TaskRow,
 )
+
+DETAILS_MAX: Final = 100  # of one request
 
 # --- show, explain ------------------------------------------------------------------------------
 
@@ -54,7 +57,17 @@ def show(call: Call) -> int:
 def _details(call: Call) -> tuple[TaskDetail, ...]:
     select = call.select(default_last=True)
     env = bool(getattr(call.args, "env", False))
-    details = call.ask("show", Show(select, env), TaskDetails).tasks
+    if select.all or select.names or len(select.ids) > DETAILS_MAX:
+        ids = [row.id for row in call.rows(select)]
+        selects = [
+            Selector(ids=tuple(ids[place : place + DETAILS_MAX]))
+            for place in range(0, len(ids), DETAILS_MAX)
+        ]
+    else:
+        selects = [select]
+    details: tuple[TaskDetail, ...] = ()
+    for part in selects:
+        details += call.ask("show", Show(part, env), TaskDetails).tasks
     if not details:
         raise NotFound("no task fits the selection", "see them all: ckptctl status --all")
     return details

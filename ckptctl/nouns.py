@@ -65,6 +65,7 @@ def group_add_options(parser: argparse.ArgumentParser) -> None:
 def group_add(call: Call) -> int:
     """Make a group."""
     args = call.args
+    call.takes("json")
     if any(row.name == args.name for row in call.ask("groups", Empty(), Groups).groups):
         raise Conflict(
             f"the group {args.name!r} exists already", f"change it: ckptctl group set {args.name}"
@@ -117,15 +118,23 @@ def _known_group(call: Call, said: str, **values: Any) -> int:
 
 
 def _group_set(call: Call, said: str, **values: Any) -> int:
+    call.takes("json")
     call.ask("group_set", GroupSet(call.args.name, **values), Done)
     call.note(said)
+    if call.style.form == "json":
+        rows = call.ask("groups", Empty(), Groups).groups
+        found = next((plain(row) for row in rows if row.name == call.args.name), None)
+        call.out([json_text({"group": found})])
     return 0
 
 
 def group_rm(call: Call) -> int:
     """Remove an empty group."""
+    call.takes("json")
     call.ask("group_remove", GroupRemove(call.args.name), Done)
     call.note(f"group {call.args.name} removed")
+    if call.style.form == "json":
+        call.out([json_text({"group": {"name": call.args.name, "removed": True}})])
     return 0
 
 
@@ -266,6 +275,7 @@ def checkpoint_export_options(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_export(call: Call) -> int:
     """Copy the files of one generation to a new directory."""
+    call.takes("json")
     target = call.args.directory
     if os.path.lexists(target):
         raise Conflict(f"{target} exists already", "name a directory that does not exist yet")
@@ -275,7 +285,9 @@ def checkpoint_export(call: Call) -> int:
         if not _copied(row, target):
             raise NotFound(f"checkpoint {row.seq} is gone", "name one, or pause the task first")
     call.note(f"checkpoint {row.seq}, {units.size_text(row.bytes)}, is in {target}")
-    if call.style.is_quiet or not call.is_for_people:
+    if call.style.form == "json":
+        call.out([json_text({"checkpoint": plain(row), "directory": os.path.abspath(target)})])
+    elif not call.is_for_people:
         call.out([target])
     return 0
 

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from ckptctl import selectors, spec, units, words
 from ckptctl.call import Call
 from ckptctl.follow import Markers, follow, tail
-from ckptctl.render import json_text
+from ckptctl.render import Listing
 from ckptctl.status import Picture, check_code, task_listing
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest, TimedOut
@@ -26,6 +26,7 @@ from ckptd.protocol.messages import (
     Submit,
     Submitted,
     TaskRow,
+    TaskSpec,
     Wait,
     Waited,
 )
@@ -46,28 +47,38 @@ def submit_options(parser: argparse.ArgumentParser) -> None:
 
 def submit(call: Call) -> int:
     """Accept tasks and print their ids."""
-    answer, names = _submitted(call)
-    if call.style.form in ("json", "jsonl"):
-        tasks = [
+    if call.args.follow:
+        call.takes()
+    answer, tasks = _submitted(call)
+    is_data = not (call.is_for_people or call.style.is_quiet or call.style.form == "name")
+    if is_data and call.args.wait:
+        pass  # one document: how they ended
+    elif is_data:
+        rows = [
             {"id": number, "created": created}
             for number, created in zip(answer.ids, answer.created, strict=True)
         ]
-        call.out([json_text({"tasks": tasks})])
-    elif call.style.is_quiet or not sys.stdout.isatty() or call.style.form != "table":
+        call.show(Listing("tasks", rows, (), lambda row: str(row["id"])))
+    elif not call.is_for_people or not sys.stdout.isatty() or call.style.form != "table":
         call.out(map(str, answer.ids))
     else:
-        for number, created, name in zip(answer.ids, answer.created, names, strict=True):
+        for number, created, task in zip(answer.ids, answer.created, tasks, strict=True):
             known = "" if created else " (already known by its key)"
-            call.out([f"task {number}: {words.clean(name)}{known}"])
+            starts = words.starts_text(task, time.time_ns()) if created else ""
+            call.out([f"task {number}: {words.clean(_name_of(task))}{starts}{known}"])
         call.aside(f"follow it: ckptctl logs -f {answer.ids[-1]}")
     if call.args.follow:
         return _stay(call, answer.ids[-1])
     if call.args.wait:
-        return _wait_until(call, list(answer.ids), "success", float("inf"))
+        return _wait_until(call, list(answer.ids), "success", float("inf"), is_told=not is_data)
     return 0
 
 
-def _submitted(call: Call) -> tuple[Submitted, list[str]]:
+def _name_of(task: TaskSpec) -> str:
+    return task.name or task.argv[0].rpartition("/")[2]
+
+
+def _submitted(call: Call) -> tuple[Submitted, list[TaskSpec]]:
     for name in ("after", "after_fail", "after_any"):
         _resolve_last(call, getattr(call.args, name) or [])
     tasks = spec.from_args(call.args)
@@ -75,8 +86,7 @@ def _submitted(call: Call) -> tuple[Submitted, list[str]]:
     if lost:
         call.note(f"left out of the environment, not UTF-8: {', '.join(lost)}")
     env["PWD"] = tasks[0].cwd
-    answer = call.ask("submit", Submit(tuple(tasks), env), Submitted)
-    return answer, [task.name or task.argv[0].rpartition("/")[2] for task in tasks]
+    return call.ask("submit", Submit(tuple(tasks), env), Submitted), tasks
 
 
 def _resolve_last(call: Call, depends: list[str]) -> None:
@@ -100,15 +110,16 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 
 def run(call: Call) -> int:
     """Submit one task, follow its output and return its exit code."""
+    call.takes()
     answer, _ = _submitted(call)
     if len(answer.ids) != 1:
         raise BadRequest(f"run takes one task, the file has {len(answer.ids)}", "use submit --wait")
-    return _stay(call, answer.ids[0])
+    return _stay(call, answer.ids[0], is_known=not answer.created[0])
 
 
-def _stay(call: Call, task: int) -> int:
+def _stay(call: Call, task: int, *, is_known: bool = False) -> int:
     """Follow a task to its end. Ctrl-C detaches; a second one cancels."""
-    call.note(f"task {task} is submitted")
+    call.note(f"task {task} is {'already known by its key' if is_known else 'submitted'}")
     try:
         follow(call, task, 0, markers=Markers(call.note))
         row = _ended_row(call, task)
@@ -196,7 +207,9 @@ def _goal(goal: str) -> Literal["done", "running", "checkpoint"]:
             return "done"
 
 
-def _wait_until(call: Call, ids: list[int], goal: str, until: float) -> int:
+def _wait_until(
+    call: Call, ids: list[int], goal: str, until: float, *, is_told: bool = False
+) -> int:
     is_any = bool(getattr(call.args, "any", False))
     while True:  # Bound: `until`, or the ends of the tasks
         left_s = until - time.monotonic()
@@ -211,7 +224,7 @@ def _wait_until(call: Call, ids: list[int], goal: str, until: float) -> int:
         is_settled = not is_any or goal != "success" or check_code(_over(answer.tasks)) == 0
         ids = [number for number in ids if number not in over]
         if is_settled or not ids:
-            return _verdict(call, answer.tasks, goal)
+            return _verdict(call, answer.tasks, goal, is_told=is_told)
 
 
 def _over(rows: Sequence[TaskRow]) -> list[TaskRow]:
@@ -228,10 +241,12 @@ def _unmet_text(rows: Sequence[TaskRow], goal: str) -> str:
     return f"not {'done' if goal == 'success' else goal} in time: {names}{more}"
 
 
-def _verdict(call: Call, rows: Sequence[TaskRow], goal: str) -> int:
-    """Tell how the tasks stand and return the exit code."""
+def _verdict(call: Call, rows: Sequence[TaskRow], goal: str, *, is_told: bool = False) -> int:
+    """Tell how the tasks stand and return the exit code. Ids are told once only."""
     shown = Picture(list(rows), {})
     if not call.is_for_people:
+        if is_told:
+            return check_code(rows)
         call.show(task_listing(shown, time.time_ns()))
     else:
         for row in rows:
@@ -269,6 +284,7 @@ def logs_options(parser: argparse.ArgumentParser) -> None:
 
 def logs(call: Call) -> int:
     """Print the output of tasks."""
+    call.takes()
     select = call.select(default_last=True)
     lines = call.args.lines
     markers = Markers(call.note) if call.args.no_markers else None
@@ -282,5 +298,14 @@ def logs(call: Call) -> int:
         if len(ids) > 1:
             call.out([*([""] if place else []), f"==> task {task} <=="])
         start = 0 if lines is None else tail(call, task, lines)
-        follow(call, task, start, once=True, markers=markers)
+        if not follow(call, task, start, once=True, markers=markers) and not start:
+            _say_silent(call, task)
     return 0
+
+
+def _say_silent(call: Call, task: int) -> None:
+    """Tell why there is no output, where the task never started."""
+    rows = call.rows(_ids([task]))
+    if rows[0].attempt == 0:
+        state = words.state_text(rows[0], time.time_ns())
+        call.note(f"task {task} has never started, so it has no output; it is {state}")

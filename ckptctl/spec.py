@@ -28,14 +28,21 @@ def _field(name: str, convert: Callable[[Any], Any]) -> Setting:
 
 def _backoff(value: Any) -> dict[str, Any]:
     first, cap = units.parse_backoff(value)
+    if cap is not None and cap < first:
+        raise BadRequest(
+            f"--backoff: the longest delay in {value!r} is below the first", "example: 5s..10m"
+        )
     return {"backoff_s": first} | ({} if cap is None else {"backoff_max_s": cap})
 
 
-def _whole(value: Any) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError) as bad:
-        raise BadRequest(f"not a whole number: {value!r}") from bad
+def _whole(option: str) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        try:
+            return int(value)
+        except (TypeError, ValueError) as bad:
+            raise BadRequest(f"{option}: not a whole number: {value!r}") from bad
+
+    return convert
 
 
 def _truth(value: Any) -> bool:
@@ -79,7 +86,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "name": _field("name", str),
     "group": _field("group", str),
     "key": _field("key", str),
-    "priority": _field("priority", _whole),
+    "priority": _field("priority", _whole("--priority")),
     "chdir": _field("cwd", _path),
     "env": _field("env", _pairs("variable")),
     "labels": _field("labels", _pairs("label")),
@@ -92,7 +99,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "in": _field("in_s", units.parse_duration),
     "timeout": _field("timeout_s", units.parse_duration),
     "deadline": _field("deadline_ns", units.parse_time),
-    "retries": _field("retries", _whole),
+    "retries": _field("retries", _whole("--retries")),
     "backoff": _backoff,
     "on-exit": _field("on_exit", units.parse_exit_map),
     "stop-signal": _field("stop_signal", units.parse_signal),
@@ -199,7 +206,10 @@ def converted(fields: dict[str, Any]) -> TaskSpec:
     try:
         return msgspec.convert(fields, TaskSpec, strict=True)
     except msgspec.ValidationError as bad:
-        raise BadRequest(f"the task cannot be submitted: {bad}") from bad
+        from ckptctl.refusals import out_of_range  # noqa: PLC0415 (for mistakes only)
+
+        refused = BadRequest(f"the task cannot be submitted: {bad}")
+        raise out_of_range(refused, fields) from bad
 
 
 def _argv(command: Any, *, shell: bool) -> tuple[str, ...]:

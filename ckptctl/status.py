@@ -1,10 +1,12 @@
 """`status`: the list of tasks.
 
-Without a selection a person gets a digest (what is active, stuck and pending, and the latest
-ends) however many tasks there are; a program gets every task. Read next: `watch.py`, `words.py`.
+Without a selection a person at a terminal gets a digest (what is active, stuck and pending, and
+the latest ends) however many tasks there are; a pipe gets every task, whatever the format.
+Read next: `watch.py`, `words.py`.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -64,6 +66,8 @@ def status(call: Call) -> int:
 
         return watch(call)
     shown = picture(call)
+    if not shown.rows and call.args.group:
+        call.check_group(call.args.group)
     if call.args.check:
         return check_code(shown.rows)
     now_ns = time.time_ns()
@@ -93,7 +97,7 @@ def picture(call: Call) -> Picture:
         rows, totals = _newest(call, select, max(0, args.limit))
     elif is_narrowed(args):
         rows, totals = _every(call, call.select())
-    elif call.is_for_people and not args.sort:
+    elif call.is_for_people and sys.stdout.isatty() and not args.sort:
         rows, totals = _digest(call)
     else:
         rows, totals = _every(call, Selector(all=True))

@@ -23,7 +23,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" where a known word is near, else ""."""
     import difflib  # noqa: PLC0415 (for mistakes only)
 
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f"did you mean {found[0]}?" if found else ""
 
 

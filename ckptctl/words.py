@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ckptctl.selectors import ACTIVE
 from ckptctl.units import SECOND_NS, age_text, clock_text, duration_text, signal_name, size_text
-from ckptd.protocol.messages import FINISHED, Progress, TaskRow
+from ckptd.protocol.messages import FINISHED, Progress, TaskRow, TaskSpec
 
 PAINT: Final = {
     "running": "32", "starting": "32", "paused": "36", "stopping": "33",
@@ -70,10 +70,8 @@ def _why(row: TaskRow, now_ns: int) -> str:
             return _STOPS.get(row.reason, row.reason)
         case "queued" if row.failures or row.interruptions:
             return row.reason or f"to go on after attempt {row.attempt}"
-        case "failed":
-            return end_text(row)
-        case "cancelled":
-            return _ENDS.get(row.cause, "")
+        case "failed" | "cancelled":
+            return _ended(row)
         case "quarantined":
             end = end_text(row)
             return f"{row.reason} ({end})" if end else row.reason
@@ -84,6 +82,16 @@ def _why(row: TaskRow, now_ns: int) -> str:
             return f"until released, and for {left} more"
         case _:
             return row.reason
+
+
+def _ended(row: TaskRow) -> str:
+    """Return the end and, where there is one that says more, the reason."""
+    end = end_text(row) if row.phase == "failed" else _ENDS.get(row.cause, "")
+    reason = "" if row.reason in (row.cause, row.phase, "cancel", "kill") else row.reason
+    reason = _ENDS.get(reason, reason)
+    if not end or end == reason:
+        return reason
+    return f"{reason} ({end})" if reason and reason not in end else end
 
 
 def _waiting(row: TaskRow, now_ns: int) -> str:
@@ -213,6 +221,14 @@ def settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", _unless_zero(size_text, spec.get("memory_bytes"))),
         ("stdin", clean(spec.get("stdin", ""))),
     ]
+
+
+def starts_text(task: TaskSpec, now_ns: int) -> str:
+    """Return `, starts in 2h05m (2026-11-20 18:00:00)` of a task with a time, else ""."""
+    at_ns = task.at_ns or (now_ns + int(task.in_s * SECOND_NS) if task.in_s else 0)
+    if at_ns <= now_ns:
+        return ""
+    return f", starts in {duration_text((at_ns - now_ns) / SECOND_NS)} ({clock_text(at_ns)})"
 
 
 def _unless_zero(text: Callable[[float], str], value: float | None) -> str:

@@ -10,6 +10,8 @@ import grp
 import os
 import platform
 import resource
+import signal
+import socket
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +67,7 @@ class Place(msgspec.Struct, frozen=True):
     daemon: DaemonStatus | None
 
 
-def examine(config_path: str | None) -> Iterator[Finding]:
+def examine(config_path: str | None, endpoint: str = "") -> Iterator[Finding]:
     """Yield every finding. Bound: none takes longer than a few seconds."""
     yield _versions()
     try:
@@ -81,7 +83,12 @@ def examine(config_path: str | None) -> Iterator[Finding]:
         state_dir=loaded.daemon.state_dir,
         run_dir=loaded.daemon.run_dir,
     )
-    place = Place(loaded, at, _ask_daemon(at.socket))
+    if endpoint:
+        at = msgspec.structs.replace(at, socket=os.path.abspath(endpoint.removeprefix("ipc://")))
+    found = _ask_daemon(at.socket)
+    if endpoint and found is not None:
+        at = msgspec.structs.replace(at, state=found.state_dir)
+    place = Place(loaded, at, found)
     for check in CHECKS:
         yield check(place)
 
@@ -98,7 +105,7 @@ def _versions() -> Finding:
 
 
 def _ask_daemon(path: str) -> DaemonStatus | None:
-    if not os.path.exists(path):
+    if not os.path.exists(path) or _is_left_over(path):
         return None
     with zmq.Context() as context, context.socket(zmq.DEALER) as client:
         client.linger = 0
@@ -112,6 +119,19 @@ def _ask_daemon(path: str) -> DaemonStatus | None:
             return None
 
 
+def _is_left_over(path: str) -> bool:
+    """Tell whether a daemon that ended left the socket: nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 def _socket(place: Place) -> Finding:
     path = place.paths.socket
     if place.daemon is not None:
@@ -122,6 +142,9 @@ def _socket(place: Place) -> Finding:
     if not os.access(path, os.W_OK):
         advice = f"join the group {place.config.ipc.group!r}, then log in anew"
         return Finding("socket", "bad", f"you may not use {path}", advice)
+    if _is_left_over(path):
+        text = f"no daemon: {path} is left over from one that ended"
+        return Finding("socket", "warn", text, "start ckptd, it clears it away")
     text = f"{path} is there, but nobody answers within {ANSWER_MS // 1000} s"
     return Finding("socket", "bad", text, "see the journal: journalctl -u ckptd")
 
@@ -298,11 +321,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; 1 where something is bad."""
     parser = argparse.ArgumentParser("doctor", description="Is this machine fit for ckptd?")
     parser.add_argument("--config", metavar="FILE", help="the daemon's configuration")
+    parser.add_argument("--endpoint", metavar="PATH", default="", help="the daemon's socket")
     parser.add_argument("-o", choices=["table", "json"], default="table", dest="form")
     parser.add_argument("--json", action="store_const", const="json", dest="form")
     asked = parser.parse_args(argv)
     findings = []
-    for finding in examine(asked.config):
+    for finding in examine(asked.config, asked.endpoint):
         findings.append(finding)
         if asked.form == "table":
             print(f"{finding.level:<5}{finding.name:<16} {finding.text}")
@@ -316,4 +340,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough is no error
     sys.exit(main())

@@ -117,7 +117,7 @@ def open_journal(env: Mapping[str, str], stream: TextIO = sys.stderr) -> Journal
     if _leads_to_journald(env, stream.fileno()) and os.path.exists(JOURNAL_SOCKET):
         return Journal(JournaldSink(JOURNAL_SOCKET))
     under_systemd = "INVOCATION_ID" in env and not stream.isatty()
-    return Journal(StreamSink(stream, prefixed=under_systemd))
+    return Journal(StreamSink(stream, prefixed=under_systemd, indented=stream.isatty()))
 
 
 def _leads_to_journald(env: Mapping[str, str], fd: int) -> bool:
@@ -135,15 +135,16 @@ def _leads_to_journald(env: Mapping[str, str], fd: int) -> bool:
 class StreamSink:
     """Lines on a stream: `12:30:01 warning message k=v`, or with `<4>` for systemd to read."""
 
-    def __init__(self, stream: TextIO, *, prefixed: bool) -> None:
+    def __init__(self, stream: TextIO, *, prefixed: bool, indented: bool = False) -> None:
         self._stream = stream
         self._prefixed = prefixed
+        self._newline = "\n" + 17 * " " if indented else "\\n"
 
     def send(self, kind: Kind, message: str, priority: int, fields: Mapping[str, Field]) -> bool:
-        """Write one line; newlines inside are escaped so that one event stays one line."""
+        """Write one event as one line: newlines are escaped, on a terminal indented."""
         del kind  # for programs; the message says it to people
         extra = "".join(f" {name}={value}" for name, value in fields.items())
-        text = f"{message}{extra}".replace("\n", "\\n")
+        text = f"{message}{extra}".replace("\n", self._newline)
         if self._prefixed:
             line = f"<{priority}>{text}\n"
         else:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -82,8 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with 64 (EX_USAGE): argparse's 2 would say "try again"."""
+        self.print_usage(sys.stderr)
+        self.exit(64, f"{self.prog}: {message}\n")
+
+
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("ckptd", description="The task daemon. Runs in foreground.")
+    parser = _Parser("ckptd", description="The task daemon. Runs in foreground.")
     parser.add_argument("--config", metavar="FILE", help="configuration (TOML)")
     parser.add_argument("--version", action="version", version=f"ckptd {VERSION}")
     return parser.parse_args(argv)

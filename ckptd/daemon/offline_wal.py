@@ -12,6 +12,7 @@ It takes the lock, so it works while no daemon runs. Exit: 0 ok, 2 a daemon runs
 """
 
 import argparse
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from ckptd.core.records import AnyRecord
 from ckptd.daemon.clock import Clock
 from ckptd.daemon.engine import decode
 from ckptd.daemon.recovery import replay
-from ckptd.protocol.errors import CkptdError, Corrupt
+from ckptd.protocol.errors import CkptdError, Corrupt, Denied
 from ckptd.storage import examine, frame, rebuild, segment, snapshot, store
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.store import Store
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(args)
     except CkptdError as bad:
+        if isinstance(bad.__cause__, PermissionError):
+            bad = Denied(bad.message, "run it as the user whose daemon keeps its state there")
         hint = f"\n  {bad.hint}" if bad.hint else ""
         print(f"{bad.message}{hint}", file=sys.stderr)
         return bad.exit_code
@@ -137,6 +140,11 @@ def _verify(args: argparse.Namespace) -> int:
             lines.append("  a torn tail: never acknowledged, the next start cuts it off")
     if bad:
         lines.append(f"a start is refused: {bad.message}")
+        if findings:
+            last = min(found.lsn for found in findings) - 1
+            cut = f"ckptctl wal repair --truncate-after {max(0, last)}"
+            lines.append(f"  to drop everything from the damage on: {cut}")
+            lines.append("  to go on around it: ckptctl wal salvage")
     else:
         lines.append(f"a start works, up to LSN {report['last_lsn']}")
     row = {
@@ -250,4 +258,5 @@ def _mended(args: argparse.Namespace, opened: Store, done: rebuild.Rebuilt) -> i
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough is no error
     raise SystemExit(main())

@@ -6,6 +6,7 @@ Invariant: no call blocks; the socket belongs to the loop's thread.
 Source: zmq_socket(3) on ROUTER, zmq_getsockopt(3) on ZMQ_FD. Read next: PROTOCOL.md, `loop.py`.
 """
 
+import contextlib
 import grp
 import os
 import socket
@@ -97,6 +98,7 @@ class Server:
         Raises Busy where another process answers at `path`, Internal where it cannot be bound.
         """
         self._journal = journal
+        self._made = ""  # the path, once bound by us: what systemd made is not ours to remove
         self._peers: dict[str, Peer] = {}
         self._unread = Unread()
         self.counters: Counter[str] = Counter()
@@ -175,6 +177,9 @@ class Server:
         ending.join(END_S)
         if not ending.is_alive():
             self._door.join()
+        if self._made:
+            with contextlib.suppress(OSError):  # libzmq may have done so; a next start would, too
+                os.unlink(self._made)
 
     def _read(self, identity: bytes) -> Incoming | None:
         """Read the rest of one message; it is all there once its first frame is."""
@@ -260,6 +265,7 @@ class Server:
         finally:
             os.umask(before)
         if listen_fd is None:
+            self._made = path
             self._open_to(path, int(ipc.mode, 8), group)
 
     def _open_to(self, path: str, mode: int, group: str) -> None:

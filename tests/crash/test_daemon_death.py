@@ -25,9 +25,10 @@ how, code = sys.argv[1], int(sys.argv[2])
 open("pid", "w").write(str(os.getpid()))
 while not os.path.exists("go"):
     time.sleep(0.01)
-with open("end.tmp", "w") as file:
+aside = f"end.{os.getpid()}"  # two tasks of one test share the directory
+with open(aside, "w") as file:
     file.write(str(time.time_ns()))
-os.rename("end.tmp", "end")
+os.rename(aside, "end")
 if how == "signal":
     os.kill(os.getpid(), code)
 os._exit(code)

@@ -10,7 +10,7 @@ import pytest
 
 from ckptd.daemon import paths
 from ckptd.daemon.guard import DESCRIPTORS_MIN
-from ckptd.protocol.errors import BadConfig, Corrupt
+from ckptd.protocol.errors import BadConfig, BadRequest, Corrupt
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "systemd"
@@ -42,7 +42,7 @@ def test_tasks_outlive_the_daemon_and_what_a_restart_cannot_mend_is_not_restarte
     unit = directives("ckptd.service")
     assert (unit["KillMode"], unit["Delegate"], unit["Restart"]) == ("process", "yes", "always")
     final = set(unit["RestartPreventExitStatus"].split())
-    assert final == {str(BadConfig.exit_code), str(Corrupt.exit_code)}
+    assert final == {str(error.exit_code) for error in (BadConfig, BadRequest, Corrupt)}
 
 
 def test_the_unit_grants_the_descriptors_that_the_guard_needs() -> None:

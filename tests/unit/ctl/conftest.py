@@ -1,6 +1,7 @@
 """A scripted daemon in a short directory, and a way to run the real command line against it."""
 
 import os
+import pty
 import subprocess
 import sys
 import tempfile
@@ -52,3 +53,24 @@ def ctl(endpoint: str, *words: str, stdin: str = "", **env: str) -> tuple[int, s
     with ctl_process(endpoint, *words, **env) as process:
         out, err = process.communicate(stdin, timeout=50)
     return process.returncode, out, err
+
+
+def ctl_on_terminal(endpoint: str, *words: str, typed: str = "", **env: str) -> tuple[int, str]:
+    """Run `ckptctl WORDS` on a terminal of its own; return (exit code, all that it showed)."""
+    mine, theirs = pty.openpty()
+    os.write(mine, typed.encode())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ckptctl", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CKPTD_ENDPOINT": endpoint,
+             "NO_COLOR": "1", "COLUMNS": "200", **env},
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    try:
+        while data := os.read(mine, 65_536):
+            shown += data
+    except OSError:  # EIO: nobody holds the other side any more
+        pass
+    os.close(mine)
+    return process.wait(50), shown.decode().replace("\r\n", "\n")

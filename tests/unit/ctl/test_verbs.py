@@ -12,7 +12,7 @@ from ckptd.protocol import messages as m
 from ckptd.protocol.errors import Conflict, DiskFull, ErrorReply
 from ckptd.sdk.save import save
 from ckptd.storage import blobs, manifest
-from tests.unit.ctl.conftest import Scripted, ctl, ctl_process
+from tests.unit.ctl.conftest import Scripted, ctl, ctl_on_terminal, ctl_process
 from tests.unit.ctl.rows import detail, page, row
 from tests.waiting import until
 
@@ -47,9 +47,10 @@ def test_status_of_a_long_queue_shows_the_active_first(scripted: Scripted) -> No
         return m.TaskPage((first or ended,), totals, 0)
 
     daemon = scripted({"status": status})
-    code, out, _ = ctl(daemon.endpoint, "status")
+    code, out = ctl_on_terminal(daemon.endpoint, "status")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["9", "10", "5"]
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["9", "10", "5"]
+    assert "3 shown, all: ckptctl status --all" in out.splitlines()[-1]
 
 
 def test_the_last_tasks_alone_cost_one_page(scripted: Scripted) -> None:
@@ -226,7 +227,7 @@ def test_edit_sends_only_what_the_editor_changed(scripted: Scripted, short_dir: 
         "show": lambda _: m.TaskDetails((detail(row(7, phase="queued")),)),
         "edit": lambda _: m.Changed((m.TaskChange(7, "queued"),)),
     })  # fmt: skip
-    code, out, _ = ctl(daemon.endpoint, "edit", "7", EDITOR=str(editor), VISUAL="")
+    code, out = ctl_on_terminal(daemon.endpoint, "edit", "7", EDITOR=str(editor), VISUAL="")
     assert (code, out) == (0, "task 7: changed\n")
     asked = daemon.requests[-1][2]
     assert asked == m.Edit(m.Selector(ids=(7,)), timeout_s=7200.0)

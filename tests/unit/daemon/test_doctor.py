@@ -1,8 +1,10 @@
 """The doctor: true about a good machine, clear about a bad one, and it leaves nothing behind."""
 
 import json
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,29 @@ def test_a_running_daemon_is_asked_how_it_is(daemon: LiveDaemon) -> None:
     assert found["lock"]["text"] == "held by the daemon"
 
 
-def test_a_daemon_that_does_not_answer_is_bad(daemon: LiveDaemon) -> None:
+def test_a_socket_that_nobody_listens_to_means_no_daemon(daemon: LiveDaemon) -> None:
     daemon.kill9()
-    code, found = examine("--config", str(daemon.config))
-    assert (code, found["socket"]["level"], found["lock"]["text"]) == (1, "bad", "free")
+    _, found = examine("--config", str(daemon.config))
+    assert (found["socket"]["level"], found["lock"]["text"]) == ("warn", "free")
+    assert "left over" in found["socket"]["text"]
+
+
+def test_a_daemon_that_does_not_answer_is_bad_and_another_endpoint_is_looked_at(
+    config: Path,
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name, socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(f"{name}/ctl.sock")
+        mute.listen()
+        code, found = examine("--config", str(config), "--endpoint", f"ipc://{name}/ctl.sock")
+    assert (code, found["socket"]["level"]) == (1, "bad")
+    assert f"{name}/ctl.sock is there, but nobody answers" in found["socket"]["text"]
+
+
+def test_an_orderly_stop_leaves_no_socket(daemon: LiveDaemon) -> None:
+    path = daemon.run / "ctl.sock"
+    assert path.exists()
+    daemon.stop()
+    assert not path.exists()
 
 
 def test_a_configuration_that_would_refuse_the_start_is_bad(config: Path) -> None:

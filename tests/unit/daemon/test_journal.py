@@ -133,6 +133,9 @@ def test_a_terminal_gets_words_and_systemd_gets_priorities() -> None:
     StreamSink(prefixed, prefixed=True).send(Kind.NOTE, "a\nb", 4, fields)
     assert plain.getvalue()[8:] == " warning a\\nb task_id=7\n"
     assert prefixed.getvalue() == "<4>a\\nb task_id=7\n"
+    terminal = io.StringIO()
+    StreamSink(terminal, prefixed=False, indented=True).send(Kind.NOTE, "a\nb", 4, fields)
+    assert terminal.getvalue()[8:] == " warning a\n                 b task_id=7\n"
 
 
 def test_a_stream_that_is_gone_costs_lines_and_nothing_else() -> None:
