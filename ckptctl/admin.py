@@ -235,7 +235,7 @@ def wal_options(parser: argparse.ArgumentParser) -> None:
     if parser.prog.endswith("repair"):
         parser.add_argument(
             "--truncate-after", metavar="LSN",
-            help="the last record to keep: where `ckptctl wal verify` names damage, that LSN less 1",
+            help="the last record to keep: one less than the LSN that `ckptctl wal verify` names",
         )  # fmt: skip
     parser.add_argument("words", nargs="*", metavar="OPTION", help="further options of the tool")
 

@@ -42,8 +42,8 @@ def events_options(parser: argparse.ArgumentParser) -> None:
 def events(call: Call) -> int:
     """Print what happened; with -f for ever, over restarts of the daemon."""
     args = call.args
-    since, from_ns, last = _since(call)
     types = _types(args.type)
+    since, from_ns, last = _since(call)
     kept: list[Event] = []
     while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
         hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
