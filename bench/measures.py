@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,15 +200,27 @@ def _replay_s(one: Rig) -> float:
 
 
 def _status_s(one: Rig) -> float:
-    return _run_s([sys.executable, "-m", "ckptctl", "--endpoint", one.endpoint, "status"])
+    """Return what a person waits for: on a terminal, where `status` is a digest."""
+    theirs, ours = os.openpty()
+    try:
+        command = [sys.executable, "-m", "ckptctl", "--endpoint", one.endpoint, "status"]
+        return _run_s(command, ours, lambda: os.read(theirs, 1 << 20))
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
-def _run_s(command: list[str]) -> float:
+def _run_s(
+    command: list[str],
+    stdout: int = subprocess.DEVNULL,
+    drain: Callable[[], object] = lambda: None,
+) -> float:
     """Return the p50 of running a command."""
     took = []
     for _ in range(15):
         began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=stdout, stderr=subprocess.DEVNULL)
+        drain()
         took.append(time.perf_counter() - began)
     return quantile(sorted(took), 0.5)
 

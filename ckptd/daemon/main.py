@@ -166,6 +166,7 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
         base.notify.extend_timeout(REPLAY_STEP_S)
         base.notify.status(f"reading the log: {100 * done // max(1, whole)} %")
 
+    gc.disable()  # a replay makes much and drops nothing; `_settle` turns it on again
     found = store.recover(progress)
     replayed = replay(found.chunks(), _frames(base, found))
     state = replayed.state
@@ -202,6 +203,7 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
 
 def _settle() -> None:
     """Keep the collector out of what lives long, and give the memory of the replay back."""
+    gc.enable()
     gc.collect()
     gc.freeze()
     with contextlib.suppress(AttributeError, OSError):  # a libc without malloc_trim
