@@ -10,8 +10,8 @@ import msgspec
 
 from ckptctl import selectors, units, words
 from ckptctl.call import Call
+from ckptctl.picture import Picture, labels_text, task_listing
 from ckptctl.render import Column, facts_lines, json_line, json_text, plain, table_lines
-from ckptctl.status import Picture, labels_text, task_listing
 from ckptctl.units import SECOND_NS, duration_text
 from ckptd.protocol.errors import NotFound
 from ckptd.protocol.messages import (

@@ -14,8 +14,8 @@ from typing import Final, Literal
 from ckptctl import selectors, spec, units, words
 from ckptctl.call import Call
 from ckptctl.follow import Markers, follow, tail
+from ckptctl.picture import Picture, check_code, task_listing
 from ckptctl.render import Listing
-from ckptctl.status import Picture, check_code, task_listing
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest, TimedOut
 from ckptd.protocol.messages import (

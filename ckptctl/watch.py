@@ -19,9 +19,9 @@ import msgspec
 
 from ckptctl import words
 from ckptctl.call import Call
+from ckptctl.picture import Picture, empty_text, picture, task_columns, totals_text
 from ckptctl.render import Column, Style, shorten, table_lines
 from ckptctl.selectors import ACTIVE
-from ckptctl.status import Picture, empty_text, picture, task_columns, totals_text
 from ckptctl.units import parse_duration
 from ckptd.protocol.errors import BadRequest, Unavailable
 from ckptd.protocol.messages import TaskRow

@@ -4,8 +4,8 @@ import json
 import pytest
 
 from ckptctl import render
+from ckptctl.picture import Picture, task_listing
 from ckptctl.render import Style, fit, listing_lines, make_style, shorten, text_width
-from ckptctl.status import Picture, task_listing
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import TaskRow
 from tests.unit.ctl.rows import NOW_NS, SECOND_NS, row

@@ -1,7 +1,7 @@
 import pytest
 
+from ckptctl.picture import Picture
 from ckptctl.render import Style, text_width
-from ckptctl.status import Picture
 from ckptctl.watch import frame
 from ckptd.protocol.messages import Progress
 from tests.unit.ctl.rows import row

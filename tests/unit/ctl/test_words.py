@@ -1,8 +1,8 @@
 import msgspec
 
 from ckptctl import words
+from ckptctl.picture import check_code
 from ckptctl.run import exit_code
-from ckptctl.status import check_code
 from ckptd.protocol.messages import Progress
 from tests.unit.ctl.rows import NOW_NS, SECOND_NS, row
 
