@@ -88,7 +88,7 @@ class Requests:
             "checkpoints": self._checkpoints,
             "stats": self._stats,
             "ping": lambda _r, _q, _n: self._pong(),
-            "daemon": lambda _r, _q, _n: self._control.daemon_status(),
+            "daemon": self._daemon,
             "config": lambda _r, _q, _n: self._control.effective_config(),
             "reload": self._reload,
             "shutdown": self._shutdown,
@@ -249,10 +249,19 @@ class Requests:
         epoch = self._engine.state.epoch
         return m.Pong(VERSION, PROTOCOL_VERSION, os.getpid(), os.geteuid(), epoch)
 
+    def _daemon(self, request: Incoming, _: m.Empty, __: Now) -> m.Answer:
+        status = self._control.daemon_status()
+        caller = self._caller(request)
+        if caller.admin:
+            return status
+        own = self._engine.state.totals(caller.uid)  # how busy others are is theirs to know
+        return msgspec.structs.replace(status, totals=own)
+
     def _stats(self, request: Incoming, _: m.Empty, now: Now) -> m.Stats:
         view = self._view(request, now)
-        by_group = {row.name: row.phases for row in query.groups(view).groups}
-        whose = None if view.caller.admin else view.caller.uid
+        is_admin = view.caller.admin
+        by_group = {row.name: row.phases for row in query.groups(view).groups if is_admin}
+        whose = None if is_admin else view.caller.uid
         return m.Stats(self._engine.state.totals(whose), by_group, self._control.counters())
 
     def _reload(self, request: Incoming, _: m.Empty, __: Now) -> m.Answer:

@@ -130,6 +130,8 @@ def test_users_see_their_own_tasks_and_root_sees_all(shared: LiveDaemon) -> None
         assert "secret" not in denied.stdout + denied.stderr
     seen = ctl_as(shared, NOBODY, "status", "--all", "-o", "json")
     assert [row["id"] for row in json.loads(seen.stdout)["tasks"]] == [of_nobody]
+    told = ctl_as(shared, NOBODY, "daemon", "status", "-o", "json")
+    assert json.loads(told.stdout)["daemon"]["totals"] == {"succeeded": 1}
     with RawClient(shared.endpoint) as root:
         assert {row["id"]: row["uid"] for row in root.rows()} == {of_root: 0, of_nobody: NOBODY}
     assert said(shared, 0, of_nobody) == [str(NOBODY)]
