@@ -220,6 +220,7 @@ class Engine:
         need = self._staged_bytes + size + kept
         if need > self.wal.segment_room_bytes:
             self.wal.look_at_disk()
+            self.wal.await_spare()  # a burst may be faster than the filling: that is no full disk
         return self.wal.room_bytes >= need
 
     def _reserve_bytes(self) -> int:

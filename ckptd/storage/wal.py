@@ -211,6 +211,11 @@ class Wal:
             return
         self._filling = self._background.start(self._fill_spare)
 
+    def await_spare(self) -> None:
+        """Wait for the spare that is being made. Bound: one fill of a segment, milliseconds."""
+        if not self.has_spare and self._filling:
+            self._filling.exception()
+
     def read(self, since_lsn: int, bytes_max: int) -> list[Frame]:
         """Return durable frames with records after `since_lsn`, about `bytes_max` of payload.
 
@@ -312,8 +317,7 @@ class Wal:
 
     def _need_spare(self) -> None:
         """Wait for the spare, or make one here. Raises DiskFull, WalFailed."""
-        if self._filling:
-            self._filling.exception()  # Bound: one fill of a segment, some milliseconds
+        self.await_spare()
         if self.has_spare:
             return
         try:

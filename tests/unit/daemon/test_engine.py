@@ -1,0 +1,39 @@
+"""State and log as one: what a turn takes in, and when the log has room for it."""
+
+from pathlib import Path
+
+from ckptd.core.decide import Case, decide
+from ckptd.core.policy import Caller, Now, Policy
+from ckptd.core.state import State
+from ckptd.daemon.engine import Engine
+from ckptd.protocol import messages as m
+from ckptd.storage.disk import File, RealDisk
+from ckptd.storage.store import Store
+from tests.waiting import let_pass
+
+
+class SlowDisk(RealDisk):
+    """A disk that takes its time over every new file, as a busy one does."""
+
+    def create(self, path: str) -> File:
+        let_pass(0.03)
+        return super().create(path)
+
+
+ROOT = Caller(0, 0, admin=True)
+SEGMENT_BYTES = 8 << 20
+
+
+def test_a_burst_that_outruns_the_filling_of_segments_is_no_full_disk(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "state"), SlowDisk(), segment_bytes=SEGMENT_BYTES)
+    found = store.recover()
+    wal = store.arm(found, epoch=1, boot_id="b", at_ns=1)
+    engine = Engine(State(), wal, Policy())
+    big = m.Submit((m.TaskSpec(("x" * 100_000,), hold=True),) * 10)
+    for _ in range(40):  # five segments, each filled as fast as the disk takes it
+        records, _ = decide(Case(engine.state, ROOT, Now(1), Policy()), big)
+        engine.admit(records, is_small=False)
+        engine.commit()
+        engine.orders()
+    assert len(engine.state.tasks) == 400
+    store.close()
