@@ -44,6 +44,7 @@ from ckptd.storage.blobs import Found
 from ckptd.storage.untrusted import NotTrusted
 
 SIGHTINGS_PER_POLL_MAX = 1_000
+EMPTY_LOOKS = 2  # one look at /proc can miss what forks or executes at that very moment
 LOOK_AGAIN_S = 0.01  # at a tree that does not die at once, or a start that is not written yet
 LOOK_LATER_S = 1.0  # at a tree that has not died for long
 KILL_ENDS_S = 5.0  # a supervisor that has not told the end by then may be stopped
@@ -371,7 +372,8 @@ class ForkRunner:
     def _kill_rest(self, one: Instance, rest_s: float) -> None:
         assert one.tree is not None
         one.tree.signal_all(signal.SIGKILL)
-        if one.tree.is_empty():
+        one.empty_looks = one.empty_looks + 1 if one.tree.is_empty() else 0
+        if one.empty_looks >= EMPTY_LOOKS:
             one.tree.group.remove()
             self._end_without_record(one, "lost", "its supervisor was killed; what it ran, too")
         else:

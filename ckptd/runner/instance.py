@@ -103,7 +103,8 @@ class Instance:
     """What the runner keeps of one attempt until it is forgotten."""
 
     __slots__ = (
-        "attempt", "end", "is_dying", "is_frozen", "is_marking", "link", "listener", "marked",
+        "attempt", "empty_looks", "end", "is_dying", "is_frozen", "is_marking", "link", "listener",
+        "marked",
         "order", "orders_left", "pending", "published_ns", "rests_until_s", "shim", "shim_fd",
         "spare", "stage", "task", "tree", "uid", "wants_mark", "warning",
     )  # fmt: skip
@@ -113,6 +114,7 @@ class Instance:
         self.attempt = attempt
         self.uid = uid
         self.stage = Stage.PREPARING
+        self.empty_looks = 0  # in a row, after its supervisor was killed
         self.order = b""  # kept until it is known that a supervisor has read it
         self.orders_left = ORDERS_MAX
         self.spare = -1  # number of its record file; -1: of an earlier daemon
