@@ -1,7 +1,10 @@
 # make demo   see a job survive every kind of death, in under a minute
 # make test   lint, types, import contracts and all tests
 #
-# Both set themselves up in a private .venv. Needed: python3 (>= 3.11), python3-venv, make.
+# make install   for the whole machine, as root; see README. PREFIX, DESTDIR, SYSCONFDIR, UNITDIR
+#                and the like are honoured (install/places.py)
+#
+# The first two set themselves up in a private .venv. Needed: python3 (>= 3.11), python3-venv, make.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -9,22 +12,42 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
+export PREFIX DESTDIR SYSCONFDIR MANDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR CATALOGDIR
+export BASHCOMPDIR ZSHCOMPDIR FISHCOMPDIR
+INSTALLER := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -s -B -m install
+NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports unit crash bench format clean
+.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash bench format clean
 
 help:  ## show what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+install:  ## install or upgrade: daemon, units, man pages, completions (PREFIX=/usr/local)
+	@$(NEEDS_PYTHON)
+	@$(INSTALLER) install
+
+uninstall:  ## remove all that; configuration, data and running tasks stay
+	@$(NEEDS_PYTHON)
+	@$(INSTALLER) uninstall
 
 demo: $(VENV)/.runtime  ## kill the task, the daemon and everything; watch the work carry on
 	@$(BIN)/python examples/demo.py
 
 test: lint types imports  ## everything that must hold before a change lands (minutes)
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -n 2 -m "not slow" --ignore tests/booted
+
+test-systemd: $(VENV)/.dev  ## the same code under booted systemd 252 and 257 (root; the first time builds trees)
+	$(PYTEST) -m "nspawn and not vm" -p no:randomly -rs --timeout 1800 tests/booted
+
+test-vm: $(VENV)/.dev  ## on a virtual machine: memory limits, power cuts, shutdown (root; CKPTD_ROUNDS scales)
+	$(PYTEST) -m vm -p no:randomly -rs --timeout 1800 tests/booted
 
 check: lint types imports unit  ## the short form, while writing (under a minute)
 
 crash: $(VENV)/.dev  ## the long form of the crash tests: 1,000 rounds and all slow tests
-	CKPTD_ROUNDS=$${CKPTD_ROUNDS:-1000} $(PYTEST) -n 2 --timeout 1800 tests
+	CKPTD_ROUNDS=$${CKPTD_ROUNDS:-1000} $(PYTEST) -n 2 --timeout 1800 --ignore tests/booted tests
 
 bench: $(VENV)/.runtime  ## speed and size as ratios; writes bench.json
 	$(BIN)/python -m bench
@@ -40,7 +63,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev
-	$(PYTEST) -n 2 -m "not slow" --ignore tests/crash --ignore tests/test_docs.py
+	$(PYTEST) -n 2 -m "not slow" --ignore tests/crash --ignore tests/booted --ignore tests/test_docs.py
 
 format: $(VENV)/.dev  ## let ruff lay out the code
 	$(BIN)/ruff check --fix-only .
@@ -54,8 +77,7 @@ clean:  ## remove what was built (the .venv too)
 # --- set-up, once: a stamp per set of packages, renewed when pyproject.toml changes ------------
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(NEEDS_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python

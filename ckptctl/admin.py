@@ -34,6 +34,7 @@ def daemon_status(call: Call) -> int:
     if not call.is_for_people:
         call.out([json_text({"daemon": plain(found)})])
         return 0 if found.health == "ok" else 1
+    asker = call.ask("ping", Empty(), Pong)
     up_s = (time.time_ns() - found.started_ns) / SECOND_NS
     totals = ", ".join(f"{count} {phase}" for phase, count in found.totals.items() if count)
     green, red, off = ("\x1b[32m", "\x1b[31m", "\x1b[0m") if call.style.has_color else ("",) * 3
@@ -52,6 +53,7 @@ def daemon_status(call: Call) -> int:
         ("log", f"LSN {found.lsn}, snapshot at {found.snapshot_lsn}, epoch {found.epoch}"),
         ("runner", f"{found.runner}, cgroup {found.cgroup or 'none'}"),
         ("tasks", totals or "none"),
+        ("you", f"uid {asker.caller_uid}, roles: {_roles_text(asker)}"),
         ("recovery", words.clean(recovery)),
     ]
     call.out(facts_lines(facts, call.style))
@@ -73,10 +75,14 @@ def daemon_ping(call: Call) -> int:
     took_s = time.perf_counter() - started
     if call.is_for_people:
         text = f"ckptd {found.version}, pid {found.pid}, answers in {took_s * 1e3:.1f} ms"
-        call.out([text])
+        call.out([text, f"you are uid {found.caller_uid}, roles: {_roles_text(found)}"])
     else:
         call.out([json_text({"ping": plain(found), "answered_s": took_s})])
     return 0
+
+
+def _roles_text(found: Pong) -> str:
+    return ", ".join(map(words.clean, found.roles)) or "none"
 
 
 def daemon_reload(call: Call) -> int:
@@ -99,18 +105,23 @@ def daemon_shutdown_options(parser: argparse.ArgumentParser) -> None:
         help="keep: they run on (default); checkpoint: save and stop; kill: SIGKILL. All of them"
         " start again when the daemon is back: `ckptctl cancel` first those that should not",
     )  # fmt: skip
+    parser.add_argument(
+        "--wait", action="store_true",
+        help="return only when the daemon is gone, however long its tasks take to end",
+    )  # fmt: skip
 
 
 def daemon_shutdown(call: Call) -> int:
-    """Stop the daemon and wait until it is gone."""
+    """Stop the daemon and wait until it is gone: 0; 3 where that takes longer than one answer."""
     fate = call.args.tasks
     if fate == "kill" and not call.confirm(
         f"kill {_running_text(call)} and stop the daemon? (they start again when it is back)"
     ):
         return 1
+    call.connect_once()
     call.ask("shutdown", Shutdown(fate), Done)
-    if not call.client.until_gone():
-        call.note("the daemon drains; it is not gone yet")
+    if not call.client.until_gone(float("inf") if call.args.wait else None):
+        call.note("the daemon drains; it is not gone yet (--wait waits for it)")
         return 3
     what = {
         "keep": "running tasks go on without it, and are adopted when it is back",
@@ -273,7 +284,7 @@ def doctor(call: Call) -> int:
     output = ["-o", call.style.form] if call.style.form == "json" else []
     given = call.args.endpoint or os.environ.get("CKPTD_ENDPOINT", "")
     endpoint = ["--endpoint", given] if given else []
-    _become("ckptd.daemon.doctor", [*output, *endpoint, *call.args.words])
+    _become("ckptd.doctor", [*output, *endpoint, *call.args.words])
 
 
 def _become(module: str, words: list[str]) -> NoReturn:

@@ -19,6 +19,7 @@ from ckptd.protocol.messages import (
     Empty,
     Groups,
     Message,
+    Pong,
     Selector,
     Status,
     TaskPage,
@@ -46,6 +47,13 @@ class Call:
         """The connection to the daemon."""
         wait_s = units.parse_duration(self.args.wait_s) if self.args.wait_s else TIMEOUT_S
         return Client(find_endpoint(self.args.endpoint or ""), wait_s, self.note)
+
+    def connect_once(self) -> None:
+        """Talk over one connection that is never made again, so that we start no next daemon."""
+        self.client.call("ping", Empty(), Pong)  # where nobody is there, this says so at once
+        endpoint, wait_s = self.client.endpoint, self.client.timeout_s
+        self.client.close()
+        self.client = Client(endpoint, wait_s, self.note, reconnects=False)
 
     def ask(self, verb: str, args: Message, kind: type[A]) -> A:
         """Send one request and return the typed answer."""

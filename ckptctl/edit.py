@@ -32,7 +32,7 @@ from ckptd.protocol.messages import (
 
 EDITABLE: Final = (
     "command", "name", "group", "priority", "chdir", "timeout", "deadline", "retries", "grace",
-    "labels",
+    "labels", *spec.LIMITS,
 )  # fmt: skip
 
 
@@ -43,13 +43,14 @@ def edit_options(parser: argparse.ArgumentParser) -> None:
         "--set", dest="pairs", metavar="KEY=VALUE", action="append", default=[],
         help=f"change one setting, repeatable: {', '.join(EDITABLE)}",
     )  # fmt: skip
+    spec.add_limits(parser)
 
 
 def edit(call: Call) -> int:
     """Change tasks."""
     select = call.select()
-    if call.args.pairs:
-        settings = units.parse_pairs(call.args.pairs, "setting")
+    settings = units.parse_pairs(call.args.pairs, "setting") | spec.limits_of(call.args)
+    if settings:
         return change(call, "edit", change_of(select, settings))
     if not sys.stdin.isatty():
         raise BadRequest(
@@ -108,6 +109,12 @@ def settings_of(detail: TaskDetail) -> dict[str, Any]:
         **({"retries": failures - 1} if failures else {}),
         "grace": float(known.get("grace_s", 10.0)),
         "labels": dict(row.labels),
+        "memory": int(known.get("memory_bytes", 0)),
+        "cpus": float(known.get("cpus", 0.0)),
+        "tasks-max": int(known.get("tasks_max", 0)),
+        "io-weight": int(known.get("io_weight", 0)),
+        "nice": int(known.get("nice", 0)),
+        "on-oom": str(known.get("on_oom", "") or "count"),
     }
 
 
@@ -131,7 +138,8 @@ def _edited(before: dict[str, dict[str, Any]]) -> dict[str, Any]:
     import tomli_w  # noqa: PLC0415 (for an editor only)
 
     head = "# Change, save and leave. Durations in seconds or as 90s 5m 2h; retries: failures\n"
-    head += "# allowed beyond the first. What you leave as it is stays as it is.\n\n"
+    head += "# allowed beyond the first; memory in bytes or as 512M 2G; 0: no limit.\n"
+    head += "# What you leave as it is stays as it is.\n\n"
     editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
     fd, path = tempfile.mkstemp(".toml", "ckptctl-")
     with open(fd, "w", encoding="utf-8") as file:

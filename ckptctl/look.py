@@ -129,10 +129,14 @@ def _facts(call: Call, detail: TaskDetail, now_ns: int) -> list[tuple[str, str]]
         ("runtime", words.runtime_text(row, now_ns)),
         ("attempts", counts if row.attempt else ""),
         ("pid", str(row.pid or "")),
+        ("unit", detail.unit),
+        ("invocation", detail.invocation),
+        ("warning", words.clean(detail.warning)),
         *words.settings(detail.spec),
         ("checkpoint", saved),
         ("files", words.clean(detail.directory)),
         ("output", words.clean(detail.output)),
+        ("... and in", f"journalctl CKPTD_TASK_ID={row.id}" if detail.spec.get("journal") else ""),
     ]
 
 
@@ -149,9 +153,10 @@ def _attempt_lines(call: Call, attempts: Sequence[AttemptRow]) -> list[str]:
         match row.cause:
             case "exit":
                 return f"exit {row.code}"
-            case "signal" | "oom" if row.signal:
-                oom = "out of memory, " if row.cause == "oom" else ""
-                return oom + units.signal_name(row.signal)
+            case "oom":
+                return words.oom_text(row.blame, row.code)
+            case "signal" if row.signal:
+                return units.signal_name(row.signal)
         return row.cause or "running"
 
     def runtime(row: AttemptRow) -> str:

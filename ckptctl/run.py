@@ -82,7 +82,7 @@ def _submitted(call: Call) -> tuple[Submitted, list[TaskSpec]]:
     for name in ("after", "after_fail", "after_any"):
         _resolve_last(call, getattr(call.args, name) or [])
     tasks = spec.from_args(call.args)
-    env, lost = spec.environment(call.args)
+    env, lost = spec.environment(call.args, tasks)
     if lost:
         call.note(f"left out of the environment, not UTF-8: {', '.join(lost)}")
     env["PWD"] = tasks[0].cwd

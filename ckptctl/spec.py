@@ -6,6 +6,7 @@ Both sources go through one table of converters, so that `--backoff 5s..10m` and
 
 import argparse
 import os
+import pwd
 import shlex
 import sys
 import tomllib
@@ -64,6 +65,16 @@ def _pairs(what: str) -> Callable[[Any], dict[str, str]]:
     return convert
 
 
+def _uid_of(value: Any) -> int:
+    """Return the uid of a user by name or number; that it is a user's, the daemon checks."""
+    try:
+        return pwd.getpwnam(str(value)).pw_uid
+    except KeyError:
+        if str(value).isascii() and str(value).isdigit():
+            return int(value)
+        raise BadRequest(f"--as: there is no user {value!r}", "see: getent passwd") from None
+
+
 def _needs(when: str) -> Setting:
     def convert(value: Any) -> dict[str, Any]:
         words = words_of(str(word) for word in _listed(value))
@@ -106,9 +117,33 @@ SETTINGS: Final[dict[str, Setting]] = {
     "grace": _field("grace_s", units.parse_duration),
     "checkpoint-signal": _field("checkpoint_signal", units.parse_signal),
     "memory": _field("memory_bytes", units.parse_size),
+    "cpus": _field("cpus", units.parse_number),
+    "tasks-max": _field("tasks_max", _whole("--tasks-max")),
+    "io-weight": _field("io_weight", _whole("--io-weight")),
+    "nice": _field("nice", _whole("--nice")),
+    "on-oom": _field("on_oom", units.parse_on_oom),
     "stdin": _field("stdin", _path),
+    "journal": _field("journal", _truth),
+    "as": _field("uid", _uid_of),
 }
 """Option or TOML key -> TaskSpec fields. `command` and `shell` are the only other keys."""
+
+
+LIMITS: Final = ("memory", "cpus", "tasks-max", "io-weight", "nice", "on-oom")
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add what an attempt may use, for submit, run and edit."""
+    limits = parser.add_argument_group("what it may use (0: no limit)")
+    for names, metavar, text in (
+        (("--memory",), "SIZE", "memory, such as 2G"),
+        (("--on-oom",), "WHAT", "over its memory: count, fail, hold or retry:x2,max=16G"),
+        (("--cpus",), "N", "processors' worth of time, such as 1.5"),
+        (("--tasks-max",), "N", "processes and threads"),
+        (("--io-weight",), "N", "share of the disk, 1 to 10000 (usual: 100)"),
+        (("--nice",), "N", "step back behind others, up to 19; below 0: root's tasks only"),
+    ):
+        limits.add_argument(*names, metavar=metavar, help=text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +156,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         (("-p", "--priority"), "N", "higher starts first (default: 0)"),
         (("-d", "--chdir"), "DIR", "working directory (default: this one)"),
         (("--stdin",), "FILE", "file to read as standard input (default: none)"),
-        (("--memory",), "SIZE", "memory limit, such as 2G (where cgroups allow it)"),
+        (("--as",), "USER", "for root: run as this user, and give it the task"),
     ):
         what.add_argument(*names, metavar=metavar, help=text)
     what.add_argument(
@@ -130,8 +165,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("-E", dest="env", metavar="K=V", action="append", help="set a variable")
     what.add_argument("--env-file", metavar="FILE", help="read variables from a file of K=V lines")
     what.add_argument("--clean-env", action="store_true", help="do not pass this environment on")
+    what.add_argument(
+        "--journal",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="its output goes to the systemd journal, too",
+    )
     what.add_argument("--shell", action="store_true", help="run the words as one sh -c script")
     what.add_argument("--file", metavar="SPEC.toml", help="read task(s) from TOML; options win")
+    add_limits(parser)
     _add_timing(parser)
 
 
@@ -170,6 +212,12 @@ def from_args(args: argparse.Namespace) -> list[TaskSpec]:
     return [build({**base, **table, **given}) for table in tables]
 
 
+def limits_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the given limits by their TOML keys."""
+    given = {key: getattr(args, key.replace("-", "_")) for key in LIMITS}
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the given options by their TOML keys."""
     found: dict[str, Any] = {}
@@ -189,6 +237,8 @@ def build(options: dict[str, Any]) -> TaskSpec:
     argv = _argv(options.pop("command", None), shell=options.pop("shell", False))
     for key, value in options.items():
         merge(fields, key, value)
+    if "uid" in fields:
+        fields["env"] = {**_login(fields["uid"]), **fields.get("env", {})}
     return converted({**fields, "argv": argv})
 
 
@@ -199,6 +249,16 @@ def merge(fields: dict[str, Any], key: str, value: Any) -> None:
         raise BadRequest(f"unknown setting {key!r}", hint)
     for name, item in SETTINGS[key](value).items():
         fields[name] = (*fields[name], *item) if name == "after" and name in fields else item
+
+
+def _login(uid: int) -> dict[str, str]:
+    """Return what a login sets, so that nobody works in another user's home by mistake."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return {}
+    names = {"USER": user.pw_name, "LOGNAME": user.pw_name}
+    return {"HOME": user.pw_dir, "SHELL": user.pw_shell or "/bin/sh", **names}
 
 
 def converted(fields: dict[str, Any]) -> TaskSpec:
@@ -229,10 +289,17 @@ def _umask() -> int:
     return mask
 
 
-def environment(args: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
-    """Return the environment to pass on, and the names that no text can carry."""
-    if args.clean_env:
-        kept = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG")
+def environment(
+    args: argparse.Namespace, tasks: Iterable[TaskSpec] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """Return the environment to pass on, and the names that no text can carry.
+
+    For another user only what is nobody's own: the rest may hold what is not theirs to know.
+    """
+    is_for_others = any(task.uid is not None for task in tasks)
+    if args.clean_env or is_for_others:
+        own = () if is_for_others else ("HOME", "USER", "LOGNAME", "SHELL")
+        kept = ("PATH", "LANG", *own)
         return {name: os.environ[name] for name in kept if name in os.environ}, []
     env, lost = {}, []
     for name, value in os.environ.items():

@@ -97,6 +97,7 @@ ckptctl wait --exit-code task 7; echo $?""",
         Verb(
             "edit", "edit:edit", "change tasks that are not running",
             examples="ckptctl edit 7 --set timeout=2h --set priority=5\n"
+            "ckptctl edit 7 --memory 8G\n"
             "ckptctl edit 7            # opens $EDITOR",
         ),
         Verb("priority", "change:priority", "higher starts first", "N TASK...",
@@ -129,7 +130,7 @@ ckptctl wait --exit-code task 7; echo $?""",
         Verb("daemon ping", "admin:daemon_ping", "does it answer", ""),
         Verb("daemon reload", "admin:daemon_reload", "read the configuration again", ""),
         Verb("daemon shutdown", "admin:daemon_shutdown", "stop it; tasks live on", "",
-             examples="ckptctl daemon shutdown\nckptctl daemon shutdown --tasks checkpoint"),
+             examples="ckptctl daemon shutdown\nckptctl daemon shutdown --tasks checkpoint --wait"),
         Verb("config show", "admin:config_show", "the configuration in force", ""),
         Verb("config check", "admin:config_check", "is a file right (78 if not)", "[FILE]"),
         Verb("config diff", "admin:config_diff", "the file against what is in force", "[FILE]"),

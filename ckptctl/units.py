@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
+from ckptd.protocol import on_oom
 from ckptd.protocol.errors import BadRequest
 
 SECOND_NS: Final = 1_000_000_000
@@ -73,6 +74,22 @@ def parse_size(text: str | float) -> int:
     if found is None:
         raise BadRequest(f"not a size: {text!r}", "examples: 512M 2G 1.5G")
     return int(float(found[1]) * _SIZE[found[2]])
+
+
+def parse_number(text: str | float) -> float:
+    """Return `1.5`, `2`; nothing negative, and no text that only looks like a number."""
+    if re.fullmatch(r"\d+(?:\.\d*)?|\.\d+", str(text).strip()) is None:
+        raise BadRequest(f"not a number: {text!r}", "examples: 0.5 2")
+    return float(text)
+
+
+def parse_on_oom(text: str) -> str:
+    """Return the text of a policy for running out of memory, once it can be understood."""
+    try:
+        on_oom.parse_on_oom(str(text).strip())
+    except ValueError as bad:
+        raise BadRequest(f"--on-oom: {bad}", on_oom.EXAMPLES) from bad
+    return str(text).strip()
 
 
 def parse_signal(text: str | int) -> int:

@@ -34,11 +34,14 @@ _STOPS: Final = {
 }
 _ENDS: Final = {
     "oom": "out of memory",
+    "oom limit": "over its memory limit",
+    "oom host": "the host ran out of memory",
     "timeout": "over its time limit",
     "deadline": "past its deadline",
     "lost": "supervisor lost",
     "reboot": "the machine restarted",
     "shutdown": "stopped by a shutdown",
+    "stopped": "its unit was stopped",
     "cancel": "",
     "kill": "killed",
     "not_started": "never started",
@@ -68,6 +71,10 @@ def _why(row: TaskRow, now_ns: int) -> str:
             return _waiting(row, now_ns)
         case "stopping":
             return _STOPS.get(row.reason, row.reason)
+        case "queued" if row.reason == "oom":
+            return "again, with more memory"
+        case "held" if row.reason == "oom":
+            return end_text(row)
         case "queued" if row.failures or row.interruptions:
             return row.reason or f"to go on after attempt {row.attempt}"
         case "failed" | "cancelled":
@@ -87,7 +94,7 @@ def _why(row: TaskRow, now_ns: int) -> str:
 def _ended(row: TaskRow) -> str:
     """Return the end and, where there is one that says more, the reason."""
     end = end_text(row) if row.phase == "failed" else _ENDS.get(row.cause, "")
-    reason = "" if row.reason in (row.cause, row.phase, "cancel", "kill") else row.reason
+    reason = "" if row.reason in (row.cause, row.phase, "cancel", "kill", "oom") else row.reason
     reason = _ENDS.get(reason, reason)
     if not end or end == reason:
         return reason
@@ -116,8 +123,16 @@ def end_text(row: TaskRow) -> str:
             return signal_name(row.signal or 0)
         case "spawn_error":
             return f"cannot start: {os.strerror(row.code or 0).lower()}"
+        case "oom":
+            return oom_text(row.blame, row.code)
         case _:
             return _ENDS.get(row.cause, row.cause)
+
+
+def oom_text(blame: str, code: int | None) -> str:
+    """Return whose memory ran out and, by its exit code, that the task itself lived on."""
+    child = f", a child was killed (exit {code})" if code else ""
+    return _ENDS.get(f"oom {blame}", _ENDS["oom"]) + child
 
 
 def outcome_text(row: TaskRow) -> str:
@@ -219,6 +234,11 @@ def settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         ("grace", _unless_zero(duration_text, spec.get("grace_s"))),
         ("save signal", signal_name(ask) if ask else ""),
         ("memory", _unless_zero(size_text, spec.get("memory_bytes"))),
+        ("on-oom", on_oom if (on_oom := str(spec.get("on_oom", ""))) != "count" else ""),
+        ("cpus", _unless_zero("{:g}".format, spec.get("cpus"))),
+        ("tasks-max", str(spec.get("tasks_max") or "")),
+        ("io-weight", str(spec.get("io_weight") or "")),
+        ("nice", str(spec.get("nice") or "")),
         ("stdin", clean(spec.get("stdin", ""))),
     ]
 

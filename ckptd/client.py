@@ -87,7 +87,9 @@ def as_error(reply: ErrorReply) -> CkptdError:
 class Client:
     """A conversation with one daemon. Not for use by several threads at once.
 
-    `notice` hears when the daemon is lost and found again during a patient call.
+    `notice` hears when the daemon is lost and found again during a patient call. One that does
+    not reconnect cannot start the next daemon by its socket (ckptd.socket); it waits out
+    `timeout_s` where nobody is there.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         notice: Callable[[str], None] | None = None,
         resend_s: float = RESEND_S,
+        *,
+        reconnects: bool = True,
     ) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
@@ -107,7 +111,7 @@ class Client:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
-        self._socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.set(zmq.RECONNECT_IVL, RECONNECT_MS if reconnects else -1)
         self._socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
         self._socket.set(zmq.MAXMSGSIZE, 2 * limits.REPLY_BYTES_MAX)
         self._monitor = self._socket.get_monitor_socket(_EVENTS)
@@ -176,9 +180,9 @@ class Client:
             elif now >= resend:
                 resend = now + self.resend_s
 
-    def until_gone(self) -> bool:
+    def until_gone(self, timeout_s: float | None = None) -> bool:
         """Wait until the daemon closed the connection. Returns False after the timeout."""
-        limit = time.monotonic() + self.timeout_s
+        limit = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         while self._connected and time.monotonic() < limit:
             self._hear("", limit, patient=False)
         return not self._connected
@@ -219,9 +223,13 @@ class Client:
                     self._notice("the daemon went away; waiting for it to come back")
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 raise Denied(f"the daemon at {self.endpoint} refuses this user")
-            elif not self._met:
+            elif not self._met and not self._has_listener():  # else a daemon dies or starts there
                 raise self._refused()
         return is_back
+
+    def _has_listener(self) -> bool:
+        path = self.endpoint.removeprefix("ipc://")
+        return path != self.endpoint and _is_listened_to(path)
 
     def _refused(self) -> CkptdError:
         path = self.endpoint.removeprefix("ipc://")
@@ -230,7 +238,7 @@ class Client:
                 f"no permission to talk to {path}",
                 "ask to be added to the group that owns it, or run your own `ckptd`",
             )
-        if path != self.endpoint and _is_listened_to(path):
+        if self._has_listener():
             return Unreachable(
                 f"a daemon is at {path}, but it does not take the connection up: busy, or hung",
                 "nothing was sent; look at the daemon, or wait longer with --answer-within",

@@ -11,15 +11,21 @@ ROOT = Path(__file__).resolve().parent.parent
 FUNCTION_LINES_MAX = 60
 FILE_LINES_MAX = 450
 TEST_LINES_MAX = 600
-MODULES_PER_FLOOR_MAX = 24
+MODULES_PER_FLOOR_MAX = 32
 
 SOURCES = sorted(
-    path for top in ("ckptd", "ckptctl", "examples", "bench") for path in (ROOT / top).rglob("*.py")
+    path
+    for top in ("ckptd", "ckptctl", "examples", "bench", "install")
+    for path in (ROOT / top).rglob("*.py")
 )
 ALL_PYTHON = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
 TEXTS = [
     *ALL_PYTHON,
-    *(path for top in ("etc", "systemd", "docs", ".ci") for path in (ROOT / top).rglob("*")),
+    *(
+        path
+        for top in ("etc", "systemd", "install/man", "docs", ".ci")
+        for path in (ROOT / top).rglob("*")
+    ),
     *ROOT.glob("*.md"),
     ROOT / "Makefile",
 ]
@@ -37,7 +43,7 @@ MAY_SYNC = {
     "ckptd/sdk/ckpt.py",
 }
 # Declarations and one closed `match`: long, flat, and better in one place.
-LONGER = {"ckptd/protocol/messages.py": 600, "ckptd/core/apply.py:apply": 75}
+LONGER = {"ckptd/protocol/messages.py": 640, "ckptd/core/apply.py:apply": 75}
 SYNCS = {"fsync", "fdatasync", "sync_file_range"}
 CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "now", "utcnow"}
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}

@@ -6,6 +6,7 @@ the State that was there. Replay and live use are this one call. Read next: `dec
 
 from typing import assert_never
 
+import msgspec
 from msgspec.structs import replace
 
 from ckptd.core.records import (
@@ -34,6 +35,8 @@ from ckptd.core.records import (
     Submitted,
 )
 from ckptd.core.state import PAST_KEPT, Group, Past, Run, State, Stop, Task
+
+_pack = msgspec.msgpack.Encoder(order="sorted")
 
 
 def apply(state: State, lsn: int, record: AnyRecord) -> None:
@@ -174,6 +177,7 @@ def _start_intent(state: State, record: StartIntent) -> None:
             pid=0,
             resumed_from=0,
             warning="",
+            invocation="",
             base=old.cursor,
             stop=None,
             frozen=False,
@@ -193,6 +197,7 @@ def _started(state: State, record: Started) -> None:
         pid=record.pid,
         resumed_from=record.resumed_from,
         warning=record.warning,
+        invocation=record.invocation,
         fresh=False,
     )
     # A stop that came while the attempt was starting stays a stop.
@@ -223,6 +228,8 @@ def _ended(state: State, record: Ended) -> None:
         record.cpu_s,
         record.rss_bytes,
         record.text,
+        record.blame,
+        run.invocation,
     )
     run = replace(
         run,
@@ -237,6 +244,9 @@ def _ended(state: State, record: Ended) -> None:
         past=(*run.past[1 - PAST_KEPT :], past),
     )
     until_ns = record.ended_ns if verdict.phase in ENDED else verdict.until_ns
+    if record.memory_bytes:
+        spec = replace(task.unpacked(), memory_bytes=record.memory_bytes)
+        task = replace(task, spec=_pack.encode(spec))
     state.put(replace(task, phase=verdict.phase, reason=verdict.reason, until_ns=until_ns, run=run))
 
 

@@ -30,14 +30,16 @@ from ckptd.core.records import (
     Spec,
     StopIntent,
 )
+from ckptd.core.rights import check_command, check_task, may_change
 from ckptd.core.select import selected
 from ckptd.core.state import Group, Run, State, Task
-from ckptd.core.submit import check_spec, entry, submit
+from ckptd.core.submit import check_limits, check_spec, entry, submit
 from ckptd.protocol import messages as m
-from ckptd.protocol.errors import BadRequest, Conflict, Denied, NotFound, Rejected
+from ckptd.protocol.errors import BadRequest, Conflict, NotFound, Rejected
 from ckptd.protocol.limits import REQUEST_BYTES_MAX
 
 SIGKILL = 9
+_LIMITS = ("memory_bytes", "cpus", "tasks_max", "io_weight", "nice", "on_oom")
 _pack = msgspec.msgpack.Encoder(order="sorted")
 
 
@@ -52,6 +54,7 @@ class Case(msgspec.Struct, frozen=True):
 
 def decide(case: Case, command: m.Message) -> tuple[list[AnyRecord], m.Answer]:
     """Return the records of a mutating command and its answer. Raises Rejected."""
+    check_command(command, case.caller, case.policy.rules)
     match command:
         case m.Submit():
             return submit(case.state, command, case.caller, case.now, case.policy)
@@ -72,9 +75,10 @@ def _each(case: Case, command: Any) -> tuple[list[AnyRecord], m.Changed]:
     change = _CHANGES[type(command)]
     records: list[AnyRecord] = []
     rows: list[m.TaskChange] = []
-    for task in selected(case.state, command.select, case.caller):
+    for task in selected(case.state, command.select, case.caller, may_change):
         error = None
         try:
+            check_task(task, command, case.caller, case.policy.rules)
             made = change(case, task, command)
         except Rejected as refused:
             if isinstance(command, m.Clean) and _is_wide(command.select):
@@ -250,7 +254,8 @@ def _check_edit(case: Case, command: m.Edit) -> None:
     check_spec(m.TaskSpec(argv=command.argv or ("x",), cwd=command.cwd or "/"))
     if command.cwd == "":
         raise BadRequest("cwd is empty; it must be an absolute path")
-    size = len(_pack.encode(command)) * len(selected(case.state, command.select, case.caller))
+    count = len(selected(case.state, command.select, case.caller, may_change))
+    size = len(_pack.encode(command)) * count
     if size > REQUEST_BYTES_MAX:
         raise BadRequest(f"{size} bytes of changes over all tasks are too many", "edit fewer tasks")
 
@@ -260,6 +265,10 @@ def _edit(case: Case, task: Task, command: m.Edit) -> list[AnyRecord]:
     if task.phase in ACTIVE and not only_priority:
         raise _conflict(task, "edit", "only a task that is not running can be edited")
     group = command.group if command.group is not None else task.group
+    spec = _edited_spec(task.unpacked(), command)
+    if any(getattr(command, name) is not None for name in _LIMITS):
+        # What the daemon's default says of an oom need not fit the limits of this task.
+        check_limits(replace(spec, on_oom=command.on_oom or ""), task.uid)
     return [
         Edited(
             task.id,
@@ -267,7 +276,7 @@ def _edit(case: Case, task: Task, command: m.Edit) -> list[AnyRecord]:
             group,
             task.priority if command.priority is None else command.priority,
             task.deadline_ns if command.deadline_ns is None else command.deadline_ns,
-            msgspec.Raw(_pack.encode(_edited_spec(task.unpacked(), command))),
+            msgspec.Raw(_pack.encode(spec)),
         )
     ]
 
@@ -275,7 +284,7 @@ def _edit(case: Case, task: Task, command: m.Edit) -> list[AnyRecord]:
 def _edited_spec(spec: Spec, command: m.Edit) -> Spec:
     changes: dict[str, Any] = {
         name: value
-        for name in ("name", "argv", "cwd", "timeout_s", "grace_s", "labels")
+        for name in ("name", "argv", "cwd", "timeout_s", "grace_s", "labels", *_LIMITS)
         if (value := getattr(command, name)) is not None
     }
     if command.retries is not None:
@@ -287,7 +296,6 @@ def _edited_spec(spec: Spec, command: m.Edit) -> Spec:
 
 
 def _group_set(case: Case, command: m.GroupSet) -> tuple[list[AnyRecord], m.Answer]:
-    _admin_only(case, "change groups")
     old = case.state.groups.get(command.name) or Group(command.name)
     parallel = old.parallel if command.parallel is None else command.parallel
     paused = old.paused if command.paused is None else command.paused
@@ -295,7 +303,6 @@ def _group_set(case: Case, command: m.GroupSet) -> tuple[list[AnyRecord], m.Answ
 
 
 def _group_remove(case: Case, command: m.GroupRemove) -> tuple[list[AnyRecord], m.Answer]:
-    _admin_only(case, "change groups")
     if command.name == "default":
         raise Conflict("the group 'default' stays")
     if command.name not in case.state.groups:
@@ -307,11 +314,6 @@ def _group_remove(case: Case, command: m.GroupRemove) -> tuple[list[AnyRecord], 
             f"ckptctl cancel -g {command.name}; ckptctl clean -g {command.name}",
         )
     return [GroupRemoved(command.name)], m.Done()
-
-
-def _admin_only(case: Case, what: str) -> None:
-    if not case.caller.admin:
-        raise Denied(f"uid {case.caller.uid} may not {what}", "ask root or the daemon's owner")
 
 
 _CHANGES: dict[type[m.Message], Callable[[Case, Task, Any], list[AnyRecord]]] = {

@@ -38,8 +38,8 @@ def event(lsn: int, record: AnyRecord) -> Event | None:
 
 
 def may_follow(state: State, found: Event, caller: Caller) -> bool:
-    """Tell whether the caller may see an event: its own tasks', or as an admin all."""
-    if caller.admin:
+    """Tell whether the caller may see an event: its own tasks', or with a role for it all."""
+    if caller.admin or caller.reads:
         return True
     task = state.tasks.get(found.task)
     return task is not None and task.uid == caller.uid

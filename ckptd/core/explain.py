@@ -7,6 +7,7 @@ from ckptd.core.state import Past, State, Task, ready_key
 _SIGNALS = {1: "HUP", 2: "INT", 3: "QUIT", 4: "ILL", 6: "ABRT", 7: "BUS", 8: "FPE", 9: "KILL",
             10: "USR1", 11: "SEGV", 12: "USR2", 13: "PIPE", 14: "ALRM", 15: "TERM"}  # fmt: skip
 AHEAD_COUNTED_MAX = 10_000
+_SAID = {"cancel": "", "stopped": "its unit was stopped by hand (systemctl stop)"}
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
 
@@ -27,6 +28,11 @@ def explain(state: State, task: Task, now: Now, policy: Policy) -> str:
             text = _queued(state, task, policy)
         case Phase.WAITING:
             text = _waiting(state, task, now)
+        case Phase.HELD if task.reason == "oom":
+            text = (
+                f"held because it went over its memory limit; `ckptctl edit {task.id} --memory "
+                f"SIZE`, then `ckptctl release {task.id}` goes on"
+            )
         case Phase.HELD:
             text = f"held by a person; `ckptctl release {task.id}` lets it go on"
         case Phase.BLOCKED:
@@ -47,7 +53,7 @@ def explain(state: State, task: Task, now: Now, policy: Policy) -> str:
         case Phase.FAILED:
             text = _failed(task)
         case _:
-            said = task.reason if task.reason not in ("", "cancel") else ""
+            said = _SAID.get(task.reason, task.reason)
             text = f"{task.phase.word}" + (f": {said}" if said else "")
     last = task.run.past[-1] if task.run is not None and task.run.past else None
     return f"{text}. Last attempt: {ending(last)}" if last is not None else text
@@ -57,7 +63,7 @@ def ending(past: Past) -> str:
     """Return how an attempt ended, in words."""
     how = {
         "exit": f"exited with {past.code}",
-        "oom": "killed by the kernel for want of memory (OOM)",
+        "oom": _out_of_memory(past),
         "lost": "lost: its supervisor was killed",
         "reboot": "cut off when the machine went down",
         "not_started": "never began",
@@ -67,6 +73,7 @@ def ending(past: Past) -> str:
         "timeout": "stopped: its timeout was over",
         "deadline": "stopped: its deadline had passed",
         "shutdown": "interrupted by a shutdown",
+        "stopped": "stopped by a stop of its unit",
     }.get(past.cause, past.cause)
     if past.cause == "signal":
         how = f"killed by SIG{_SIGNALS.get(past.signal, past.signal)}"
@@ -79,9 +86,26 @@ def ending(past: Past) -> str:
     return f"{how} ({past.text})" if past.text else how
 
 
+def _out_of_memory(past: Past) -> str:
+    """Return whose memory ran out and who paid for it, as far as the runner could tell."""
+    if past.blame == "host":
+        why = "because the host ran out of memory, not at its own limit"
+        return f"lost a child, killed {why}" if past.code else f"killed {why}"
+    if past.blame == "limit" and past.code:
+        return (
+            "went over its memory limit: a child process was killed by the kernel (OOM); "
+            f"the task itself exited with {past.code}"
+        )
+    if past.blame == "limit":
+        return "went over its memory limit: its main process was killed by the kernel (OOM)"
+    return "killed by the kernel for want of memory (OOM)"
+
+
 def _failed(task: Task) -> str:
+    if task.reason == "oom":
+        return f"failed: over its memory limit (--on-oom fail); {_again(task)}"
     if task.reason:
-        return f"failed: {task.reason}; `ckptctl retry {task.id}` runs it again"
+        return f"failed: {task.reason}; {_again(task)}"
     limit = task.unpacked().max_failures
     if limit > 1:
         return f"failed: all {limit} failures that it may have are used up"
@@ -90,7 +114,19 @@ def _failed(task: Task) -> str:
     return "failed: without --retries a failure is final, unless the attempt saved something new"
 
 
+def _again(task: Task) -> str:
+    return f"`ckptctl retry {task.id}` runs it again"
+
+
 def _queued(state: State, task: Task, policy: Policy) -> str:
+    text = _in_line(state, task, policy)
+    if task.reason == "oom":
+        limit_mib = task.unpacked().memory_bytes / (1 << 20)
+        return f"{text}; it goes on with a memory limit of {limit_mib:,.0f} MiB"
+    return text
+
+
+def _in_line(state: State, task: Task, policy: Policy) -> str:
     group = state.groups.get(task.group)
     if group is None:
         return f"its group {task.group!r} does not exist"

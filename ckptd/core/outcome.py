@@ -11,6 +11,7 @@ from ckptd.core.policy import Now, Policy
 from ckptd.core.port import EndSeen, MarkSeen, StartSeen
 from ckptd.core.records import ACTIVE, PENDING, AnyRecord, Ended, Marked, Phase, Started, Verdict
 from ckptd.core.state import Run, State, Task
+from ckptd.protocol.on_oom import parse_on_oom
 
 
 def started(state: State, seen: StartSeen) -> list[AnyRecord]:
@@ -29,6 +30,7 @@ def started(state: State, seen: StartSeen) -> list[AnyRecord]:
             seen.pid,
             seen.resumed_from,
             seen.warning,
+            seen.invocation,
         )
     ]
 
@@ -69,10 +71,9 @@ def ended(
         run = replace(run, cursor=mark.cursor, checkpoint_ns=mark.checkpoint_ns)
     started_ns = seen.started_ns or run.started_ns or run.intent_ns
     ended_ns = max(seen.ended_ns or now.at_ns, started_ns)
-    verdict = _Judge(state, task, run, seen, mark, now, policy).verdict(ended_ns)
-    cause = (
-        run.stop.why if run.stop is not None and seen.cause in ("exit", "signal") else seen.cause
-    )
+    judge = _Judge(state, task, run, seen, mark, now, policy)
+    verdict = judge.verdict(ended_ns)
+    cause = run.stop.why if run.stop is not None and seen.cause in _BY_STOP else seen.cause
     lost_s = 0.0
     if verdict.phase in PENDING and seen.cause != "not_started":
         lost_s = max(0, ended_ns - max(started_ns, run.checkpoint_ns)) / 1e9
@@ -93,8 +94,13 @@ def ended(
             cursor=run.cursor,
             text=mark.problem if mark is not None and mark.problem else seen.text,
             verdict=verdict,
+            blame=seen.blame,
+            memory_bytes=judge.memory_bytes,
         )
     ]
+
+
+_BY_STOP = frozenset({"exit", "signal", "shutdown", "stopped"})  # may be our own stop's doing
 
 
 class _Judge:
@@ -115,6 +121,7 @@ class _Judge:
         self.spec = task.unpacked()
         self.progressed = run.cursor not in ("", run.base)
         self.failures, self.interruptions = run.failures, run.interruptions
+        self.memory_bytes = 0  # the limit from now on, where it changes
         # Progress since the start proves that the task gets on: the patience counters start anew.
         self.stalls = 0 if self.progressed else run.stalls
         self.crashes = 0 if self.progressed else run.crashes
@@ -126,6 +133,8 @@ class _Judge:
         stop = self.run.stop
         if stop is not None and stop.why in ("cancel", "kill"):
             return self._next(Phase.CANCELLED, stop.why)
+        if self.seen.cause == "stopped" and stop is None:
+            return self._next(Phase.CANCELLED, "stopped")
         meaning = retry.exit_class(self.seen.code, self.spec.on_exit)
         is_done = self.seen.cause == "exit" and meaning == retry.OK
         if is_done and (stop is None or stop.rung == 0):
@@ -134,13 +143,14 @@ class _Judge:
             return self._next(Phase.BLOCKED, "checkpoint")
         if stop is not None:
             return self._stopped(stop.why)
+        was_child = self.seen.cause == "exit" and meaning == retry.RETRY  # make(1): exit code 2
+        if self.seen.cause == "oom" or (self.seen.blame and was_child):
+            return self._out_of_memory()
         match self.seen.cause:
             case "exit":
                 return self._exited(meaning)
             case "signal":
                 return self._failed(crash=self.seen.signal in retry.CRASH_SIGNALS)
-            case "oom":
-                return self._failed(crash=True)
             case "spawn_error" if self.seen.code in retry.SPAWN_TRANSIENT:
                 return self._transient()
             case "spawn_error":
@@ -148,6 +158,8 @@ class _Judge:
                 return self._next(Phase.FAILED, "cannot start")
             case "not_started":
                 return self._next(Phase.QUEUED, "")
+            case "shutdown":
+                return self._interrupted(host_death=False)
             case _:  # lost, reboot
                 return self._interrupted(host_death=True)
 
@@ -188,6 +200,27 @@ class _Judge:
             self.stalls, self.spec.backoff_s, self.spec.backoff_max_s, self._jitter()
         )
         return self._next(Phase.WAITING, "backoff", self.ended_ns + delay_ns)
+
+    def _out_of_memory(self) -> Verdict:
+        """Judge what the kernel's OOM killer did: to the main process, or to a child of it.
+
+        A limit that grows is no failure: Bound: `max_bytes`, at which it counts as one.
+        """
+        if self.seen.blame == "host":
+            return self._transient()
+        wanted = parse_on_oom(self.spec.on_oom)
+        if self.seen.blame == "limit" and wanted.action != "count":
+            limit_bytes = self.spec.memory_bytes
+            grown_bytes = wanted.next_bytes(limit_bytes)
+            if grown_bytes > limit_bytes > 0:
+                self.memory_bytes = grown_bytes
+                return self._next(Phase.QUEUED, "oom")
+            if wanted.action == "hold":
+                return self._next(Phase.HELD, "oom")
+            if wanted.action == "fail":
+                self.failures += 1
+                return self._next(Phase.FAILED, "oom")
+        return self._failed(crash=self.seen.cause == "oom")
 
     def _transient(self) -> Verdict:
         self.interruptions += 1

@@ -34,6 +34,7 @@ _NOBODY = Caller(-1, -1, admin=True)
 REMOVED_PER_TURN_MAX = 500
 KEPT_PER_TURN_MAX = 1_000  # ended tasks that others wait for, looked at in one pass
 ADOPTED_GRACE_S = 30.0  # before an adopted attempt can time out: it may have asked for more
+SAVE_S = 5.0  # beyond the grace: the machine's stop signal is the first that a task hears of it
 
 
 class Adopt(msgspec.Struct, frozen=True, gc=False):
@@ -343,4 +344,11 @@ def _start(state: State, task: Task, run: Run) -> Start:
         epoch=state.epoch,
         deadline_ns=task.deadline_ns,
         fresh=run.fresh,
+        name=spec.name,
+        cpus=spec.cpus,
+        tasks_max=spec.tasks_max,
+        io_weight=spec.io_weight,
+        nice=spec.nice,
+        stop_signal=spec.stop_signal,
+        stop_s=spec.grace_s + SAVE_S,
     )

@@ -35,6 +35,13 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     deadline_ns: int
     fresh: bool  # archive the checkpoints of earlier attempts first
+    name: str = ""  # of the task, for people
+    cpus: float = 0.0  # processors' worth of time; 0: no limit, here and below
+    tasks_max: int = 0  # processes and threads
+    io_weight: int = 0  # 1 to 10,000; 0: the default of 100
+    nice: int = 0
+    stop_signal: int = 15
+    stop_s: float = 0.0  # from the stop signal to SIGKILL, where the machine itself stops the task
 
 
 class Deliver(msgspec.Struct, frozen=True, gc=False):
@@ -80,6 +87,10 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
 Effect = Start | Deliver | Freeze | Control | Forget | Delete
 
 
+UNLIMITED = "not limited here: "
+"""How a warning begins that names limits which nothing holds, as `cpus, io-weight`."""
+
+
 class StartSeen(msgspec.Struct, frozen=True, gc=False):
     """The attempt's main process runs (or ran) under this supervisor."""
 
@@ -90,13 +101,15 @@ class StartSeen(msgspec.Struct, frozen=True, gc=False):
     at_ns: int
     resumed_from: int = 0  # sequence of the checkpoint handed to it; 0: none
     warning: str = ""  # "checkpoint 7 is corrupt (x.bin: digest differs), resumed from 6"
+    invocation: str = ""  # of its unit, 32 hexadecimal digits; "": it has no unit
 
 
 class EndSeen(msgspec.Struct, frozen=True, gc=False):
     """The attempt is over and none of its processes is left: the exit record's content.
 
     `cause`: exit, signal, oom, spawn_error (errno in `code`), lost (supervisor killed, tree
-    killed after it), reboot (boot id changed), not_started (fence taken before any process).
+    killed after it), reboot (boot id changed), not_started (fence taken before any process),
+    shutdown (the machine or the slice was stopped), stopped (somebody stopped its unit by hand).
     """
 
     task: int
@@ -110,6 +123,7 @@ class EndSeen(msgspec.Struct, frozen=True, gc=False):
     cpu_s: float = 0.0
     rss_bytes: int = 0
     text: str = ""  # evidence for people
+    blame: str = ""  # of an oom: "limit" (its own was hit), "host" (memory ran out around it)
 
 
 class MarkSeen(msgspec.Struct, frozen=True, gc=False):
@@ -144,6 +158,11 @@ class Runner(Protocol):
 
     name: str
     cgroup: str
+
+    @property
+    def is_adopting(self) -> bool:
+        """Tell whether the fate of an adopted attempt is still to be told."""
+        ...
 
     def fileno(self) -> int:
         """Return one pollable descriptor (an epoll) that is readable when `poll` has news."""

@@ -13,11 +13,13 @@ from ckptd.core.explain import explain
 from ckptd.core.plan import Instance, Observed
 from ckptd.core.policy import Caller, Now, Policy
 from ckptd.core.records import ACTIVE, ENDED, STUCK, Phase
-from ckptd.core.select import check, fits, may_see, selected
+from ckptd.core.rights import may_open, may_see
+from ckptd.core.select import check, fits, selected
 from ckptd.core.state import Past, State, Task
 from ckptd.protocol import limits
 from ckptd.protocol import messages as m
-from ckptd.protocol.errors import BadRequest
+from ckptd.protocol.errors import BadRequest, Denied
+from ckptd.protocol.ids import unit_name
 
 SHOWN_MAX = 100
 ARGV_CHARS_SHOWN = 500
@@ -37,8 +39,7 @@ class View(msgspec.Struct, frozen=True):
 def status(view: View, query: m.Status) -> m.TaskPage:
     """Return one page. Bound: SCAN_PER_PAGE_MAX tasks are looked at, then `next` goes on."""
     select = query.select
-    whose = None if view.caller.admin else view.caller.uid
-    totals = view.state.totals(whose)
+    totals = totals_of(view)
     if select.ids or select.last or select.keys or select.names:
         found = selected(view.state, select, view.caller)
         rows = [row(view, task) for task in found if task.id > query.cursor][: query.limit]
@@ -53,6 +54,12 @@ def status(view: View, query: m.Status) -> m.TaskPage:
         if may_see(task, view.caller) and fits(task, select):
             rows.append(row(view, task))
     return m.TaskPage(tuple(rows), totals, 0)
+
+
+def totals_of(view: View) -> dict[str, int]:
+    """Return how many tasks are in each phase, of those that the caller may see."""
+    sees_all = view.caller.admin or view.caller.reads
+    return view.state.totals(None if sees_all else view.caller.uid)
 
 
 def _in_order(state: State, query: m.Status) -> Iterator[Task]:
@@ -96,12 +103,13 @@ def row(view: View, task: Task) -> m.TaskRow:
         started_ns=_started_ns(task),
         ended_ns=task.until_ns if ended else (last.ended_ns if last else 0),
         cause=last.cause if last else "",
-        code=last.code if last and last.signal == 0 and last.cause in _WITH_CODE else None,
+        code=_code(last) if last else None,
         signal=last.signal or None if last else None,
         pid=run.pid if run is not None and task.phase in ACTIVE else 0,
         checkpoint=run.checkpoint if run else 0,
         checkpoint_ns=run.checkpoint_ns if run else 0,
         progress=_progress(view, task),
+        blame=last.blame if last else "",
     )
 
 
@@ -119,7 +127,16 @@ def _shortened(argv: tuple[str, ...]) -> tuple[str, ...]:
     return argv if len(kept) == len(argv) and kept[-1] == argv[-1] else tuple(kept)
 
 
-_WITH_CODE = frozenset({"exit", "spawn_error", "cancel", "timeout", "deadline", "shutdown", "kill"})
+_WITH_CODE = frozenset(
+    {"exit", "spawn_error", "cancel", "timeout", "deadline", "shutdown", "kill", "stopped"}
+)
+
+
+def _code(past: Past) -> int | None:
+    """Return the exit code where there is one: of an oom, where only a child was killed."""
+    if past.cause == "oom":
+        return past.code or None
+    return past.code if past.signal == 0 and past.cause in _WITH_CODE else None
 
 
 def _started_ns(task: Task) -> int:
@@ -150,22 +167,33 @@ def show(view: View, query: m.Show, directory: str) -> m.TaskDetails:
 
 
 def _detail(view: View, task: Task, directory: str, *, env: bool) -> m.TaskDetail:
+    is_open = may_open(task, view.caller)
+    if env and not is_open:
+        uid = view.caller.uid
+        raise Denied(f"the environment of task {task.id} is not for uid {uid}: it is not theirs")
     stored = view.state.envs.get(task.env)
     whole = {**(_env.decode(stored) if stored else {}), **task.unpacked().env}
+    run = task.run
+    invocation = run.invocation if run is not None else ""
     return m.TaskDetail(
         row=row(view, task),
-        spec=_spec(task),
-        attempts=tuple(_attempt(past) for past in task.run.past) if task.run else (),
+        spec=_spec(task, is_open=is_open),
+        attempts=tuple(_attempt(past) for past in run.past) if run is not None else (),
         explanation=explain(view.state, task, view.now, view.policy),
         directory=f"{directory}/tasks/{task.id}",
         output=f"{directory}/output/{task.id}.log",
         env=whole if env else None,
+        invocation=invocation,
+        unit=unit_name(task.id, run.attempt) if run is not None and invocation else "",
+        warning=run.warning if run is not None else "",
     )
 
 
-def _spec(task: Task) -> dict[str, Any]:
+def _spec(task: Task, *, is_open: bool) -> dict[str, Any]:
     asked: dict[str, Any] = msgspec.to_builtins(task.unpacked())
     asked.pop("digest", None)
+    if not is_open:
+        asked.pop("env")
     asked["group"], asked["priority"], asked["key"] = task.group, task.priority, task.key
     asked["deadline_ns"] = task.deadline_ns
     asked["after"] = [{"task": need.task, "when": need.when} for need in task.needs]
@@ -178,13 +206,15 @@ def _attempt(past: Past) -> m.AttemptRow:
         started_ns=past.started_ns,
         ended_ns=past.ended_ns,
         cause=past.cause,
-        code=past.code if past.signal == 0 and past.cause in _WITH_CODE else None,
+        code=_code(past),
         signal=past.signal or None,
         checkpoint=past.checkpoint,
         lost_s=past.lost_s,
         cpu_s=past.cpu_s,
         rss_bytes=past.rss_bytes,
         text=past.text,
+        blame=past.blame,
+        invocation=past.invocation,
     )
 
 

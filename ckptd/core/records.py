@@ -69,6 +69,12 @@ class Spec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     stdin: str = ""
     umask: int = 0o022
     digest: bytes = b""  # of the request as asked, where it has a key
+    cpus: float = 0.0  # 0: no limit, here and below
+    tasks_max: int = 0
+    io_weight: int = 0
+    nice: int = 0
+    on_oom: str = ""  # see ckptd/protocol/on_oom.py
+    journal: bool = False  # the output goes to journald, too
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -129,6 +135,7 @@ class Submitted(Record, frozen=True, tag=11):
     key: str
     needs: tuple[Need, ...]
     spec: msgspec.Raw  # a packed Spec, never decoded by a replay
+    by: int = -1  # uid of who submitted it for this user; -1: the user
 
 
 class Edited(Record, frozen=True, tag=12):
@@ -188,6 +195,7 @@ class Started(Record, frozen=True, tag=21):
     pid: int
     resumed_from: int
     warning: str
+    invocation: str = ""  # of its unit, for the journal; "": it has none
 
 
 class StopIntent(Record, frozen=True, tag=22):
@@ -262,7 +270,9 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Ended(Record, frozen=True, tag=27):
     """The attempt is over; `ended_ns` is when it really happened.
 
-    `cause`: see EndSeen; or cancel, kill, timeout, deadline, shutdown where our stop ended it.
+    `cause`: exit, signal, oom, spawn_error, lost, reboot, not_started, shutdown (of the machine or
+    the slice), stopped (its unit was stopped by hand); or cancel, kill, timeout, deadline, shutdown
+    where our stop ended it. `blame`: of an oom, limit (its own was hit) or host.
     """
 
     task: int
@@ -280,6 +290,8 @@ class Ended(Record, frozen=True, tag=27):
     cursor: str
     text: str
     verdict: Verdict
+    blame: str = ""
+    memory_bytes: int = 0  # the task's limit from now on; 0: as it was
 
 
 # --- groups ---------------------------------------------------------------------------------

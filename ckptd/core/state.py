@@ -51,6 +51,8 @@ class Past(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cpu_s: float
     rss_bytes: int
     text: str
+    blame: str = ""  # of an oom: limit, host
+    invocation: str = ""  # of its unit
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -79,6 +81,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fresh: bool = False  # the next attempt archives the checkpoints
     past: tuple[Past, ...] = ()
     patience_from: int = 0  # attempt at which a person said "again": limits count from there
+    invocation: str = ""  # of the attempt's unit
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -10,10 +10,12 @@ import msgspec
 
 from ckptd.core.policy import Caller, Now, Policy
 from ckptd.core.records import ENDED, AnyRecord, EnvStored, Need, Phase, Spec, Submitted
+from ckptd.core.rights import identity, may_change
 from ckptd.core.state import State, Task
 from ckptd.protocol import limits
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest, Conflict, Denied, NotFound
+from ckptd.protocol.on_oom import EXAMPLES, parse_on_oom
 
 _pack = msgspec.msgpack.Encoder(order="sorted")
 
@@ -32,7 +34,7 @@ class _Submit:
         self.state, self.caller, self.now, self.policy = state, caller, now, policy
         self.records: list[AnyRecord] = []
         self.next_id = state.next_id
-        self.keys: dict[str, tuple[int, bytes]] = {}
+        self.keys: dict[tuple[int, str], tuple[int, bytes]] = {}
 
     def accept(self, command: m.Submit) -> tuple[list[AnyRecord], m.Submitted]:
         env = self._env(command.env)
@@ -55,6 +57,8 @@ class _Submit:
 
     def _task(self, asked: m.TaskSpec, env: bytes) -> tuple[int, bool]:
         check_spec(asked)
+        uid, gid = identity(asked, self.caller, self.policy)
+        check_limits(asked, uid)
         if asked.group not in self.state.groups:
             known = ", ".join(sorted(self.state.groups))
             raise NotFound(
@@ -64,21 +68,21 @@ class _Submit:
         digest = _pack.encode(asked) if asked.key else b""
         digest = blake2b(digest, digest_size=16).digest() if digest else b""
         if asked.key:
-            known_id = self._known(asked.key, digest)
+            known_id = self._known(uid, asked.key, digest)
             if known_id:
                 return known_id, False
         if asked.deadline_ns and asked.deadline_ns <= self.now.at_ns:
             raise BadRequest("the deadline has passed already", "give one that lies ahead")
-        needs = tuple(map(self._need, asked.after)) if asked.after else ()
+        needs = tuple(self._need(uid, need) for need in asked.after) if asked.after else ()
         number, self.next_id = self.next_id, self.next_id + 1
         if asked.key:
-            self.keys[asked.key] = number, digest
+            self.keys[uid, asked.key] = number, digest
         phase, reason, until_ns = self._entry(asked, needs)
         self.records.append(
             Submitted(
                 task=number,
                 at_ns=self.now.at_ns,
-                uid=self.caller.uid,
+                uid=uid,
                 group=asked.group,
                 priority=asked.priority,
                 env=env,
@@ -88,15 +92,16 @@ class _Submit:
                 deadline_ns=asked.deadline_ns,
                 key=asked.key,
                 needs=needs,
-                spec=msgspec.Raw(_pack.encode(self._spec(asked, digest))),
+                spec=msgspec.Raw(_pack.encode(self._spec(asked, gid, digest))),
+                by=-1 if uid == self.caller.uid else self.caller.uid,
             )
         )
         return number, True
 
-    def _known(self, key: str, digest: bytes) -> int:
-        number, old = self.keys.get(key, (0, b""))
+    def _known(self, uid: int, key: str, digest: bytes) -> int:
+        number, old = self.keys.get((uid, key), (0, b""))
         if not number:
-            number = self.state.keys.get((self.caller.uid, key), 0)
+            number = self.state.keys.get((uid, key), 0)
             task = self.state.tasks.get(number)
             old = task.unpacked().digest if task is not None else b""
         if number and old != digest:
@@ -106,11 +111,11 @@ class _Submit:
             )
         return number
 
-    def _need(self, dependency: m.Dependency) -> Need:
+    def _need(self, uid: int, dependency: m.Dependency) -> Need:
         number = dependency.task
         if dependency.key:
-            own = self.keys.get(dependency.key)
-            stored = self.state.keys.get((self.caller.uid, dependency.key), 0)
+            own = self.keys.get((uid, dependency.key))
+            stored = self.state.keys.get((uid, dependency.key), 0)
             number = own[0] if own else stored
             if not number:
                 raise NotFound(f"cannot start after key {dependency.key!r}: no such task")
@@ -118,7 +123,7 @@ class _Submit:
         is_new = self.state.next_id <= number < self.next_id
         if task is None and not is_new:
             raise NotFound(f"cannot start after task {number}: no such task")
-        if task is not None and not (self.caller.admin or task.uid == self.caller.uid):
+        if task is not None and not may_change(task, self.caller):
             raise Denied(f"cannot start after task {number}: it is not yours")
         return Need(number, dependency.when)
 
@@ -130,14 +135,14 @@ class _Submit:
             return Phase.HELD, "", at_ns
         return entry(self.state, needs, at_ns, self.now)
 
-    def _spec(self, asked: m.TaskSpec, digest: bytes) -> Spec:
+    def _spec(self, asked: m.TaskSpec, gid: int, digest: bytes) -> Spec:
         policy = self.policy
         retries = policy.retries if asked.retries is None else asked.retries
         return Spec(
             argv=asked.argv,
             cwd=asked.cwd,
             name=asked.name or asked.argv[0].rpartition("/")[2][: limits.NAME_CHARS_MAX],
-            gid=self.caller.gid,
+            gid=gid,
             labels=asked.labels,
             env=asked.env,
             timeout_s=asked.timeout_s or policy.timeout_s,
@@ -153,7 +158,13 @@ class _Submit:
             memory_bytes=asked.memory_bytes,
             stdin=asked.stdin,
             umask=asked.umask,
+            journal=policy.journal if asked.journal is None else asked.journal,
             digest=digest,
+            cpus=asked.cpus,
+            tasks_max=asked.tasks_max,
+            io_weight=asked.io_weight,
+            nice=asked.nice,
+            on_oom=asked.on_oom or policy.on_oom,
         )
 
 
@@ -211,6 +222,32 @@ def check_spec(asked: m.TaskSpec) -> None:
         raise BadRequest(f"backoff_max_s {most_s} is below backoff_s {first_s}")
     if asked.env:
         check_env(asked.env)
+
+
+def check_limits(asked: m.TaskSpec | Spec, uid: int) -> None:
+    """Raise BadRequest for limits that cannot be, or cannot be together, of a task of `uid`."""
+    if 0 < asked.cpus < limits.CPUS_MIN:
+        raise BadRequest(f"cpus {asked.cpus:g} is below {limits.CPUS_MIN}", "0 is no limit")
+    if asked.nice < 0 and uid != 0:
+        raise BadRequest(
+            f"nice {asked.nice} is for tasks that run as root, and this one runs as uid {uid}",
+            "0 to 19 make a task step back behind others",
+        )
+    try:
+        wanted = parse_on_oom(asked.on_oom)
+    except ValueError as bad:
+        raise BadRequest(f"on_oom: {bad}", EXAMPLES) from bad
+    if wanted.action != "retry":
+        return
+    if not asked.memory_bytes:
+        raise BadRequest(
+            f"on_oom {asked.on_oom} multiplies a memory limit, and there is none",
+            "add one, such as --memory 2G",
+        )
+    if wanted.max_bytes < asked.memory_bytes:
+        raise BadRequest(
+            f"on_oom {asked.on_oom} is below the memory limit of {asked.memory_bytes} bytes"
+        )
 
 
 def _check_path(name: str, path: str) -> None:

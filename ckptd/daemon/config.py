@@ -17,6 +17,7 @@ from ckptd.daemon import paths
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadConfig
 from ckptd.protocol.messages import GroupName
+from ckptd.protocol.on_oom import EXAMPLES, parse_on_oom
 
 LIVE: Final = Meta(extra={"live": True})
 """Marks a field that takes effect at a reload; all others need a restart."""
@@ -31,10 +32,11 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Daemon(Table, frozen=True):
-    """[daemon]: where things are, and how much is said."""
+    """[daemon]: where things are, what runs the tasks, and how much is said."""
 
     state_dir: Path = ""
     run_dir: Path = ""
+    runner: Literal["auto", "unit", "fork"] = "auto"
     log_level: Annotated[Literal["error", "warning", "info", "debug"], LIVE] = "info"
 
 
@@ -45,6 +47,21 @@ class Ipc(Table, frozen=True):
     group: Annotated[str, Meta(max_length=64)] = "ckptd"
     connections_per_uid: Annotated[int, Meta(ge=4, le=4_096)] = 256
     hold_s: Annotated[float, Meta(ge=0, le=limits.HOLD_S_MAX), LIVE] = limits.HOLD_S_MAX
+
+
+GroupNames = Annotated[
+    tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=100), LIVE
+]
+
+
+class Access(Table, frozen=True):
+    """[access]: which groups may do what; who may connect at all is [ipc]'s."""
+
+    read: GroupNames = ()
+    submit: GroupNames = ("*",)
+    admin: GroupNames = ()
+    root_tasks: Annotated[bool, LIVE] = True
+    submit_as: Annotated[bool, LIVE] = False
 
 
 class Wal(Table, frozen=True):
@@ -62,6 +79,9 @@ class Task(Table, frozen=True):
     timeout_s: Seconds = 0.0
     ask_s: Seconds = 2.0
     grace_s: Seconds = 10.0
+    on_oom: Annotated[str, Meta(max_length=64), LIVE] = "count"
+    journal: Annotated[bool, LIVE] = False
+    journal_lines_per_s: Annotated[int, Meta(ge=1, le=50_000), LIVE] = 1_000
 
 
 class Retry(Table, frozen=True):
@@ -96,6 +116,7 @@ class Config(Table, frozen=True):
 
     daemon: Daemon = Daemon()
     ipc: Ipc = Ipc()
+    access: Access = Access()
     wal: Wal = Wal()
     task: Task = Task()
     retry: Retry = Retry()
@@ -130,6 +151,7 @@ def load(path: str | None) -> Config:
     tables["groups"] = {"default": {}} | tables.get("groups", {})
     config = msgspec.convert(tables, Config)
     _check_pairs(found, config)
+    _check_on_oom(found, config.task.on_oom)
     _check_run_dir(found, config.daemon.run_dir)
     return config
 
@@ -143,6 +165,13 @@ def _check_run_dir(path: str, run_dir: str) -> None:
             f" at most {paths.SOCKET_PATH_BYTES_MAX} are allowed: {run_dir}/{paths.SOCKET_NAME}",
             "choose a shorter daemon.run_dir, such as one below /run",
         )
+
+
+def _check_on_oom(path: str, text: str) -> None:
+    try:
+        parse_on_oom(text)
+    except ValueError as bad:
+        raise BadConfig(f"{path}: task.on_oom: {bad}", EXAMPLES) from bad
 
 
 def _check_pairs(path: str, config: Config) -> None:

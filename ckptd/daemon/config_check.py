@@ -85,6 +85,8 @@ def allowed(leaf: inspect.Type) -> str:
             return "one of " + ", ".join(sorted(repr(value) for value in values))
         case inspect.StrType(pattern=pattern) if pattern:
             return f"text of the form {pattern}"
+        case inspect.VarTupleType() | inspect.ListType():
+            return 'a list of names, such as ["ops"]'
         case inspect.BoolType():
             return "true or false"
         case _:

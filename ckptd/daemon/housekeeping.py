@@ -4,22 +4,26 @@ Also the answers about the daemon itself (`requests.Control`). Invariant: `heed`
 turn's commit and may stage records, `keep` runs after it and may not.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from ckptd.core.decide import Case, stop
 from ckptd.core.plan import wake_ns
-from ckptd.core.policy import Caller, Now
-from ckptd.core.port import Effect, Runner
-from ckptd.core.records import ACTIVE, DaemonStopped, StopIntent
+from ckptd.core.policy import Now
+from ckptd.core.port import Effect, Runner, Sighting
 from ckptd.daemon import config as cfg
+from ckptd.daemon.access import missing_groups
 from ckptd.daemon.clock import Clock
+from ckptd.daemon.echo import Echo
+from ckptd.daemon.ending import Ending
 from ckptd.daemon.engine import Engine
+from ckptd.daemon.inhibitor import Inhibitor
 from ckptd.daemon.journal import ERROR, INFO, LEVELS, WARNING, Journal, Kind
 from ckptd.daemon.notify import Notify
 from ckptd.daemon.policy import group_changes, policy_of
+from ckptd.daemon.readiness import Readiness
 from ckptd.daemon.requests import Requests
 from ckptd.daemon.server import Server
 from ckptd.daemon.snapshots import Snapshots
@@ -33,7 +37,6 @@ SPARE_RETRY_S = 1.0
 SLEEP_MAX_S = 3_600.0
 SWEPT_PER_TURN = 100
 STATUS_EVERY_S = 1.0
-_ITSELF = Caller(-1, -1, admin=True)
 
 
 class Facts(msgspec.Struct):
@@ -43,7 +46,9 @@ class Facts(msgspec.Struct):
     uid: int
     boot_id: str
     started_ns: int
+    started_mono_ns: int
     state_dir: str
+    socket: str
     config_path: str | None
     recovery: dict[str, Any]
 
@@ -62,15 +67,19 @@ class Housekeeping:
         wake: Wake,
         config: cfg.Config,
         facts: Facts,
+        ending: Ending,
+        readiness: Readiness,
     ) -> None:
         self._engine, self._runner, self._snapshots = engine, runner, snapshots
         self._notify, self._journal, self._clock, self._wake = notify, journal, clock, wake
         self.config, self.facts = config, facts
+        self._ending, self._readiness = ending, readiness
         self.requests: Requests | None = None
         self.server: Server | None = None
-        self.is_over = False
+        self.inhibitor: Inhibitor | None = None
+        self.echo: Echo | None = None
+        self.on_ready: Callable[[], None] = lambda: None
         self._sweep: Iterator[Effect | None] | None = leftovers(engine.state, facts.state_dir)
-        self._ending = ""  # keep, checkpoint or kill once a shutdown was asked for
         self._was_full = False
         self._idle_mark_due_ns = 0
         self._spare_due_ns = 0
@@ -81,52 +90,32 @@ class Housekeeping:
 
     # --- before the commit --------------------------------------------------------------------
 
+    def hear(self, news: Sequence[Sighting]) -> None:
+        """Take in what the runner saw in this turn."""
+        self._readiness.hear(news)
+
     def heed(self, now: Now) -> None:
         """Take signals in, and drive a shutdown on."""
         if self._wake.reload_asked:
             self._wake.reload_asked = False
             self._reload_by_signal()
-        if self._wake.stop_asked and self._ending != "keep":
-            self.shut_down("keep")  # also what ends a shutdown that waits for its tasks
-        if not self._ending:
-            return
-        if self._ending != "keep":
-            self._stop_tasks(now)
-        if self._ending == "keep" or not self._engine.state.active:
-            self._engine.stage([DaemonStopped(now.at_ns)])
-            self.is_over = True
+        if self._wake.stop_asked:
+            self._wake.stop_asked = False
+            self._ending.signalled()
+        self._ending.drive(now)
 
     def shut_down(self, tasks: str) -> None:
         """Begin to stop; what happens to running tasks is `tasks`."""
-        self._ending = tasks
-        self._engine.draining = True
-        count = len(self._engine.state.active)
-        text = f"stopping, {count} running tasks: {tasks}"
-        self._notify.stopping(text)
-        self._journal.event(Kind.DAEMON_STOPPING, text, INFO)
+        self._ending.begin(tasks)
 
-    def _stop_tasks(self, now: Now) -> None:
-        state, policy = self._engine.state, self._engine.policy
-        case = Case(state, _ITSELF, now, policy)
-        orders: list[StopIntent] = []
-        for number in state.active:
-            task = state.tasks.get(number)
-            if task is None or task.run is None or task.phase not in ACTIVE:
-                continue
-            run = task.run
-            if run.stop is None and self._ending == "checkpoint":
-                grace_s = task.unpacked().grace_s
-                orders.append(stop(task, run, case, "shutdown", grace_s=grace_s, ask=True))
-            elif run.stop is None or (self._ending == "kill" and run.stop.rung < 2):
-                why = run.stop.why if run.stop is not None else "shutdown"
-                orders.append(StopIntent(task.id, run.attempt, now.at_ns, why, 2, 0, 0.0, -1))
-        self._engine.stage(orders)
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the loop's work is done."""
+        return self._ending.is_over
 
     def _reload_by_signal(self) -> None:
-        try:
+        with contextlib.suppress(BadConfig):  # the journal has it
             self.reload()
-        except BadConfig as bad:
-            self._journal.event(Kind.CONFIG_REFUSED, f"{bad.message}; {bad.hint}", ERROR)
 
     # --- after the commit ---------------------------------------------------------------------
 
@@ -143,12 +132,24 @@ class Housekeeping:
         self._snapshots.step(self.config.wal.snapshot_every_bytes, mono_ns)
         self._sweep_some()
         self._keep_room(mono_ns, grown=grown)
+        if self._readiness.look():
+            self._tell_ready(mono_ns)
+        if self.inhibitor is not None:
+            self.inhibitor.keep(mono_ns)
         if self._notify.watchdog_s and mono_ns >= self._watchdog_due_ns:
             self._watchdog_due_ns = mono_ns + int(self._notify.watchdog_s * 1e9)
             self._notify.alive()
-        if grown and mono_ns >= self._status_due_ns:
+        if grown and mono_ns >= self._status_due_ns and self._readiness.is_ready:
             self._status_due_ns = mono_ns + int(STATUS_EVERY_S * 1e9)
             self._notify.status(self.status_line())
+
+    def _tell_ready(self, mono_ns: int) -> None:
+        self.on_ready()
+        ready_ms = (mono_ns - self.facts.started_mono_ns) // 1_000_000
+        line = self.status_line()
+        text = f"ready after {ready_ms} ms on {self.facts.socket}: {line}"
+        self._journal.event(Kind.DAEMON_READY, text, INFO, lsn=self._engine.state.lsn)
+        self._notify.ready(line)
 
     def _sweep_some(self) -> None:
         for _ in range(SWEPT_PER_TURN):
@@ -189,7 +190,7 @@ class Housekeeping:
         """Return the seconds until something is due; -1 for ever."""
         if self._snapshots.has_chunks or self._sweep is not None:
             return 0.0
-        if self._engine.has_more or self._engine.state.touched:
+        if self._engine.has_more or self._engine.state.touched or self._readiness.is_due:
             return 0.0
         due = [
             self._idle_mark_due_ns,
@@ -198,9 +199,8 @@ class Housekeeping:
             self._watchdog_due_ns if self._notify.watchdog_s else 0,
             mono_ns + 20_000_000 if self._snapshots.is_writing else 0,
         ]
-        timer_ns = wake_ns(self._engine.state)
-        if timer_ns:
-            due.append(mono_ns + max(0, timer_ns - now.at_ns))
+        timers = (wake_ns(self._engine.state), self._ending.wake_ns)
+        due += [mono_ns + max(0, timer_ns - now.at_ns) for timer_ns in timers if timer_ns]
         waits = [at_ns - mono_ns for at_ns in due if at_ns]
         longest_ns = int(SLEEP_MAX_S * 1e9)  # epoll takes no more than 24 days
         return min(max(0, min(waits) + 999_999), longest_ns) / 1e9 if waits else -1
@@ -218,7 +218,9 @@ class Housekeeping:
         """Return "ok" or what is wrong."""
         if self._was_full:
             return f"no room in the log: {self._engine.wal.last_error}"
-        return "stopping" if self._ending else "ok"
+        if self._ending.has_begun:
+            return "stopping"
+        return "ok" if self._readiness.is_ready else "adopting"
 
     def daemon_status(self) -> m.DaemonStatus:
         """Return how the daemon is."""
@@ -247,7 +249,8 @@ class Housekeeping:
             "turns": self._turns,
             "commits": self._commits,
             "log_bytes": self._engine.appended_bytes,
-            "journal_dropped": self._journal.dropped,
+            "journal_dropped": self._journal.dropped_ever,
+            **(self.echo.stats() if self.echo is not None else {}),
             **(self.server.stats() if self.server is not None else {}),
         }
 
@@ -262,7 +265,8 @@ class Housekeeping:
 
     def reload(self) -> m.Reloaded:
         """Read the configuration again and apply what can change live. Raises BadConfig."""
-        self._notify.reloading()
+        if self._readiness.is_ready:  # else READY=1 would be said too early
+            self._notify.reloading()
         try:
             new = cfg.load(self.facts.config_path)
             applied, waiting = cfg.live_changes(self.config, new)
@@ -270,9 +274,21 @@ class Housekeeping:
             self._engine.policy = policy_of(self.config)
             self._engine.stage(group_changes(self.config, self._engine.state))
             self._journal.level = LEVELS[self.config.daemon.log_level]
+        except BadConfig as bad:
+            text = f"configuration refused, the old one stays: {bad.message}; {bad.hint}"
+            self._journal.event(Kind.CONFIG_REFUSED, text, ERROR)
+            raise
         finally:
-            self._notify.ready(self.status_line())
+            if self._readiness.is_ready:
+                self._notify.ready(self.status_line())
         text = f"configuration reloaded; applied: {', '.join(applied) or 'nothing new'}"
         text += f"; after a restart: {', '.join(waiting)}" if waiting else ""
         self._journal.event(Kind.DAEMON_RELOADED, text, INFO)
+        self.tell_missing_groups()
         return m.Reloaded(applied, waiting)
+
+    def tell_missing_groups(self) -> None:
+        """Warn of groups in [access] that give nobody a role, because there are none such."""
+        missing = missing_groups(self._engine.policy.rules)
+        if missing and self.facts.uid == 0:
+            self._journal.note(f"[access] names unknown groups: {', '.join(missing)}", WARNING)

@@ -40,7 +40,7 @@ class Loop:
         self._runner, self._house, self._story = runner, house, story
         self._clock, self._wake = clock, wake
         self._poll = select.epoll()
-        for fd in (server.fileno(), runner.fileno(), wake.fileno()):
+        for fd in (server.fileno(), runner.fileno(), wake.fileno(), story.echo.fileno()):
             self._poll.register(fd, select.EPOLLIN)
 
     def run(self) -> None:
@@ -49,17 +49,19 @@ class Loop:
             timeout_s = self._timeout_s()
             if timeout_s or self._story.is_long:
                 self._story.tell_all(self._engine.state)
-            self._poll.poll(timeout_s)
+            self._poll.poll(self._story.timeout_s(timeout_s))
             self.turn()
-        self._story.tell_all(self._engine.state)
+        self._story.close(self._engine.state)
 
     def turn(self) -> None:
         """Do one turn. Invariant: nothing is told or done before the commit that covers it."""
         engine, requests = self._engine, self._requests
         now, mono_ns = self._clock.now(), self._clock.mono_ns()
         self._wake.clear()
-        for seen in self._runner.poll():
+        news = self._runner.poll()
+        for seen in news:
             engine.see(seen, now)
+        self._house.hear(news)
         for _ in range(BATCHES_PER_TURN_MAX):
             batch = self._server.receive(REQUESTS_PER_BATCH)
             for request in batch:

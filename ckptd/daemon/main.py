@@ -1,7 +1,7 @@
 """`ckptd`: start, recover, adopt, serve, stop. The only place where the parts are constructed.
 
 In order: configuration, store and its lock, replay, the log in append mode, the runner and what
-it adopts, the socket, READY, the loop. Read next: `loop.py`.
+it adopts, the socket, the loop, in which READY is said. Read next: `loop.py`.
 """
 
 import argparse
@@ -23,31 +23,45 @@ from ckptd.core.records import AnyRecord, DaemonStarted
 from ckptd.daemon import clock as clocks
 from ckptd.daemon import config as cfg
 from ckptd.daemon import paths as locations
+from ckptd.daemon.access import Roles
+from ckptd.daemon.echo import Echo
+from ckptd.daemon.ending import Ending
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.files import Files
 from ckptd.daemon.housekeeping import Facts, Housekeeping
-from ckptd.daemon.journal import ERROR, INFO, LEVELS, WARNING, Journal, Kind, open_journal
+from ckptd.daemon.inhibitor import Inhibitor
+from ckptd.daemon.journal import (
+    CRITICAL,
+    ERROR,
+    INFO,
+    JOURNAL_SOCKET,
+    LEVELS,
+    WARNING,
+    Journal,
+    JournaldSink,
+    Kind,
+    open_journal,
+)
+from ckptd.daemon.listen import Listening, listen, take_descriptors
 from ckptd.daemon.loop import Loop
 from ckptd.daemon.notify import Notify
 from ckptd.daemon.policy import group_changes, policy_of
+from ckptd.daemon.readiness import Progress, Readiness
 from ckptd.daemon.recovery import replay
 from ckptd.daemon.requests import Requests
-from ckptd.daemon.server import Server, take_listen_fd
+from ckptd.daemon.runners import choose
+from ckptd.daemon.server import Server
 from ckptd.daemon.snapshots import Snapshots
 from ckptd.daemon.story import Story
 from ckptd.daemon.sweep import set_aside
 from ckptd.daemon.wake import Wake
-from ckptd.protocol.errors import CkptdError, Internal
+from ckptd.protocol.errors import BadConfig, CkptdError, Corrupt, Internal
 from ckptd.protocol.version import VERSION
-from ckptd.runner.fork import ForkRunner
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.frame import Frame
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.store import Store
-
-REPLAY_STEP_S = 30.0  # the manager gives this much more time for every sign of progress
-
-REPLAY_STEP_FRAMES = 5_000
+from ckptd.storage.wal import WalFailed
 
 
 @dataclass
@@ -61,11 +75,12 @@ class Base:
     notify: Notify
     clock: clocks.Clock
     boot_id: str
+    progress: Progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit code: 0, or that of the error that ended it."""
-    asked = _arguments(sys.argv[1:] if argv is None else argv)
+    asked = argument_parser().parse_args(sys.argv[1:] if argv is None else argv)
     faulthandler.enable(all_threads=True)
     if sys.flags.optimize:
         print("ckptd: does not run under -O: its assertions guard your data", file=sys.stderr)
@@ -89,11 +104,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(64, f"{self.prog}: {message}\n")
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; ckptd(8) is made from it, too."""
     parser = _Parser("ckptd", description="The task daemon. Runs in foreground.")
     parser.add_argument("--config", metavar="FILE", help="configuration (TOML)")
     parser.add_argument("--version", action="version", version=f"ckptd {VERSION}")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _base(config_path: str | None, journal: Journal, notify: Notify) -> Base:
@@ -103,35 +119,54 @@ def _base(config_path: str | None, journal: Journal, notify: Notify) -> Base:
         os.geteuid(), os.environ, state_dir=config.daemon.state_dir, run_dir=config.daemon.run_dir
     )
     clock = clocks.Clock()
-    return Base(config, config_path, paths, journal, notify, clock, clocks.boot_id())
+    progress = Progress(notify, clock)
+    return Base(config, config_path, paths, journal, notify, clock, clocks.boot_id(), progress)
 
 
 def _say_failed(journal: Journal, notify: Notify, failed: CkptdError) -> None:
     text = f"{failed.message}" + (f"\n  {failed.hint}" if failed.hint else "")
-    journal.event(Kind.DAEMON_FAILED, text, ERROR, code=failed.code)
+    kind, priority = Kind.DAEMON_FAILED, ERROR
+    if isinstance(failed, WalFailed):
+        kind, priority = Kind.SYNC_FAILED, CRITICAL
+    elif isinstance(failed, Corrupt):
+        kind, priority = Kind.LOG_DAMAGED, CRITICAL
+    elif isinstance(failed, BadConfig):
+        kind = Kind.CONFIG_REFUSED
+    cause = failed.__cause__
+    errno = cause.errno if isinstance(cause, OSError) and cause.errno else ""
+    journal.event(kind, text, priority, code=failed.code, errno=errno)
     notify.failed(failed.message)
 
 
 def _serve(base: Base) -> None:
-    started_ns = base.clock.mono_ns()
-    listen_fd = take_listen_fd(os.environ)  # first of all: no child may take it for its own
+    started_mono_ns = base.clock.mono_ns()
+    handed = take_descriptors(os.environ)  # first of all: no child may take them for its own
+    where = f"state in {base.paths.state}, configuration {cfg.find(base.config_path) or 'built in'}"
+    text = f"ckptd {VERSION} starts as uid {os.geteuid()}: {where}"
+    base.journal.event(Kind.DAEMON_STARTING, text, INFO)
     os.makedirs(base.paths.run, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
     segment_bytes = base.config.wal.segment_bytes
     store = Store.open(base.paths.state, RealDisk(), segment_bytes=segment_bytes)
     engine, snapshot_lsn, report = _recover(base, store)
-    runner = ForkRunner(base.paths.state, base.paths.run, boot_id=base.boot_id)
+    ending = Ending(engine, base.notify, base.journal, base.paths.run)
+    runner, inhibitor = _runner(base, ending)
     wake = Wake()
     wake.install()
-    for order in adoption(engine.state, engine.observed, base.clock.now()):
+    orders = adoption(engine.state, engine.observed, base.clock.now())
+    for order in orders:
         runner.adopt(order.task, order.attempt)
-    server = Server(base.paths.socket, base.config.ipc, base.journal, listen_fd)
+    listening = listen(base.paths.socket, base.config.ipc, handed, base.journal)
+    server = Server(listening, base.config.ipc, base.journal)
+    _leave_with_manager(listening, base.notify)
     snapshots = Snapshots(engine, store, base.journal, snapshot_lsn)
     facts = Facts(
         os.getpid(),
         os.geteuid(),
         base.boot_id,
         base.clock.now().at_ns,
+        started_mono_ns,
         base.paths.state,
+        base.paths.socket,
         base.config_path,
         report,
     )
@@ -145,17 +180,45 @@ def _serve(base: Base) -> None:
         wake,
         base.config,
         facts,
+        ending,
+        Readiness(runner, base.progress, [(order.task, order.attempt) for order in orders]),
     )
-    requests = Requests(engine, house, Files(base.paths.state), base.journal)
+    roles = Roles(os.geteuid(), server.access)
+    requests = Requests(engine, house, Files(base.paths.state), base.journal, roles)
+    house.tell_missing_groups()
     requests.on_late = wake.up
-    house.requests, house.server = requests, server
-    loop = Loop(engine, server, requests, runner, house, Story(base.journal), base.clock, wake)
-    ready_ms = (base.clock.mono_ns() - started_ns) // 1_000_000
-    text = f"ready after {ready_ms} ms on {base.paths.socket}: {house.status_line()}"
-    base.journal.event(Kind.DAEMON_READY, text, INFO, lsn=engine.state.lsn)
-    base.notify.ready(house.status_line())
+    house.requests, house.server, house.inhibitor = requests, server, inhibitor
+    story = Story(base.journal, _echo(base, engine, house))
+    house.on_ready = lambda: story.adopted(engine.state, facts.started_ns)
+    loop = Loop(engine, server, requests, runner, house, story, base.clock, wake)
     loop.run()
     _close(base, engine, runner, server, requests, store)
+
+
+def _runner(base: Base, ending: Ending) -> tuple[Runner, Inhibitor]:
+    """Return what runs the tasks, and what hears of the machine's shutdown through it."""
+    ending.forget()
+    inhibitor = Inhibitor(ending)
+    wanted = base.config.daemon.runner
+    runner, units = choose(wanted, base.paths, base.boot_id, inhibitor.announced)
+    if units is not None and os.geteuid() == 0:
+        inhibitor.inhibit = units.inhibit
+    return runner, inhibitor
+
+
+def _echo(base: Base, engine: Engine, house: Housekeeping) -> Echo:
+    """Return what tells the output of tasks, as it was told by the daemon before."""
+    echo = Echo(
+        base.paths.state,
+        base.paths.run,
+        JournaldSink(JOURNAL_SOCKET),
+        base.journal,
+        base.clock,
+        lambda: house.config.task.journal_lines_per_s,
+    )
+    echo.resume(engine.state)
+    house.echo = echo
+    return echo
 
 
 def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
@@ -163,8 +226,7 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
     journal = base.journal
 
     def progress(done: int, whole: int) -> None:
-        base.notify.extend_timeout(REPLAY_STEP_S)
-        base.notify.status(f"reading the log: {100 * done // max(1, whole)} %")
+        base.progress.tell(f"reading the log: {100 * done // max(1, whole)} %")
 
     gc.disable()  # a replay makes much and drops nothing; `_settle` turns it on again
     found = store.recover(progress)
@@ -177,7 +239,7 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
         text += f" behind them passed over; {len(replayed.doubtful)} tasks in doubt are held"
         aside = set_aside(state, base.paths.state, RealDisk())
         text += f", {aside} files of tasks that are lost are in quarantine/" if aside else ""
-        journal.event(Kind.LOG_DAMAGED, text, ERROR)
+        journal.event(Kind.LOG_DAMAGED, text, CRITICAL)
     epoch = max(found.epoch, state.epoch) + 1
     at_ns = base.clock.now().at_ns
     wal = store.arm(found, epoch=epoch, boot_id=base.boot_id, at_ns=at_ns)
@@ -211,12 +273,18 @@ def _settle() -> None:
 
 
 def _frames(base: Base, found: Recovery) -> Iterator[Frame]:
-    """Yield the frames to replay; each stretch of them is a sign of progress."""
-    for number, frame in enumerate(found.frames()):
-        if number % REPLAY_STEP_FRAMES == 0:
-            base.notify.extend_timeout(REPLAY_STEP_S)
-            base.notify.status(f"replaying: at LSN {frame.first_lsn} of {found.last_lsn}")
+    """Yield the frames to replay; each of them is a sign of progress."""
+    for frame in found.frames():
+        base.progress.tell(f"replaying: at LSN {frame.first_lsn} of {found.last_lsn}")
         yield frame
+
+
+def _leave_with_manager(listening: Listening, notify: Notify) -> None:
+    """Have our own socket kept, so that no request is lost while no daemon runs."""
+    if listening.is_ours and not listening.is_kept:
+        listening.is_kept = notify.keep(listening.name, listening.fileno())
+    for name in listening.stale:
+        notify.drop(name)
 
 
 def _close(

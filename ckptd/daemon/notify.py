@@ -1,4 +1,4 @@
-"""What systemd is told: READY, STATUS, RELOADING, STOPPING, EXTEND_TIMEOUT_USEC and WATCHDOG.
+"""What systemd is told: READY, STATUS, RELOADING, STOPPING, EXTEND_TIMEOUT_USEC, WATCHDOG, FDSTORE.
 
 Without systemd every call is a cheap no-op. The variables are consumed: no child of the daemon
 may ever speak to our manager in our name. Lost messages are counted, never waited for.
@@ -6,6 +6,7 @@ Source: sd_notify(3), sd_watchdog_enabled(3). Read next: `systemd/ckptd.service`
 """
 
 import os
+import socket
 from collections.abc import MutableMapping
 
 import sdnotify
@@ -14,6 +15,8 @@ from ckptd.daemon.clock import Clock
 
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
+KEEP_WAIT_S = 2.0  # for a busy manager to take a descriptor: a lost one would be missed
+
 
 class Notify:
     """The line to the service manager."""
@@ -21,6 +24,7 @@ class Notify:
     def __init__(self, env: MutableMapping[str, str], clock: Clock) -> None:
         self._clock = clock
         self._notifier = _connect() if env.get("NOTIFY_SOCKET") else None
+        self._can_keep = env.get("SYSTEMD_EXEC_PID") == str(os.getpid())
         self.watchdog_s = _watchdog_s(env)
         """How often `alive` must be called at least; 0: nobody watches."""
         self.lost = 0
@@ -64,6 +68,31 @@ class Notify:
         """Feed the watchdog. Invariant: called by the loop itself, never by another thread."""
         if self.watchdog_s:
             self._send("WATCHDOG=1")
+
+    def keep(self, name: str, fd: int) -> bool:
+        """Give the manager a copy of a descriptor: it comes back by `listen.take_descriptors`.
+
+        It lives through restarts and crashes until `systemctl stop`. False where nobody took it;
+        a manager without room for it (FileDescriptorStoreMax=) drops it without a word.
+        Others that listen to notifications keep nothing. sdnotify cannot pass descriptors.
+        Source: sd_pid_notify_with_fds(3), systemd.exec(5) on SYSTEMD_EXEC_PID.
+        """
+        if self._notifier is None or not self._can_keep:
+            return False
+        text = f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()
+        self._notifier.socket.settimeout(KEEP_WAIT_S)
+        try:
+            socket.send_fds(self._notifier.socket, [text], [fd])
+        except OSError:
+            self.lost += 1
+            return False
+        finally:
+            self._notifier.socket.settimeout(0)
+        return True
+
+    def drop(self, name: str) -> None:
+        """Let the manager forget a descriptor."""
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def close(self) -> None:
         """Hang up; the process ends."""

@@ -3,7 +3,7 @@
 import os
 import resource
 
-from ckptd.core.policy import Policy
+from ckptd.core.policy import Policy, Rules
 from ckptd.core.records import GroupChanged
 from ckptd.core.state import State
 from ckptd.daemon.config import Config
@@ -24,7 +24,9 @@ def policy_of(config: Config) -> Policy:
         transient_backoff_max_s=config.retry.transient_backoff_max_s,
         grace_s=config.task.grace_s,
         timeout_s=config.task.timeout_s,
+        journal=config.task.journal,
         ask_s=config.task.ask_s,
+        on_oom=config.task.on_oom,
         stalls_max=config.retry.stalls_max,
         crashes_max=config.retry.crashes_max,
         host_deaths_max=config.retry.host_deaths_max,
@@ -34,6 +36,14 @@ def policy_of(config: Config) -> Policy:
         finished_age_s=config.retention.age_s or FOR_EVER_S,
         slots=len(os.sched_getaffinity(0)),
         active_max=_active_max(),
+        rules=Rules(
+            read=config.access.read,
+            submit=config.access.submit,
+            admin=config.access.admin,
+            root_tasks=config.access.root_tasks,
+            submit_as=config.access.submit_as,
+        ),
+        runs_as=os.geteuid() or -1,
     )
 
 

@@ -18,7 +18,10 @@ from ckptd.core.decide import Case, decide
 from ckptd.core.events import event, may_follow
 from ckptd.core.policy import Caller, Now
 from ckptd.core.records import ENDED, STUCK, Answered
+from ckptd.core.rights import check_verb, may_open
+from ckptd.core.rights import roles as roles_of
 from ckptd.core.select import one
+from ckptd.daemon.access import Roles, accounts
 from ckptd.daemon.engine import Engine, decode
 from ckptd.daemon.files import Files
 from ckptd.daemon.journal import ERROR, Journal, Kind
@@ -26,7 +29,7 @@ from ckptd.daemon.parked import Parked
 from ckptd.daemon.server import Incoming
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
-from ckptd.protocol.errors import BadRequest, Busy, CkptdError, Denied, Internal, ShuttingDown
+from ckptd.protocol.errors import BadRequest, Busy, CkptdError, Internal, ShuttingDown
 from ckptd.protocol.limits import PROTOCOL_VERSION, REPLY_BYTES_MAX
 from ckptd.protocol.messages import VERBS
 from ckptd.protocol.version import VERSION
@@ -70,9 +73,11 @@ class Control(Protocol):
 class Requests:
     """The daemon's desk."""
 
-    def __init__(self, engine: Engine, control: Control, files: Files, journal: Journal) -> None:
+    def __init__(
+        self, engine: Engine, control: Control, files: Files, journal: Journal, roles: Roles
+    ) -> None:
         self._engine, self._control, self._files = engine, control, files
-        self._journal = journal
+        self._journal, self._roles, self._mono_ns = journal, roles, 0
         self._parked = Parked()
         self._worker = ThreadPoolExecutor(1, "ckptd-verify")
         self._late: list[tuple[Incoming, Future[m.CheckpointList]]] = []
@@ -87,7 +92,7 @@ class Requests:
             "output": self._output,
             "checkpoints": self._checkpoints,
             "stats": self._stats,
-            "ping": lambda _r, _q, _n: self._pong(),
+            "ping": lambda r, _q, _n: self._pong(r),
             "daemon": self._daemon,
             "config": lambda _r, _q, _n: self._control.effective_config(),
             "reload": self._reload,
@@ -103,6 +108,8 @@ class Requests:
             if VERBS[request.verb][2]:
                 answer = self._change(request, now)
             else:
+                rules = self._engine.policy.rules
+                check_verb(request.verb, self._caller(request), rules)
                 found = self._queries[request.verb](request, request.args, now)
                 if found is None:
                     return
@@ -128,7 +135,7 @@ class Requests:
         is_small = request.verb in USES_RESERVE
         if engine.draining and not is_small:
             raise ShuttingDown("the daemon is shutting down", "it takes requests after its start")
-        case = Case(engine.state, self._caller(request), now, engine.policy)
+        case = Case(engine.state, self._author(request), now, engine.policy)
         records, result = decide(case, request.args)
         answer = codec.encode_answer(result)
         if records:
@@ -137,8 +144,17 @@ class Requests:
         return answer
 
     def _caller(self, request: Incoming) -> Caller:
-        uid = request.peer.uid
-        return Caller(uid, request.peer.gid, admin=uid in (0, os.geteuid()))
+        return self._roles.caller(request.peer, self._engine.policy.rules, self._mono_ns)
+
+    def _author(self, request: Incoming) -> Caller:
+        """Return who asks for a change, with the accounts that a submit for others needs."""
+        caller, asked = self._caller(request), request.args
+        if caller.uid != 0 or not isinstance(asked, m.Submit):
+            return caller
+        others = {task.uid for task in asked.tasks if task.uid is not None}
+        if not others or not self._engine.policy.rules.submit_as:
+            return caller
+        return msgspec.structs.replace(caller, accounts=accounts(others))
 
     def _view(self, request: Incoming, now: Now) -> query.View:
         engine = self._engine
@@ -219,13 +235,13 @@ class Requests:
     # --- files --------------------------------------------------------------------------------
 
     def _output(self, request: Incoming, asked: m.Output, _: Now) -> m.Answer:
-        task = one(self._engine.state, asked.task, self._caller(request))
+        task = one(self._engine.state, asked.task, self._caller(request), may_open)
         over = task.phase in ENDED or task.phase in STUCK
         return self._files.output(asked, over=over)
 
     def _checkpoints(self, request: Incoming, asked: m.Checkpoints, _: Now) -> None:
         """Read a task's files, which may be many and large, off the loop."""
-        task = one(self._engine.state, asked.task, self._caller(request))
+        task = one(self._engine.state, asked.task, self._caller(request), may_open)
         if len(self._late) >= LATE_MAX:
             raise Busy(f"{LATE_MAX} requests read checkpoints already", "try again in a moment")
         future: Future[m.CheckpointList] = self._worker.submit(
@@ -245,37 +261,28 @@ class Requests:
 
     # --- the daemon ---------------------------------------------------------------------------
 
-    def _pong(self) -> m.Pong:
-        epoch = self._engine.state.epoch
-        return m.Pong(VERSION, PROTOCOL_VERSION, os.getpid(), os.geteuid(), epoch)
+    def _pong(self, request: Incoming) -> m.Pong:
+        epoch, caller = self._engine.state.epoch, self._caller(request)
+        us = VERSION, PROTOCOL_VERSION, os.getpid(), os.geteuid(), epoch
+        return m.Pong(*us, caller.uid, roles_of(caller))
 
-    def _daemon(self, request: Incoming, _: m.Empty, __: Now) -> m.Answer:
+    def _daemon(self, request: Incoming, _: m.Empty, now: Now) -> m.Answer:
         status = self._control.daemon_status()
-        caller = self._caller(request)
-        if caller.admin:
-            return status
-        own = self._engine.state.totals(caller.uid)  # how busy others are is theirs to know
-        return msgspec.structs.replace(status, totals=own)
+        seen = query.totals_of(self._view(request, now))  # how busy others are is theirs to know
+        return msgspec.structs.replace(status, totals=seen)
 
     def _stats(self, request: Incoming, _: m.Empty, now: Now) -> m.Stats:
         view = self._view(request, now)
-        is_admin = view.caller.admin
-        by_group = {row.name: row.phases for row in query.groups(view).groups if is_admin}
-        whose = None if is_admin else view.caller.uid
-        return m.Stats(self._engine.state.totals(whose), by_group, self._control.counters())
+        sees_all = view.caller.admin or view.caller.reads
+        by_group = {row.name: row.phases for row in query.groups(view).groups if sees_all}
+        return m.Stats(query.totals_of(view), by_group, self._control.counters())
 
-    def _reload(self, request: Incoming, _: m.Empty, __: Now) -> m.Answer:
-        self._admin(request, "reload")
+    def _reload(self, _: Incoming, __: m.Empty, ___: Now) -> m.Answer:
         return self._control.reload()
 
-    def _shutdown(self, request: Incoming, asked: m.Shutdown, _: Now) -> m.Answer:
-        self._admin(request, "shut the daemon down")
+    def _shutdown(self, _: Incoming, asked: m.Shutdown, __: Now) -> m.Answer:
         self._control.shut_down(asked.tasks)
         return m.Done()
-
-    def _admin(self, request: Incoming, what: str) -> None:
-        if not self._caller(request).admin:
-            raise Denied(f"uid {request.peer.uid} may not {what}", "ask root or the daemon's owner")
 
     def close(self) -> None:
         """Let the worker go."""

@@ -6,26 +6,21 @@ Invariant: no call blocks; the socket belongs to the loop's thread.
 Source: zmq_socket(3) on ROUTER, zmq_getsockopt(3) on ZMQ_FD. Read next: PROTOCOL.md, `loop.py`.
 """
 
-import contextlib
-import grp
 import os
-import socket
-import stat
 import threading
 from collections import Counter
-from collections.abc import MutableMapping
 from typing import Final
 
 import msgspec
 import zmq
 
-from ckptd.daemon import paths
 from ckptd.daemon.config import Ipc
 from ckptd.daemon.guard import DESCRIPTORS_MIN, Doorkeeper, Guard, raise_descriptor_limit
 from ckptd.daemon.journal import ERROR, WARNING, Journal, Kind
+from ckptd.daemon.listen import Listening, group_of
 from ckptd.daemon.zap import Access, Peer, parse_peer
 from ckptd.protocol import codec, limits
-from ckptd.protocol.errors import BadRequest, Busy, CkptdError, Internal
+from ckptd.protocol.errors import BadRequest, CkptdError, Internal
 from ckptd.protocol.messages import Message
 
 FRAME_BYTES_MAX: Final = 2 * limits.REQUEST_BYTES_MAX
@@ -38,7 +33,6 @@ UNREAD_BYTES_MAX: Final = 32 << 20  # of big replies over all connections of one
 HANDSHAKE_MS: Final = 3_000  # a silent connection is closed then
 LINGER_MS: Final = 250  # for the last replies at the end
 END_S: Final = 2.0  # for libzmq to let go of everything
-LISTEN_FD: Final = 3  # SD_LISTEN_FDS_START
 
 
 class Incoming(msgspec.Struct, gc=False):
@@ -90,36 +84,34 @@ _named = msgspec.json.Decoder(_Named)
 
 
 class Server:
-    """The bound socket. Construct it after the store is locked: the lock owns the path."""
+    """The served socket. It owns what `listen.py` found or made, and closes it."""
 
-    def __init__(self, path: str, ipc: Ipc, journal: Journal, listen_fd: int | None = None) -> None:
-        """Bind and start to listen.
-
-        Raises Busy where another process answers at `path`, Internal where it cannot be bound.
-        """
+    def __init__(self, listening: Listening, ipc: Ipc, journal: Journal) -> None:
+        """Start to serve. Raises Internal where libzmq does not take the socket."""
         self._journal = journal
-        self._made = ""  # the path, once bound by us: what systemd made is not ours to remove
+        self._listening = listening
         self._peers: dict[str, Peer] = {}
         self._unread = Unread()
         self.counters: Counter[str] = Counter()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         _set_bounds(self._socket)
-        group = ipc.group if os.geteuid() == 0 else ""  # a user's daemon serves that user alone
         descriptors = raise_descriptor_limit()
         if descriptors < DESCRIPTORS_MIN:
             text = f"{descriptors} open files are too few to stand a flood of connections"
             journal.note(f"{text}; set LimitNOFILE to {DESCRIPTORS_MIN} or more", WARNING)
         total = max(16, (descriptors - DESCRIPTORS_MIN // 2) // 2)
-        guard = Guard(path, per_uid=ipc.connections_per_uid, total=total, journal=journal)
+        guard = Guard(listening.path, per_uid=ipc.connections_per_uid, total=total, journal=journal)
         self._guard = guard
-        self._door = Doorkeeper(self._socket, guard, Access(os.geteuid(), group), journal)
+        self.access = Access(os.geteuid(), group_of(ipc))
+        self._door = Doorkeeper(self._socket, guard, self.access, journal)
         self._door.start()
+        self._socket.setsockopt(zmq.USE_FD, listening.copy())
         try:
-            self._bind(path, ipc, group, listen_fd)
-        except BaseException:
+            self._socket.bind(f"ipc://{listening.path}")
+        except zmq.ZMQError as error:
             self.close()
-            raise
+            raise Internal(f"cannot serve {listening.path}: {error.strerror}") from error
         self._fd = int(self._socket.getsockopt(zmq.FD))
 
     def fileno(self) -> int:
@@ -166,7 +158,7 @@ class Server:
         }
 
     def close(self) -> None:
-        """Send what is queued, within LINGER_MS, then let go of the path.
+        """Send what is queued, within LINGER_MS, then let go of the socket.
 
         Bound: END_S. Where a peer left in the middle of its handshake, libzmq 4.3.5 may wait for
         ever for the end of that session; the process is about to end anyway.
@@ -177,9 +169,7 @@ class Server:
         ending.join(END_S)
         if not ending.is_alive():
             self._door.join()
-        if self._made:
-            with contextlib.suppress(OSError):  # libzmq may have done so; a next start would, too
-                os.unlink(self._made)
+        self._listening.close()
 
     def _read(self, identity: bytes) -> Incoming | None:
         """Read the rest of one message; it is all there once its first frame is."""
@@ -251,36 +241,6 @@ class Server:
         self.counters["replies"] += 1
         return tracker
 
-    def _bind(self, path: str, ipc: Ipc, group: str, listen_fd: int | None) -> None:
-        if listen_fd is not None:
-            _check_listening(listen_fd, path)
-            self._socket.setsockopt(zmq.USE_FD, listen_fd)
-        else:
-            clear_path(path)
-        before = os.umask(0o177)
-        try:
-            self._socket.bind(f"ipc://{path}")
-        except zmq.ZMQError as error:
-            raise Internal(f"cannot bind {path}: {error.strerror}") from error
-        finally:
-            os.umask(before)
-        if listen_fd is None:
-            self._made = path
-            self._open_to(path, int(ipc.mode, 8), group)
-
-    def _open_to(self, path: str, mode: int, group: str) -> None:
-        """Let the group in; until here only the daemon's own uid could connect."""
-        if os.geteuid() != 0:
-            os.chmod(path, mode & 0o700)
-            return
-        if group:
-            try:
-                os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            except KeyError:
-                text = f"there is no group {group!r}: only root may use {path}"
-                self._journal.event(Kind.NOTE, text, WARNING)
-        os.chmod(path, mode)
-
 
 def _set_bounds(router: "zmq.Socket[bytes]") -> None:
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tell us of lost replies, so that they are counted
@@ -288,7 +248,6 @@ def _set_bounds(router: "zmq.Socket[bytes]") -> None:
     router.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
     router.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
     router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    router.setsockopt(zmq.BACKLOG, 1_024)
     router.copy_threshold = BIG_REPLY_BYTES  # what is sent uncopied can be tracked
 
 
@@ -299,61 +258,3 @@ def _request_id(body: bytes | memoryview) -> str:
     except codec.UNREADABLE:
         return ""
     return name if len(name) <= 64 else ""
-
-
-def clear_path(path: str) -> None:
-    """Make room for the socket: create its directory, remove what a dead daemon left behind.
-
-    Raises Busy where somebody answers, Internal where the path cannot be used. The caller holds
-    the store's lock, so that nobody else clears the same path.
-    """
-    size = len(os.fsencode(path))
-    if size > paths.SOCKET_PATH_BYTES_MAX:
-        raise Internal(
-            f"socket path of {size} bytes is over {paths.SOCKET_PATH_BYTES_MAX}: {path}",
-            "set a shorter daemon.run_dir",
-        )
-    # 0711: tasks reach their notify sockets below without seeing each other's names.
-    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise Internal(f"{path} is in the way and no socket; it was left alone", "move it")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.connect(path)
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        os.unlink(path)
-        return
-    except OSError as error:
-        raise Internal(f"cannot use {path}: {error.strerror}", "remove it") from error
-    raise Busy(f"another process answers at {path}", "stop it, or set another daemon.run_dir")
-
-
-def _check_listening(fd: int, path: str) -> None:
-    with socket.socket(fileno=os.dup(fd)) as handed_over:
-        where = handed_over.getsockname()
-        listens = handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if where != path or not listens:
-        raise Internal(
-            f"systemd handed over a socket at {where!r}, but this daemon's is {path}",
-            "let ListenStream= and daemon.run_dir name the same place",
-        )
-
-
-def take_listen_fd(env: MutableMapping[str, str]) -> int | None:
-    """Return a copy of the socket that systemd listens on for us, None without activation.
-
-    Removes the variables, so that no child believes they are meant for it. The original stays
-    open: libzmq closes the copy. Source: sd_listen_fds(3).
-    """
-    pid, count = env.pop("LISTEN_PID", ""), env.pop("LISTEN_FDS", "")
-    env.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()) or count in ("", "0"):
-        return None
-    if count != "1":
-        raise Internal(f"systemd handed {count} sockets over, one is expected")
-    os.set_inheritable(LISTEN_FD, False)
-    copy = os.dup(LISTEN_FD)
-    os.set_blocking(copy, False)
-    return copy

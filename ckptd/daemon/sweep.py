@@ -13,6 +13,7 @@ from ckptd.core.records import ACTIVE
 from ckptd.core.state import State
 from ckptd.protocol.ids import parse_attempt_name
 from ckptd.storage.disk import Disk
+from ckptd.units import recorder
 
 
 def leftovers(state: State, state_dir: str) -> Iterator[Effect | None]:
@@ -23,9 +24,10 @@ def leftovers(state: State, state_dir: str) -> Iterator[Effect | None]:
             number = int(stem) if stem.isascii() and stem.isdigit() else 0
             gone = 0 < number < state.next_id and state.tasks.get(number) is None
             yield Delete(number) if gone else None
-    for name in _names(f"{state_dir}/attempts"):
-        found = parse_attempt_name(name)
-        yield Forget(*found) if found is not None and not _is_current(state, *found) else None
+    for folder, named in (("attempts", parse_attempt_name), ("units", recorder.key_of)):
+        for name in _names(f"{state_dir}/{folder}"):
+            found = named(name)
+            yield Forget(*found) if found is not None and not _is_current(state, *found) else None
 
 
 def set_aside(state: State, state_dir: str, disk: Disk) -> int:

@@ -9,6 +9,7 @@ by the core. Source: https://rfc.zeromq.org/spec/27/, unix(7). Read next: `guard
 import grp
 import os
 import pwd
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 DOMAIN: Final = b"ckptd"
@@ -39,8 +40,11 @@ class Access:
         self._own_uid = own_uid
         self._group = group
 
-    def permits(self, peer: Peer) -> bool:
-        """Tell whether the peer may connect. Looks groups up afresh: membership may change."""
+    def permits(self, peer: Peer, groups: Collection[int] = ()) -> bool:
+        """Tell whether the peer may connect. Looks groups up afresh: membership may change.
+
+        `groups` are the peer's where the caller has just looked them up.
+        """
         if peer.uid in (0, self._own_uid):
             return True
         if not self._group:
@@ -49,10 +53,11 @@ class Access:
             gid = grp.getgrnam(self._group).gr_gid
         except KeyError:
             return False
-        return peer.gid == gid or gid in _groups_of(peer.uid)
+        return peer.gid == gid or gid in (groups or groups_of(peer.uid))
 
 
-def _groups_of(uid: int) -> list[int]:
+def groups_of(uid: int) -> list[int]:
+    """Return the groups of a user by the user database; none of one that it does not know."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:

@@ -19,6 +19,11 @@ def attempt_name(task: int, attempt: int) -> str:
     return f"{task}{ATTEMPT_SEPARATOR}{attempt}"
 
 
+def unit_name(task: int, attempt: int) -> str:
+    """Return the name of the systemd unit that one attempt runs in, where it runs in one."""
+    return f"ckptd-task-{task}-{attempt}.service"
+
+
 def parse_attempt_name(text: str) -> tuple[int, int] | None:
     """Return (task, attempt), or None where `text` is not the name of an attempt."""
     task, dot, attempt = text.partition(ATTEMPT_SEPARATOR)

@@ -23,3 +23,6 @@ DEPENDENCIES_MAX: Final = 1_000
 SELECTED_MAX: Final = 10_000  # tasks that one mutating request may touch
 PRIORITY_MAX: Final = 1_000_000
 PARALLEL_MAX: Final = 10_000
+CPUS_MAX: Final = 10_000  # processors that one task may be limited to
+CPUS_MIN: Final = 0.01  # a hundredth: less is no time at all to a scheduler
+PROCESSES_MAX: Final = 1 << 22  # the kernel's own bound on process ids

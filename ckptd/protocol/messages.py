@@ -23,6 +23,13 @@ Priority = Annotated[int, msgspec.Meta(ge=-limits.PRIORITY_MAX, le=limits.PRIORI
 SignalNumber = Annotated[int, msgspec.Meta(ge=1, le=64)]
 WallNs = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]  # fits the log's 64 bits
 Id = Annotated[int, msgspec.Meta(ge=1, lt=1 << 47)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Cpus = Annotated[float, msgspec.Meta(ge=0, le=limits.CPUS_MAX)]
+TasksMax = Annotated[int, msgspec.Meta(ge=0, le=limits.PROCESSES_MAX)]
+IoWeight = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+Nice = Annotated[int, msgspec.Meta(ge=-20, le=19)]
+OnOom = Annotated[str, msgspec.Meta(max_length=64)]
+Uid = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 32) - 1)]
 
 PHASES = (
     "held", "queued", "waiting", "starting", "running", "paused", "stopping",
@@ -115,9 +122,16 @@ class TaskSpec(Message, frozen=True):
     stop_signal: SignalNumber = 15
     grace_s: Seconds | None = None  # between stop signal and SIGKILL
     checkpoint_signal: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # opt-in: "save and go on"
-    memory_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0  # limit, where a cgroup has it
+    memory_bytes: Bytes = 0  # limit, where a cgroup has it; 0: none, here and below
     stdin: str = ""  # a file; "": /dev/null
     umask: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o022
+    journal: bool | None = None  # output to journald, too; None: the daemon's default
+    uid: Uid | None = None  # run as, and belong to, this user: for root only; None: who submits
+    cpus: Cpus = 0.0  # processors' worth of time, from 0.01
+    tasks_max: TasksMax = 0  # processes and threads
+    io_weight: IoWeight = 0  # share of the disk; without a weight it is 100
+    nice: Nice = 0  # below 0: for tasks that run as root
+    on_oom: OnOom = ""  # count, fail, hold, retry:xF,max=SIZE; "": the daemon's default
 
 
 class Submit(Message, frozen=True):
@@ -214,6 +228,12 @@ class Edit(Message, frozen=True):
     retries: Count | None = None
     grace_s: Seconds | None = None
     labels: Annotated[dict[str, str], msgspec.Meta(max_length=limits.LABELS_MAX)] | None = None
+    memory_bytes: Bytes | None = None  # 0: no limit, here and below
+    cpus: Cpus | None = None
+    tasks_max: TasksMax | None = None
+    io_weight: IoWeight | None = None
+    nice: Nice | None = None
+    on_oom: OnOom | None = None
 
 
 class CheckpointNow(Message, frozen=True):
@@ -322,13 +342,14 @@ class TaskRow(Answer, frozen=True):
     submitted_ns: int
     started_ns: int  # of the last attempt
     ended_ns: int
-    cause: str  # of the last end: exit, signal, oom, timeout, lost, reboot, ...
+    cause: str  # of the last end: exit, signal, oom, timeout, lost, reboot, shutdown, stopped, ...
     code: int | None
     signal: int | None
     pid: int  # of the task's main process while active
     checkpoint: int  # newest valid checkpoint known; 0: none
     checkpoint_ns: int
     progress: Progress | None = None
+    blame: str = ""  # of an oom: limit (the task's own was hit), host (memory ran out around it)
 
 
 class TaskPage(Answer, frozen=True):
@@ -360,6 +381,8 @@ class AttemptRow(Answer, frozen=True):
     cpu_s: float
     rss_bytes: int
     text: str  # evidence: what the runner saw
+    blame: str = ""  # of an oom: limit (the task's own was hit), host (memory ran out around it)
+    invocation: str = ""  # for journalctl _SYSTEMD_INVOCATION_ID=; "": it had no unit of its own
 
 
 class TaskDetail(Answer, frozen=True):
@@ -372,6 +395,9 @@ class TaskDetail(Answer, frozen=True):
     directory: str  # CKPTD_DIR
     output: str
     env: dict[str, str] | None = None
+    invocation: str = ""  # of the current or last attempt's unit; "": it has none
+    unit: str = ""  # its name, for systemctl status
+    warning: str = ""  # of the current or last attempt's start
 
 
 class TaskDetails(Answer, frozen=True):
@@ -486,6 +512,8 @@ class Pong(Answer, frozen=True):
     pid: int
     uid: int
     epoch: int
+    caller_uid: int = -1  # who asks, by the kernel's word
+    roles: tuple[str, ...] = ()  # of who asks: read, submit, admin
 
 
 class DaemonStatus(Answer, frozen=True):

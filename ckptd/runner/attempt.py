@@ -34,8 +34,9 @@ class Order:
     """All that a supervisor needs to know to run one attempt."""
 
     __slots__ = (
-        "argv", "attempt", "cwd", "env", "gid", "groups", "memory_bytes", "output", "programs",
-        "reign", "resumed_from", "spare", "stdin", "task", "uid", "umask",
+        "argv", "attempt", "cpus", "cwd", "env", "gid", "groups", "io_weight", "memory_bytes",
+        "nice", "output", "programs", "reign", "resumed_from", "spare", "stdin", "task",
+        "tasks_max", "uid", "umask",
     )  # fmt: skip
     task: int
     attempt: int
@@ -49,7 +50,11 @@ class Order:
     uid: int  # -1: stay who we are
     gid: int
     groups: tuple[int, ...]
-    memory_bytes: int
+    memory_bytes: int  # 0: no limit, here and below
+    cpus: float
+    tasks_max: int
+    io_weight: int
+    nice: int  # 0: as the supervisor's
     resumed_from: int
     reign: str
     spare: int  # number of the record file to use
@@ -63,9 +68,10 @@ class Order:
         """Return what was packed by a daemon that runs the same interpreter."""
         self = cls()
         (
-            self.argv, self.attempt, self.cwd, self.env, self.gid, self.groups, self.memory_bytes,
-            self.output, self.programs, self.reign, self.resumed_from, self.spare, self.stdin,
-            self.task, self.uid, self.umask,
+            self.argv, self.attempt, self.cpus, self.cwd, self.env, self.gid, self.groups,
+            self.io_weight, self.memory_bytes, self.nice, self.output, self.programs, self.reign,
+            self.resumed_from, self.spare, self.stdin, self.task, self.tasks_max, self.uid,
+            self.umask,
         ) = marshal.loads(packed)  # noqa: S302  # fmt: skip
         return self
 
@@ -95,8 +101,8 @@ class End:
     """How an attempt ended, to become its exit record."""
 
     __slots__ = (
-        "cause", "code", "cpu_s", "ended_ns", "has_core", "is_oom", "pid", "rss_bytes", "signal",
-        "started_ns", "text",
+        "blame", "cause", "code", "cpu_s", "ended_ns", "has_core", "is_oom", "pid", "rss_bytes",
+        "signal", "started_ns", "text",
     )  # fmt: skip
 
     def __init__(self, cause: str, *, code: int = 0, signal: int = 0, text: str = "") -> None:
@@ -104,6 +110,7 @@ class End:
         self.code = code
         self.signal = signal
         self.text = text
+        self.blame = ""  # of an oom: limit, host
         self.has_core = self.is_oom = False
         self.pid = self.started_ns = self.ended_ns = self.rss_bytes = 0
         self.cpu_s = 0.0
@@ -112,11 +119,12 @@ class End:
         """Return the exit record."""
         return sealed(
             b'{"task":%d,"attempt":%d,"cause":"%s","code":%d,"signal":%d,"core":%s,"pid":%d,'
-            b'"started_ns":%d,"ended_ns":%d,"cpu_s":%.6f,"rss_bytes":%d,"oom":%s,"text":"%s"}'
+            b'"started_ns":%d,"ended_ns":%d,"cpu_s":%.6f,"rss_bytes":%d,"oom":%s,"blame":"%s",'
+            b'"text":"%s"}'
             % (
                 task, attempt, self.cause.encode(), self.code, self.signal, _BOOLS[self.has_core],
                 self.pid, self.started_ns, self.ended_ns, self.cpu_s, self.rss_bytes,
-                _BOOLS[self.is_oom], escaped(self.text) if self.text else b"",
+                _BOOLS[self.is_oom], self.blame.encode(), escaped(self.text) if self.text else b"",
             )
         )  # fmt: skip
 

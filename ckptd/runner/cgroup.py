@@ -4,7 +4,8 @@ Every supervisor has one group for the tasks that it runs one after the other, n
 identity; the supervisor itself stays outside, so that no kill, freeze or memory limit hits it.
 (One per attempt would be prettier to look at, and costs 150 us per task on v1.)
 
-    v2   cgroup.kill, cgroup.freeze; memory.max and memory.events where that controller is ours
+    v2   cgroup.kill, cgroup.freeze; memory.max and memory.events where that controller is ours,
+         and likewise what `quota.py` has of cpu, pids and io
     v1   memory: limit and OOM counter; freezer: freeze, and kill by freezing first
 
 Loaded by the supervisors: stdlib only. Read next: `stop.py` (what happens without any of it).
@@ -15,30 +16,37 @@ import time
 import zlib
 
 from ckptd.runner import linux
+from ckptd.runner.quota import Quota, usable
 
 _PREFIX = "ckptd-"  # of the parent of one store's groups
 _STALE_S = 60.0
 _READ_BYTES_MAX = 65_536
+_CONTROLLERS = ("memory", "cpu", "pids", "io")  # of v2, as far as they are handed to us
 
 
 class Roots:
     """Where our groups are made; "" where a hierarchy is not there for us."""
 
-    __slots__ = ("freezer", "memory", "unified", "unified_has_memory")
+    __slots__ = ("controllers", "freezer", "memory", "unified", "unified_has_memory")
 
     def __init__(self, unified: str = "", memory: str = "", freezer: str = "") -> None:
         self.unified = unified
         self.memory = memory  # v1
         self.freezer = freezer  # v1
-        self.unified_has_memory = bool(unified) and "memory" in _words(
-            f"{unified}/cgroup.subtree_control"
-        )
+        own = _words(f"{unified}/cgroup.subtree_control") if unified else []
+        self.controllers = usable(unified, own)
+        self.unified_has_memory = "memory" in self.controllers
+
+    @property
+    def has_memory(self) -> bool:
+        """Return whether memory can be limited."""
+        return self.unified_has_memory or bool(self.memory)
 
     def __str__(self) -> str:
         parts = []
         if self.unified:
-            does = "kill, freeze" + (", memory" if self.unified_has_memory else "")
-            parts.append(f"v2 {self.unified} ({does})")
+            does = ["kill", "freeze", *(name for name in _CONTROLLERS if name in self.controllers)]
+            parts.append(f"v2 {self.unified} ({', '.join(does)})")
         if self.memory and not self.unified_has_memory:
             parts.append(f"v1 {self.memory} (memory)")
         if self.freezer and not self.unified:
@@ -51,7 +59,7 @@ class Group:
 
     __slots__ = (
         "_directory", "_door", "_fork", "_ooms", "_paths", "freezer", "is_guarded",
-        "limit_bytes", "memory", "memory_v2", "unified",
+        "limit_bytes", "memory", "memory_v2", "quota", "unified",
     )  # fmt: skip
 
     def __init__(self, roots: Roots, name: str) -> None:
@@ -60,6 +68,7 @@ class Group:
         self.memory = f"{roots.memory}/{name}" if roots.memory and not self.memory_v2 else ""
         self.freezer = f"{roots.freezer}/{name}" if roots.freezer and not self.unified else ""
         self.limit_bytes = 0
+        self.quota = Quota(self.unified, roots.controllers)
         self._paths = [path for path in (self.unified, self.memory, self.freezer) if path]
         self._door = -1
         self._ooms = -1
@@ -174,16 +183,21 @@ class Group:
             self.limit_bytes = memory_bytes
         return is_set
 
-    def oom_kills(self) -> int:
-        """Return how many processes of the group the kernel killed for want of memory."""
+    def ooms(self) -> tuple[int, int]:
+        """Return how many processes the OOM killer ended, and how often our own limit was hit.
+
+        A kill without a hit was the host's doing, or that of a group above ours. v1 counts the
+        hits only together with those that reclaiming memory could mend.
+        """
         try:
             said = os.pread(self._ooms, _READ_BYTES_MAX, 0) if self._ooms >= 0 else b""
         except OSError:  # the group was removed
-            return 0
-        for line in said.splitlines():
-            if line.startswith(b"oom_kill "):
-                return int(line[9:])
-        return 0
+            return 0, 0
+        counts = dict(line.split(b" ", 1) for line in said.splitlines() if b" " in line)
+        hits = counts.get(b"oom", b"0")
+        if self.memory and self.limit_bytes:
+            hits = _read(f"{self.memory}/memory.failcnt") or b"0"
+        return int(counts.get(b"oom_kill", b"0")), int(hits)
 
     # --- both sides -------------------------------------------------------------------------
 
@@ -293,13 +307,19 @@ def _unified(mount: str, own: str, name: str) -> str:
             continue
         path = _made(mount, host, name)
         if host == "/" or not _words(f"{mount}{host}/cgroup.procs"):
-            _write(f"{mount}{host}/cgroup.subtree_control", "+memory")
-        if path and _write(f"{path}/cgroup.subtree_control", "+memory"):
+            _hand_down(f"{mount}{host}")
+        if path and _hand_down(path):
             if possible:
                 _rmdir(possible)
             return path
         possible = possible or path
     return possible
+
+
+def _hand_down(path: str) -> bool:
+    """Let the groups below have every controller that is there; False without that of memory."""
+    taken = [_write(f"{path}/cgroup.subtree_control", f"+{name}") for name in _CONTROLLERS]
+    return taken[0]
 
 
 def _is_delegated(path: str) -> bool:

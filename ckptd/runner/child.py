@@ -36,6 +36,9 @@ class Child:
             os.setsid()
             if not self.is_calm:
                 _reset_oom_score()
+            if order.nice:
+                step = f"set its niceness to {order.nice}"
+                os.setpriority(os.PRIO_PROCESS, 0, order.nice)  # below 0: as root only
             if order.uid >= 0:
                 step = f"become uid {order.uid}"
                 os.setgroups(order.groups)

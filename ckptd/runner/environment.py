@@ -48,6 +48,8 @@ def order(start: Start, place: Place, found: Found, ckpt_dir: str | None, reign:
     made.env = _joined([f"{name}={value}" for name, value in env.items()])
     made.cwd, made.stdin, made.output = start.cwd, start.stdin, place.output
     made.umask, made.memory_bytes = start.umask, start.memory_bytes
+    made.cpus, made.tasks_max, made.io_weight = start.cpus, start.tasks_max, start.io_weight
+    made.nice = start.nice
     made.resumed_from = found.seq
     return made
 
@@ -109,6 +111,11 @@ def expand(argv: tuple[str, ...], found: Found, directory: str) -> tuple[str, ..
                 part.replace("{last}", found.path).replace("{dir}", directory) for part in inner
             ]
     return tuple(words)
+
+
+def now_ns() -> int:
+    """Return the wall clock, for times that people see."""
+    return time.time_ns()
 
 
 def where_ckpt_is() -> str | None:

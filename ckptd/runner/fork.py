@@ -12,36 +12,18 @@ import errno
 import os
 import signal
 import time
-from collections import deque
 from functools import partial
 
-from ckptd.core.port import (
-    Control,
-    Delete,
-    Deliver,
-    Effect,
-    EndSeen,
-    Forget,
-    Freeze,
-    Identity,
-    MarkSeen,
-    Sighting,
-    Start,
-    StartSeen,
-)  # fmt: skip
+from ckptd.core.port import Deliver, EndSeen, Identity, Start, StartSeen
 from ckptd.runner import attempt, cgroup, environment, identity
+from ckptd.runner.backend import Backend
 from ckptd.runner.cgroup import Group
 from ckptd.runner.claims import Claims
-from ckptd.runner.environment import Place, Users
-from ckptd.runner.files import TaskFiles
-from ckptd.runner.instance import Began, ExitRecord, Instance, Stage, began_of, exit_of
-from ckptd.runner.marks import Marks
-from ckptd.runner.notify import Hints, Listener
+from ckptd.runner.environment import Users
+from ckptd.runner.instance import Began, Stage, Supervised, began_of, exit_of
 from ckptd.runner.spawn import ENDED, FENCED, STARTED, Key, Pool
 from ckptd.runner.stop import Tree, send
-from ckptd.runner.watch import Watch, Worker
 from ckptd.storage.blobs import Found
-from ckptd.storage.untrusted import NotTrusted
 
 SIGHTINGS_PER_POLL_MAX = 1_000
 EMPTY_LOOKS = 2  # one look at /proc can miss what forks or executes at that very moment
@@ -52,8 +34,8 @@ WATCH_FILES_AFTER_S = 1.0  # adding and removing an inotify watch costs as much 
 SPARE_SUPERVISORS = 2  # made before they are needed
 
 
-class ForkRunner:
-    """Runs attempts under supervisors of its own. One thread calls it, and a worker reads files."""
+class ForkRunner(Backend[Supervised]):
+    """Runs attempts under supervisors of its own."""
 
     name = "fork"
 
@@ -66,112 +48,33 @@ class ForkRunner:
         ckpt_dir: str | None = None,
         has_cgroups: bool = True,
     ) -> None:
-        self.state_dir = state_dir
-        self.boot_id = boot_id or identity.boot_id()
+        super().__init__(state_dir, run_dir, boot_id, ckpt_dir)
         self._claims = Claims(state_dir, self.boot_id)
-        self._files = TaskFiles(state_dir, self.boot_id)
-        self._ckpt_dir = ckpt_dir or environment.where_ckpt_is()
         self._roots = (
             cgroup.discover(os.path.realpath(state_dir)) if has_cgroups else cgroup.Roots()
         )
         self.cgroup = str(self._roots)
         cgroup.sweep(self._roots, lambda pid, ticks: not identity.is_alive(pid, ticks))
-        self._instances: dict[tuple[int, int], Instance] = {}
-        self._seen: deque[Sighting] = deque()
-        self._is_closed = False
         self._users = Users()
-        self._watch = Watch()
-        self._worker = Worker(self._watch.wake)
-        self._hints = Hints(f"{run_dir}/notify", self._watch)
-        self._marks = Marks(self._files, self._watch, self._worker, self._see, self._tell_end)
         self._pool = Pool(state_dir, self.boot_id, self._roots, self._watch, self._told)
         self._pool.warm(SPARE_SUPERVISORS)
 
-    # --- the port ---------------------------------------------------------------------------
+    def _made(self, task: int, attempt: int, uid: int) -> Supervised:
+        return Supervised(task, attempt, uid)
 
-    def fileno(self) -> int:
-        """Return the epoll that is readable when `poll` has news."""
-        return self._watch.fileno()
-
-    def poll(self) -> list[Sighting]:
-        """Return what was seen since the last call, oldest first, at most 1,000."""
-        self._watch.dispatch()
-        self._worker.settle()
-        self._seen.extend(self._hints.told())
-        count = min(len(self._seen), SIGHTINGS_PER_POLL_MAX)
-        seen = [self._seen.popleft() for _ in range(count)]
-        if self._seen:
-            self._watch.wake()
-        return seen
-
-    def carry_out(self, effect: Effect) -> None:
-        """Bring one effect about; what is asked of an attempt that is not there is done already."""
-        match effect:
-            case Start():
-                self._start(effect)
-            case Deliver():
-                self._watch.patiently(partial(self._deliver, effect))
-            case Freeze():
-                if one := self._running(effect.task, effect.attempt):
-                    self._watch.patiently(partial(one.freeze, frozen=effect.frozen))
-            case Control():
-                self._control(effect)
-            case Forget():
-                self._forget(effect)
-            case Delete():
-                deletion = self._files.deletion(effect.task)
-                self._worker.submit(effect.task, deletion, lambda _: None)
-
-    def close(self) -> None:
-        """Let go: idle supervisors exit, busy ones finish their attempt and keep its record."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._worker.close()
-        self._hints.close()
+    def _let_go(self) -> None:
+        """Idle supervisors exit, busy ones finish their attempt and keep its record."""
         for one in self._instances.values():
             if one.link is not None:
                 one.link.socket.close()
             if one.shim_fd >= 0:
                 os.close(one.shim_fd)
-        self._instances.clear()
         self._pool.close()
-        self._watch.close()
 
     # --- starting ---------------------------------------------------------------------------
 
-    def _start(self, start: Start) -> None:
-        key = (start.task, start.attempt)
-        if key in self._instances:
-            return
-        one = self._instances[key] = Instance(*key, start.uid)
-        try:
-            one.published_ns = self._files.prepare(start)
-            has_saved = self._files.has_saved(start.task)
-        except (OSError, NotTrusted) as error:
-            self._refuse(one, "spawn_error", f"cannot prepare its directory: {error}", error)
-            return
-        if has_saved:
-            find = partial(self._files.checkpoint_to_resume, start.task, start.uid)
-            self._worker.submit(start.task, find, partial(self._order, one, start))
-        else:
-            self._order(one, start, Found())
-
-    def _order(self, one: Instance, start: Start, found: Found) -> None:
-        if one.is_dying:
-            self._refuse(one, "not_started", "killed before it started")
-        elif found.passing:
-            self._refuse(one, "spawn_error", f"cannot seal or read: {found.passing}", found.passing)
-        elif found.problem:
-            self._see(MarkSeen(*one.key, 0, 0, "", problem=found.problem))
-            self._refuse(one, "not_started", found.problem)
-        else:
-            self._send(one, start, found)
-
-    def _send(self, one: Instance, start: Start, found: Found) -> None:
-        self._listen(one)
-        notify = one.listener.path if one.listener else ""
-        place = Place(self._files.directory(one.task), self._files.output(one.task), notify)
+    def _launch(self, one: Supervised, start: Start, found: Found) -> None:
+        place = self._place(one)
         try:
             order = environment.order(start, place, found, self._ckpt_dir, self._claims.reign)
         except ValueError as error:
@@ -179,34 +82,26 @@ class ForkRunner:
             return
         self._users.set(order, start.uid, start.gid)
         order.spare = one.spare = self._claims.take_spare()
-        one.warning = found.warning
+        roots = self._roots
+        self._warn_of_limits(one, start, roots.controllers, has_memory=roots.has_memory)
         one.stage = Stage.ORDERED
         one.order = order.pack()
         self._hand_over(one)
 
-    def _hand_over(self, one: Instance) -> None:
+    def _hand_over(self, one: Supervised) -> None:
         one.orders_left -= 1
         one.link = self._pool.hand_over(one.key, one.order)
         if one.link is None:
             self._refuse(one, "spawn_error", "no supervisor process can be made")
 
-    def _listen(self, one: Instance) -> None:
-        listener = self._hints.listen(*one.key, one.uid, partial(self._marks.hinted, one))
-        one.listener = listener
-        self._watch.after(WATCH_FILES_AFTER_S, partial(self._watch_files, one, listener))
-
-    def _watch_files(self, one: Instance, listener: Listener) -> None:
-        if one.listener is listener:
-            self._hints.look_at(listener, f"{self._files.directory(one.task)}/ckpt")
-            self._marks.caught_up(one)
-
-    def _refuse(self, one: Instance, cause: str, text: str, error: Exception | None = None) -> None:
+    def _refuse(
+        self, one: Supervised, cause: str, text: str, error: Exception | None = None
+    ) -> None:
         """End an attempt that no supervisor has: take the claim first, so that none ever will."""
         self._claims.refuse(*one.key)
         is_error = cause == "spawn_error"
         code = (getattr(error, "errno", 0) or errno.EINVAL) if is_error else 0
-        one.end = EndSeen(*one.key, cause, code, ended_ns=time.time_ns(), text=text)
-        self._over(one)
+        self._over(one, EndSeen(*one.key, cause, code, ended_ns=time.time_ns(), text=text))
 
     # --- what supervisors say -----------------------------------------------------------------
 
@@ -223,13 +118,13 @@ class ForkRunner:
         if kind == ENDED:
             record = exit_of(attempt.checked(body))
             assert record is not None, "a supervisor told an end that is none"
-            self._ended(one, record)
+            self._over(one, record.seen())
         elif kind == FENCED:
             self._watch.patiently(partial(self._take_up, one))
         else:
             self._watch.patiently(partial(self._supervisor_died, one))
 
-    def _began(self, one: Instance, began: Began) -> None:
+    def _began(self, one: Supervised, began: Began) -> None:
         one.order = b""
         one.shim = began.shim
         one.tree = self._tree(one, began)
@@ -241,7 +136,7 @@ class ForkRunner:
         )
         self._watch.patiently(one.catch_up)
 
-    def _tree(self, one: Instance, began: Began | None) -> Tree:
+    def _tree(self, one: Supervised, began: Began | None) -> Tree:
         shim = one.shim or Identity(self.boot_id, 0, 0)
         group = Group(self._roots if shim.pid else cgroup.Roots(), f"{shim.pid}.{shim.ticks}")
         named = f"CKPTD_DIR={self._files.directory(one.task)}", f"CKPTD_ATTEMPT={one.attempt}"
@@ -250,31 +145,15 @@ class ForkRunner:
 
     # --- ends -----------------------------------------------------------------------------------
 
-    def _ended(self, one: Instance, record: ExitRecord) -> None:
-        one.end = record.seen()
-        self._over(one)
-
-    def _over(self, one: Instance) -> None:
-        """The end is known: read once more what was saved, then tell it."""
-        one.stage = Stage.ENDING
+    def _over(self, one: Supervised, end: EndSeen) -> None:
         self._unfollow(one)
         if one.is_frozen:  # the group is the next attempt's
             self._watch.patiently(partial(one.freeze, frozen=False))
-        if one.listener is not None:
-            last_words = self._hints.unlisten(one.listener)
-            one.listener = None
-            if last_words is not None:
-                self._see(last_words)
-        self._marks.finish(one)
-
-    def _tell_end(self, one: Instance) -> None:
-        assert one.end is not None
-        one.stage = Stage.OVER
-        self._see(one.end)
+        super()._over(one, end)
 
     # --- dead supervisors and adoption ----------------------------------------------------------
 
-    def adopt(self, task: int, attempt_number: int) -> None:
+    def _take_up(self, one: Supervised) -> None:
         """Find out what became of an attempt that an earlier daemon ordered.
 
         | exit record | claim              | then                                       |
@@ -284,13 +163,6 @@ class ForkRunner:
         | none        | its process is dead| tree killed, then EndSeen(lost)            |
         | none        | none               | claimed by us, then EndSeen(not_started)   |
         """
-        key = (task, attempt_number)
-        if key in self._instances:
-            return
-        one = self._instances[key] = Instance(*key, self._files.owner(task))
-        self._watch.patiently(partial(self._take_up, one))
-
-    def _take_up(self, one: Instance) -> None:
         found = self._claims.read(*one.key)
         if found is None:
             self._claims.refuse(*one.key)
@@ -301,7 +173,7 @@ class ForkRunner:
         record = exit_of(found.exit)
         claim = began_of(found.claim)
         if record is not None and (record.task, record.attempt) == one.key:
-            self._ended(one, record)
+            self._over(one, record.seen())
         elif claim is None or claim.boot_id != self.boot_id:  # none: torn by a power loss
             self._end_without_record(one, "reboot", "the machine was restarted meanwhile")
         elif claim.is_refusal:
@@ -310,16 +182,14 @@ class ForkRunner:
             one.shim = claim.shim
             self._follow(one)
 
-    def _end_without_record(self, one: Instance, cause: str, text: str) -> None:
+    def _end_without_record(self, one: Supervised, cause: str, text: str) -> None:
         found = self._claims.read(*one.key)
         start = began_of(found.start) if found else None
-        one.end = EndSeen(
-            *one.key, cause, started_ns=start.started_ns if start else 0,
-            ended_ns=time.time_ns(), text=text,
-        )  # fmt: skip
-        self._over(one)
+        started_ns = start.started_ns if start else 0
+        end = EndSeen(*one.key, cause, started_ns=started_ns, ended_ns=time.time_ns(), text=text)
+        self._over(one, end)
 
-    def _follow(self, one: Instance) -> None:
+    def _follow(self, one: Supervised) -> None:
         """Watch a supervisor that is not ours by its pidfd."""
         assert one.shim is not None
         fd = identity.open_exactly(one.shim.pid, one.shim.ticks)
@@ -333,7 +203,7 @@ class ForkRunner:
         self._watch.patiently(partial(self._look_for_start, one))
         self._marks.hinted(one)
 
-    def _look_for_start(self, one: Instance) -> None:
+    def _look_for_start(self, one: Supervised) -> None:
         if one.stage != Stage.ORDERED:
             return
         found = self._claims.read(*one.key)
@@ -344,17 +214,17 @@ class ForkRunner:
             look = partial(self._look_for_start, one)
             self._watch.after(LOOK_AGAIN_S, partial(self._watch.patiently, look))
 
-    def _pidfd_fired(self, one: Instance) -> None:
+    def _pidfd_fired(self, one: Supervised) -> None:
         self._unfollow(one)
         self._watch.patiently(partial(self._supervisor_died, one))
 
-    def _unfollow(self, one: Instance) -> None:
+    def _unfollow(self, one: Supervised) -> None:
         if one.shim_fd >= 0:
             self._watch.remove(one.shim_fd)
             os.close(one.shim_fd)
             one.shim_fd = -1
 
-    def _supervisor_died(self, one: Instance) -> None:
+    def _supervisor_died(self, one: Supervised) -> None:
         """Its exit record, or the death of its whole tree, comes before the end is told."""
         found = self._claims.read(*one.key)
         claim = began_of(found.claim) if found else None
@@ -369,7 +239,7 @@ class ForkRunner:
             one.tree.is_orphaned = True
             self._watch.patiently(partial(self._kill_rest, one, LOOK_AGAIN_S))
 
-    def _kill_rest(self, one: Instance, rest_s: float) -> None:
+    def _kill_rest(self, one: Supervised, rest_s: float) -> None:
         assert one.tree is not None
         one.tree.signal_all(signal.SIGKILL)
         one.empty_looks = one.empty_looks + 1 if one.tree.is_empty() else 0
@@ -382,9 +252,11 @@ class ForkRunner:
 
     # --- the other effects ------------------------------------------------------------------------
 
-    def _running(self, task: int, number: int) -> Instance | None:
-        one = self._instances.get((task, number))
-        return one if one is not None and one.stage < Stage.ENDING else None
+    def _freeze(self, one: Supervised, *, frozen: bool) -> None:
+        one.freeze(frozen=frozen)
+
+    def _may_be_frozen(self, one: Supervised) -> bool:
+        return one.is_frozen or one.link is None  # adopted: nobody has told us
 
     def _deliver(self, effect: Deliver) -> None:
         one = self._running(effect.task, effect.attempt)
@@ -396,7 +268,7 @@ class ForkRunner:
             self._watch.after(KILL_ENDS_S, partial(self._watch.patiently, partial(self._end, one)))
         one.signal(effect.signal, tree=effect.tree)
 
-    def _rouse(self, one: Instance, number: int) -> None:
+    def _rouse(self, one: Supervised, number: int) -> None:
         """Signal who is to tell the end, where it is known; else who of ours stands still."""
         if one.shim is not None:
             send(one.shim.pid, one.shim.ticks, number)
@@ -404,7 +276,7 @@ class ForkRunner:
             shims = {other.shim.pid for other in self._instances.values() if other.shim}
             self._pool.signal_stopped(number, shims)
 
-    def _end(self, one: Instance) -> None:
+    def _end(self, one: Supervised) -> None:
         """End a supervisor that does not tell an end: its attempt is `lost`, and so is the tree."""
         if one.stage >= Stage.ENDING or self._instances.get(one.key) is not one:
             return
@@ -413,24 +285,5 @@ class ForkRunner:
             self._rouse(one, signal.SIGKILL)
         self._watch.after(KILL_ENDS_S, partial(self._watch.patiently, partial(self._end, one)))
 
-    def _control(self, effect: Control) -> None:
-        """Write the control file. A task that is asked to stop must be able to hear it: thaw it."""
-        one = self._running(effect.task, effect.attempt)
-        if one is None:
-            return
-        self._files.write_control(effect, one.uid)
-        if effect.stop and (one.is_frozen or one.link is None):  # adopted: it may be frozen
-            self._watch.patiently(partial(one.freeze, frozen=False))
-
-    def _forget(self, effect: Forget) -> None:
-        key = (effect.task, effect.attempt)
-        one = self._instances.get(key)
-        if one is not None and one.stage != Stage.OVER:
-            return
-        self._claims.forget(*key, one.spare if one is not None else -1)
-        self._instances.pop(key, None)
-
-    def _see(self, sighting: Sighting) -> None:
-        if not self._seen:
-            self._watch.wake()
-        self._seen.append(sighting)
+    def _forget(self, one: Supervised | None, task: int, attempt: int) -> None:
+        self._claims.forget(task, attempt, one.spare if one is not None else -1)

@@ -12,7 +12,8 @@ from enum import IntEnum
 
 import msgspec
 
-from ckptd.core.port import EndSeen, Identity, MarkSeen
+from ckptd.core.port import EndSeen, Identity, MarkSeen, Start
+from ckptd.protocol.ids import unit_name
 from ckptd.runner.files import NOT_KNOWN
 from ckptd.runner.notify import Listener
 from ckptd.runner.spawn import Link
@@ -20,6 +21,8 @@ from ckptd.runner.stop import Tree
 
 PENDING_SIGNALS_MAX = 64
 ORDERS_MAX = 3  # supervisors may die before they read one
+UNIT_ORDERS_MAX = 5  # of one attempt, where nobody knows what became of the one before
+RECORD_COMES_S = 0.25  # after the main process; later the unit is asked
 
 
 class Stage(IntEnum):
@@ -70,12 +73,13 @@ class ExitRecord(msgspec.Struct, frozen=True):
     text: str
     started_ns: int = 0
     pid: int = 0
+    blame: str = ""
 
     def seen(self) -> EndSeen:
         """Return it as the sighting that the daemon waits for."""
         return EndSeen(
             self.task, self.attempt, self.cause, self.code, self.signal, self.core,
-            self.started_ns, self.ended_ns, self.cpu_s, self.rss_bytes, self.text,
+            self.started_ns, self.ended_ns, self.cpu_s, self.rss_bytes, self.text, self.blame,
         )  # fmt: skip
 
 
@@ -100,28 +104,13 @@ def exit_of(line: bytes | None) -> ExitRecord | None:
 
 
 class Instance:
-    """What the runner keeps of one attempt until it is forgotten."""
-
-    __slots__ = (
-        "attempt", "empty_looks", "end", "is_dying", "is_frozen", "is_marking", "link", "listener",
-        "marked",
-        "order", "orders_left", "pending", "published_ns", "rests_until_s", "shim", "shim_fd",
-        "spare", "stage", "task", "tree", "uid", "wants_mark", "warning",
-    )  # fmt: skip
+    """What every back end keeps of one attempt until it is forgotten."""
 
     def __init__(self, task: int, attempt: int, uid: int) -> None:
         self.task = task
         self.attempt = attempt
         self.uid = uid
         self.stage = Stage.PREPARING
-        self.empty_looks = 0  # in a row, after its supervisor was killed
-        self.order = b""  # kept until it is known that a supervisor has read it
-        self.orders_left = ORDERS_MAX
-        self.spare = -1  # number of its record file; -1: of an earlier daemon
-        self.link: Link | None = None  # None: adopted, or not sent yet
-        self.shim: Identity | None = None
-        self.shim_fd = -1  # pidfd of an adopted supervisor
-        self.tree: Tree | None = None
         self.pending: list[tuple[int, bool]] = []  # signals that came before the start
         self.is_frozen = False
         self.is_dying = False  # SIGKILL was asked for: its end is to come soon
@@ -139,11 +128,30 @@ class Instance:
         """Return its name."""
         return self.task, self.attempt
 
+    def keep_for_start(self, number: int, *, tree: bool) -> None:
+        """Remember a signal that there is nothing to send to yet."""
+        if len(self.pending) < PENDING_SIGNALS_MAX:
+            self.pending.append((number, tree))
+
+
+class Supervised(Instance):
+    """An attempt under a supervisor of the fork back end."""
+
+    def __init__(self, task: int, attempt: int, uid: int) -> None:
+        super().__init__(task, attempt, uid)
+        self.empty_looks = 0  # in a row, after its supervisor was killed
+        self.order = b""  # kept until it is known that a supervisor has read it
+        self.orders_left = ORDERS_MAX
+        self.spare = -1  # number of its record file; -1: of an earlier daemon
+        self.link: Link | None = None  # None: adopted, or not sent yet
+        self.shim: Identity | None = None
+        self.shim_fd = -1  # pidfd of an adopted supervisor
+        self.tree: Tree | None = None
+
     def signal(self, number: int, *, tree: bool) -> None:
         """Signal the main process or the whole tree, now or as soon as there is one."""
         if self.stage != Stage.RUNNING or self.tree is None:
-            if len(self.pending) < PENDING_SIGNALS_MAX:
-                self.pending.append((number, tree))
+            self.keep_for_start(number, tree=tree)
             return
         if tree:
             self.tree.signal_all(number)
@@ -168,3 +176,23 @@ class Instance:
             number, tree = self.pending[0]
             self.signal(number, tree=tree)
             del self.pending[0]
+
+
+class Unit(Instance):
+    """An attempt that is a unit."""
+
+    def __init__(self, task: int, attempt: int, uid: int) -> None:
+        super().__init__(task, attempt, uid)
+        self.name = unit_name(task, attempt)
+        self.start: Start | None = None  # None: of an earlier daemon
+        self.resumed_from = 0
+        self.orders_left = UNIT_ORDERS_MAX
+        self.pidfd = -1
+        self.rest_s = RECORD_COMES_S
+        self.has_new_job = False  # somebody stops or restarts it, maybe
+        self.has_left_frozen = False  # adopted: nobody has told us
+
+    @property
+    def may_be_frozen(self) -> bool:
+        """Tell whether it must be thawed to hear or do anything."""
+        return self.is_frozen or self.has_left_frozen

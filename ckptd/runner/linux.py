@@ -4,13 +4,18 @@ Loaded by the supervisors too: stdlib only. Read next: `identity.py`.
 """
 
 import ctypes
+import fcntl
 import os
+import sys
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 CLOCK_MONOTONIC = 1
 CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
+_EVENT_BYTES_PER_READ = 65_536
+IN_MODIFY = 0x2
+IN_CLOSE_WRITE = 0x8
 IN_CREATE = 0x100
 IN_MOVED_TO = 0x80
 IN_ONLYDIR = 0x1000000
@@ -19,6 +24,8 @@ NO_SIGNALS = bytes(128)
 _SIG_DFL, _SIG_IGN, _SIGCHLD, _SIG_SETMASK, _SIGNALS, _MASK_BYTES = 0, 1, 17, 2, 65, 128
 
 _ENOMEM, _ENFILE, _EMFILE = 12, 23, 24
+_GET_FLAGS, _SET_FLAGS, _SYNC_FLAG = 0x80086601, 0x40086602, 0x8  # Source: linux/fs.h
+_KEEP_SIZE, _ENOSYS, _EOPNOTSUPP = 1, 38, 95  # Source: fallocate(2)
 _SYS_CLONE3, _CLONE_INTO_CGROUP = 435, 0x200000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -150,6 +157,32 @@ def set_timer(fd: int, seconds: float) -> None:
     _checked(_libc.timerfd_settime(fd, 0, ctypes.byref(spec), None), "timerfd_settime")
 
 
+def reserve(fd: int, size_bytes: int) -> None:
+    """Give a file its blocks and leave its size as it is.
+
+    Raises:
+        OSError: there is no room. A file system that cannot do this is none.
+    """
+    result = _libc.fallocate(fd, _KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(size_bytes))
+    if result < 0 and ctypes.get_errno() not in {_ENOSYS, _EOPNOTSUPP}:
+        _checked(result, "fallocate")
+
+
+def make_synchronous(fd: int) -> bool:
+    """Have every later write to a file, by whomever, return only once it is on disk (chattr +S).
+
+    Returns False where the file system has no such flag.
+    """
+    flags = bytearray(8)
+    try:
+        fcntl.ioctl(fd, _GET_FLAGS, flags)
+        wanted = int.from_bytes(flags, sys.byteorder) | _SYNC_FLAG
+        fcntl.ioctl(fd, _SET_FLAGS, wanted.to_bytes(8, sys.byteorder))
+    except OSError:
+        return False
+    return True
+
+
 def inotify() -> int:
     """Return a descriptor that reports changes of watched directories."""
     return _checked(_libc.inotify_init1(CLOEXEC_NONBLOCK), "inotify_init1")
@@ -159,6 +192,35 @@ def watch_arrivals(fd: int, directory: str) -> int:
     """Report names that appear in a real directory; return the watch's number."""
     mask = IN_CREATE | IN_MOVED_TO | IN_ONLYDIR | IN_DONT_FOLLOW
     return _checked(_libc.inotify_add_watch(fd, os.fsencode(directory), mask), "inotify_add_watch")
+
+
+def watch_writes(fd: int, directory: str) -> int:
+    """Report files of a directory that were written and closed; return the watch's number."""
+    mask = IN_CLOSE_WRITE | IN_ONLYDIR | IN_DONT_FOLLOW
+    return _checked(_libc.inotify_add_watch(fd, os.fsencode(directory), mask), "inotify_add_watch")
+
+
+def watch_growth(fd: int, file: int) -> int:
+    """Report writes to an open file, wherever its name leads by now; return the watch's number."""
+    path = b"/proc/self/fd/%d" % file
+    return _checked(_libc.inotify_add_watch(fd, path, IN_MODIFY), "inotify_add_watch")
+
+
+def arrivals(fd: int) -> list[tuple[int, str]]:
+    """Return what is reported now: (number of the watch, name in its directory)."""
+    try:
+        events = os.read(fd, _EVENT_BYTES_PER_READ)
+    except BlockingIOError:
+        return []
+    found = []
+    offset = 0
+    while offset < len(events):  # Bound: each event is at least its head long
+        number = int.from_bytes(events[offset : offset + 4], sys.byteorder, signed=True)
+        length = int.from_bytes(events[offset + 12 : offset + 16], sys.byteorder)
+        name = events[offset + 16 : offset + 16 + length].rstrip(b"\0")
+        found.append((number, os.fsdecode(name)))
+        offset += 16 + length  # Source: inotify(7): watch, mask, cookie, length of the name
+    return found
 
 
 def unwatch(fd: int, number: int) -> None:

@@ -11,7 +11,6 @@ import math
 import os
 import socket
 import stat
-import struct
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,8 +22,6 @@ from ckptd.runner.watch import Watch
 DATAGRAM_BYTES_MAX = 4_096
 DATAGRAMS_PER_TURN_MAX = 32  # of one task; the rest waits its turn in the socket
 TEXT_CHARS_MAX = 200
-INOTIFY_BYTES_PER_TURN = 65_536
-_EVENT = struct.Struct("iIII")  # Source: inotify(7): watch, mask, cookie, length of the name
 _SO_PASSRIGHTS = 83  # Source: asm-generic/socket.h, Linux 6.16
 _PATH_BYTES_MAX = 107  # Source: unix(7), sun_path
 _NUMBER_MAX = 1e15
@@ -177,17 +174,7 @@ class Hints:
             one.hinted()
 
     def _arrived(self) -> None:
-        try:
-            events = os.read(self._inotify, INOTIFY_BYTES_PER_TURN)
-        except BlockingIOError:
-            return
-        numbers = set()
-        offset = 0
-        while offset < len(events):  # Bound: each event is at least its head long
-            number, _, _, length = _EVENT.unpack_from(events, offset)
-            numbers.add(number)
-            offset += _EVENT.size + length
-        for number in numbers:
+        for number in {number for number, _ in linux.arrivals(self._inotify)}:
             one = self._by_number.get(number)
             if one is not None:  # None: told off already, or the queue overflowed
                 one.hinted()

@@ -28,7 +28,7 @@ if __name__ == "__main__":  # started by path: nothing of the environment is tru
 
 import _socket
 
-from ckptd.runner import attempt, identity, linux
+from ckptd.runner import attempt, identity, linux, output
 from ckptd.runner.attempt import End, Holder, Order, Record
 from ckptd.runner.cgroup import Group, Roots
 from ckptd.runner.child import OPEN, Child
@@ -126,20 +126,25 @@ class Supervisor:
     def _start(self, order: Order, record: Record) -> End:
         """Run the task from its first to its last process; return how it ended."""
         try:
-            output = _open_output(order)
+            out = output.opened(order.output, order.uid, order.gid)
         except OSError as error:
             return _failed(error, f"open {order.output}")
         is_limited = self.group.limit(order.memory_bytes) or not order.memory_bytes
         if not is_limited and self.group.has_memory:
-            os.close(output)
+            os.close(out)
             text = f"the control group does not take the limit of {order.memory_bytes} bytes"
             return _not_run("spawn_error", text, _EPERM)
-        oom_kills = self.group.oom_kills()
+        untaken = self.group.quota.set(order.cpus, order.tasks_max, order.io_weight)
+        if untaken:
+            os.close(out)
+            text = f"the control group does not take what is wanted of {untaken}"
+            return _not_run("spawn_error", text, _EPERM)
+        ooms = self.group.ooms()
         gate, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         started_ns = time.time_ns()
-        _write(output, _start_line(order, started_ns))
+        output.write_start(out, order.attempt, started_ns, order.resumed_from)
         is_calm = self.calm and not self.group.is_guarded
-        task = Child(order, output, self.me.pid, is_calm=is_calm)
+        task = Child(order, out, self.me.pid, is_calm=is_calm)
         pid = self.group.fork()
         if pid == 0:
             gate.close()
@@ -150,13 +155,13 @@ class Supervisor:
         try:
             end = self._wait(pid, self._release(record, gate, pid, start))
             end.pid, end.started_ns = pid, started_ns
-            self._judge_memory(end, oom_kills, order.memory_bytes)
+            self._judge_memory(end, ooms, order.memory_bytes)
             if self.is_spent and not self.group.renew():
                 self.is_sound = False
-            _write_end(output, order.attempt, end)
+            output.write_end(out, order.attempt, end.ended_ns, _said(end))
         finally:
             gate.close()
-            os.close(output)
+            os.close(out)
         return end
 
     def _release(self, record: Record, gate: _socket.socket, pid: int, start: bytes) -> bytes:
@@ -219,16 +224,18 @@ class Supervisor:
                 return refused
             os.waitpid(-1, 0)
 
-    def _judge_memory(self, end: End, oom_kills: int, limit_bytes: int) -> None:
-        """Tell the kernel's OOM killer from anybody else's SIGKILL."""
+    def _judge_memory(self, end: End, before: tuple[int, int], limit_bytes: int) -> None:
+        """Tell the kernel's OOM killer from anybody else's SIGKILL, and a culprit from a victim."""
         if end.cause == "exit" and end.code == 0:
             return
-        kills = self.group.oom_kills() - oom_kills
+        kills, hits = (now - then for now, then in zip(self.group.ooms(), before, strict=True))
         if kills <= 0:
             return
         end.is_oom = True
+        end.blame = "limit" if hits > 0 else "host"
         limit = f"the limit of {limit_bytes} bytes" if limit_bytes else "no limit of its own"
-        end.text = f"the kernel's OOM killer ended {kills} of its processes; {limit}"
+        limit += " was hit" if hits > 0 else "; memory ran out around it"
+        end.text = f"the kernel's OOM killer ended {kills} of its processes: {limit}"
         if _SIGKILL in {end.signal, end.code - 128}:  # a shell reports it so
             end.cause, end.signal = "oom", _SIGKILL
 
@@ -273,6 +280,10 @@ def _end_of(status: int, complaint: bytes) -> End:
     return End("exit", code=os.WEXITSTATUS(status))
 
 
+def _said(end: End) -> str:
+    return output.ending(end.cause, end.code, end.signal, end.text, is_oom=end.is_oom)
+
+
 def _wait_for(main: int) -> tuple[int, float, int]:
     """Return (status, cpu seconds, peak bytes) of the main process; reap orphans meanwhile."""
     while True:  # Bound: the main process ends
@@ -297,49 +308,6 @@ def _children(pid: int) -> list[int]:
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
         found = ((other, identity.look(other)) for other in identity.every_pid())
         return [other for other, stat in found if stat and stat.parent == pid]
-
-
-# --- the task's output ----------------------------------------------------------------------------
-
-
-def _open_output(order: Order) -> int:
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-    fd = os.open(order.output, flags, 0o600)
-    if order.uid >= 0:  # the task may open its own /dev/stdout again; nobody else gets there
-        os.fchown(fd, order.uid, order.gid)
-    return fd
-
-
-def _start_line(order: Order, at_ns: int) -> bytes:
-    resumes = f", resumes from checkpoint {order.resumed_from}" if order.resumed_from else ""
-    return f"--- ckptd: attempt {order.attempt} started {_stamp(at_ns)}{resumes} ---\n".encode()
-
-
-def _write_end(output: int, number: int, end: End) -> None:
-    said = f"exit code {end.code}"
-    if end.cause == "spawn_error":
-        said = end.text
-    elif end.signal:
-        said = f"signal {end.signal}" + (" (out of memory)" if end.is_oom else "")
-    try:
-        size = os.fstat(output).st_size
-        is_open = size > 0 and os.pread(output, 1, size - 1) not in {b"\n", b""}
-    except OSError:  # a disk that fails
-        is_open = True
-    at = _stamp(end.ended_ns)
-    line = f"{chr(10) * is_open}--- ckptd: attempt {number} ended {at}, {said} ---\n"
-    _write(output, line.encode())
-
-
-def _stamp(at_ns: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ns // 1_000_000_000))
-
-
-def _write(fd: int, line: bytes) -> None:
-    try:
-        os.write(fd, line)
-    except OSError:  # a full disk costs a marker, never the attempt
-        return
 
 
 # --- the warm parent ------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Watch:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._writers: dict[int, Handler] = {}  # only while there is something to write
         self._due: list[tuple[float, int, Handler]] = []
         self._serial = 0
         self._timer = linux.timer()
@@ -48,8 +49,17 @@ class Watch:
         self._handlers[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
 
+    def when_writable(self, fd: int, handler: Handler | None) -> None:
+        """Call `handler` too while `fd`, which is watched, takes bytes; with None no longer."""
+        if handler is not None:
+            self._writers[fd] = handler
+            self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
+        elif self._writers.pop(fd, None) is not None:
+            self._epoll.modify(fd, select.EPOLLIN)
+
     def remove(self, fd: int) -> None:
         """Stop watching; call it before the descriptor is closed."""
+        self._writers.pop(fd, None)
         if self._handlers.pop(fd, None) is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
@@ -78,10 +88,13 @@ class Watch:
 
     def dispatch(self) -> None:
         """Call what is due now, a bounded number of them, without waiting."""
-        for fd, _ in self._epoll.poll(0, EVENTS_PER_TURN_MAX):
+        for fd, events in self._epoll.poll(0, EVENTS_PER_TURN_MAX):
             handler = self._handlers.get(fd)
-            if handler is not None:  # None: an earlier one of this turn removed it
+            if events != select.EPOLLOUT and handler is not None:  # None: removed in this turn
                 handler()
+            writer = self._writers.get(fd)
+            if events & select.EPOLLOUT and writer is not None:
+                writer()
 
     def close(self) -> None:
         """Close what is ours; watched descriptors are their owners'."""

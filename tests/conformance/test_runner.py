@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ from ckptd.core.port import (
     StartSeen,
 )
 from ckptd.runner.fork import ForkRunner
+from ckptd.units.bus import system_bus, user_bus
+from ckptd.units.runner import UnitRunner
 from tests.fakes.sim_runner import SimMachine, SimRunner
 from tests.waiting import until
 
@@ -88,7 +91,7 @@ class RealWorld(World):
         os.chmod(self.root, 0o755)
         self.runner = self.make()
 
-    def make(self) -> ForkRunner:
+    def make(self) -> Runner:
         state, run = f"{self.root}/state", f"{self.root}/run"
         return ForkRunner(state, run, has_cgroups=self.has_cgroups)
 
@@ -109,6 +112,31 @@ class WorldWithoutCgroups(RealWorld):
     has_cgroups = False
 
 
+class UnitWorld(RealWorld):
+    """Transient units of the booted service manager: system as root, else the user's own."""
+
+    def __init__(self) -> None:
+        if not os.path.isdir("/run/systemd/system"):
+            pytest.skip("systemd is not running here; make test-systemd boots one")
+        super().__init__()
+
+    def make(self) -> Runner:
+        state, run = f"{self.root}/state", f"{self.root}/run"
+        is_system = os.getuid() == 0
+        address = system_bus() if is_system else user_bus()
+        return UnitRunner(state, run, bus_address=address, is_system=is_system)
+
+    def close(self) -> None:
+        super().close()
+        mode = "--system" if os.getuid() == 0 else "--user"
+        for verb in ("stop", "reset-failed"):
+            command = ["systemctl", mode, verb, "ckptd-task-*.service"]
+            subprocess.run(command, check=False, capture_output=True)
+
+    def kill_supervisor(self, started: StartSeen) -> None:
+        pytest.skip("the supervisor is the service manager: nobody kills it")
+
+
 class SimulatedWorld(World):
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +154,8 @@ class SimulatedWorld(World):
 
 
 @pytest.fixture(
-    params=[RealWorld, WorldWithoutCgroups, SimulatedWorld], ids=["fork", "fork, no cgroup", "sim"]
+    params=[RealWorld, WorldWithoutCgroups, UnitWorld, SimulatedWorld],
+    ids=["fork", "fork, no cgroup", "unit", "sim"],
 )
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     make: Callable[[], World] = request.param

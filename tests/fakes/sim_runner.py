@@ -282,8 +282,13 @@ class SimRunner:
         self.effects: list[Effect] = []  # everything that was ordered
         self._seen: deque[Sighting] = deque()
         self._marked: dict[tuple[int, int], MarkSeen] = {}
+        self._adopting: set[tuple[int, int]] = set()
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._reign = machine.reign(self)
+
+    @property
+    def is_adopting(self) -> bool:
+        return bool(self._adopting)
 
     def fileno(self) -> int:
         return self._news
@@ -298,6 +303,8 @@ class SimRunner:
             self.machine.advance()
         count = min(len(self._seen), 1_000)
         seen = [self._seen.popleft() for _ in range(count)]
+        told = (one for one in seen if isinstance(one, StartSeen | EndSeen))
+        self._adopting.difference_update((one.task, one.attempt) for one in told)
         if not self._seen:
             self._hush()
         return seen
@@ -307,6 +314,7 @@ class SimRunner:
         if key in self.known:
             return
         self.known.add(key)
+        self._adopting.add(key)
         one = self.machine.attempts.get(key)
         if one is None or one.step is Step.ORDERED:
             self.machine.attempts.pop(key, None)

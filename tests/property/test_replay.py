@@ -55,6 +55,9 @@ def _spec(dice: random.Random, known: list[int]) -> dict[str, Any]:
         spec["timeout_s"] = 50.0
     if dice.random() < 0.3:
         spec["retries"] = 3
+    if dice.random() < 0.4:
+        spec["memory_bytes"] = 1 << 30
+        spec["on_oom"] = dice.choice(["", "count", "fail", "hold", "retry:x2,max=3G"])
     if known and dice.random() < 0.3:
         when = dice.choice(["ok", "fail", "any"])
         spec["after"] = (m.Dependency(dice.choice(known), when=when),)
@@ -69,9 +72,12 @@ def _happens(world: World, dice: random.Random, number: int) -> None:
     elif dice.random() < 0.4:
         world.saves(number, run.checkpoint + 1, retry_s=dice.choice([0, 0, 30]))
     else:
-        cause = dice.choice(["exit", "signal", "oom", "lost", "reboot", "not_started"])
+        cause = dice.choice(
+            ["exit", "signal", "oom", "lost", "reboot", "not_started", "shutdown", "stopped"]
+        )
         code = dice.choice([0, 1, 65, 75, 85]) if cause == "exit" else 0
-        world.ends(number, cause, code=code, signal=11 if cause == "signal" else 0)
+        blame = dice.choice(["", "limit", "host"]) if cause in ("exit", "oom") else ""
+        world.ends(number, cause, code=code, signal=11 if cause == "signal" else 0, blame=blame)
 
 
 def _command(dice: random.Random, select: m.Selector) -> m.Message:
@@ -86,6 +92,7 @@ def _command(dice: random.Random, select: m.Selector) -> m.Message:
             m.Drop(select),
             m.Retry(select, fresh=dice.random() < 0.5),
             m.Edit(select, priority=dice.randint(-5, 5)),
+            m.Edit(select, memory_bytes=1 << dice.randint(20, 40), nice=dice.randint(-1, 5)),
             m.CheckpointNow(select),
             m.Clean(select),
         ]

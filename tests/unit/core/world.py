@@ -85,12 +85,15 @@ class World:
     def phase(self, number: int) -> Phase:
         return self.task(number).phase
 
-    def begins(self, number: int) -> None:
+    def begins(self, number: int, invocation: str = "") -> None:
         attempt = self.attempt(number)
         shim = Identity("boot", 10_000 + number, attempt)
         self.put(
             outcome.started(
-                self.state, StartSeen(number, attempt, shim, 20_000 + number, self.at_ns)
+                self.state,
+                StartSeen(
+                    number, attempt, shim, 20_000 + number, self.at_ns, invocation=invocation
+                ),
             )
         )
         self.turn()
@@ -109,15 +112,18 @@ class World:
         self.put(outcome.marked(self.state, seen, self.now))
         self.turn()
 
-    def ends(self, number: int, cause: str = "exit", *, code: int = 0, signal: int = 0) -> None:
+    def ends(
+        self, number: int, cause: str = "exit", *, code: int = 0, signal: int = 0, blame: str = ""
+    ) -> None:
         run = self.task(number).run
         assert run is not None
         mark = getattr(self, "mark", None)
         if mark is not None and (mark.task, mark.attempt) != (number, run.attempt):
             mark = None
         seen = EndSeen(
-            number, run.attempt, cause, code, signal, started_ns=run.started_ns, ended_ns=self.at_ns
-        )
+            number, run.attempt, cause, code, signal, started_ns=run.started_ns,
+            ended_ns=self.at_ns, blame=blame,
+        )  # fmt: skip
         self.put(outcome.ended(self.state, seen, mark, self.now, self.policy))
         self.turn()
 

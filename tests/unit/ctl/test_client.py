@@ -1,3 +1,4 @@
+import socket
 import threading
 from pathlib import Path
 
@@ -123,6 +124,40 @@ def test_shutdown_is_never_sent_to_the_next_daemon(scripted: Scripted) -> None:
         with _restart_after(daemon, "shutdown", Done()), gone:
             client.call("shutdown", Shutdown(), Done)
     assert len(daemon.asked("shutdown")) == 1
+
+
+def test_a_connection_that_is_made_once_is_not_made_again(scripted: Scripted) -> None:
+    daemon = scripted({"ping": lambda _: PONG, "shutdown": lambda _: Done()})
+    with Client(daemon.endpoint, timeout_s=1, reconnects=False) as client:
+        client.call("shutdown", Shutdown(), Done)
+        daemon.stop()
+        assert client.until_gone(float("inf"))
+        daemon.start()
+        with pytest.raises(Unreachable):
+            client.call("ping", Empty(), Pong)
+    assert not daemon.asked("ping")
+
+
+def test_a_first_request_to_a_daemon_that_is_about_to_start_waits_for_it(
+    scripted: Scripted,
+) -> None:
+    daemon = scripted({"ping": lambda _: PONG})
+    daemon.stop()
+    daemon.path.unlink()
+    kept = socket.socket(socket.AF_UNIX)
+    kept.bind(str(daemon.path))
+    kept.listen()
+
+    def restart() -> None:
+        kept.accept()[0].close()  # by a daemon that dies in the handshake
+        daemon.start()
+        kept.close()
+
+    starting = threading.Thread(target=restart)
+    starting.start()
+    with Client(daemon.endpoint, timeout_s=30) as client:
+        assert client.call("ping", Empty(), Pong) == PONG
+    starting.join()
 
 
 def test_a_frame_that_is_no_reply_is_a_protocol_mismatch(scripted: Scripted) -> None:

@@ -21,7 +21,8 @@ def submitted(*words: str) -> TaskSpec:
 EVERY_OPTION = """
     -n nightly -g batch -k key-1 -p -5 -l a=b -l c=d --after 3,4 --after-fail key:x --in 5m --hold
     --timeout 2h --retries 3 --backoff 5s..10m --on-exit 3=retry --stop-signal INT --grace 30s
-    --checkpoint-signal USR1 --memory 2G -E A=1=2 -d /tmp --stdin /dev/zero -- rsync -a x
+    --checkpoint-signal USR1 --memory 2G --cpus 1.5 --tasks-max 100 --io-weight 50 --nice -5
+    --on-oom retry:x2,max=16G -E A=1=2 -d /tmp --stdin /dev/zero -- rsync -a x
 """
 
 
@@ -36,6 +37,13 @@ def test_every_option_reaches_its_field() -> None:
     assert (task.stop_signal, task.grace_s, task.checkpoint_signal) == (2, 30, 10)
     assert (task.memory_bytes, task.env) == (2 << 30, {"A": "1=2"})
     assert (task.cwd, task.stdin) == ("/tmp", "/dev/zero")
+    assert (task.cpus, task.tasks_max, task.io_weight, task.nice) == (1.5, 100, 50, -5)
+    assert task.on_oom == "retry:x2,max=16G"
+
+
+def test_output_goes_to_the_journal_as_the_daemon_has_it_unless_one_says() -> None:
+    found = [submitted(*words, "true").journal for words in ([], ["--journal"], ["--no-journal"])]
+    assert found == [None, True, False]
 
 
 def test_a_command_keeps_its_own_options() -> None:
@@ -103,5 +111,15 @@ def test_no_command_and_values_out_of_range_are_refused() -> None:
         submitted("--hold")
     with pytest.raises(BadRequest, match="priority: 9999999999 is not allowed"):
         submitted("-p", "9999999999", "true")
+    for words, complaint in (
+        ("--nice 20", "--nice: 20 is not allowed"),
+        ("--io-weight 10001", "--io-weight: 10001 is not allowed"),
+        ("--tasks-max many", "--tasks-max: not a whole number: 'many'"),
+        ("--cpus nan", "not a number: 'nan'"),
+        ("--cpus -1", "not a number: '-1'"),
+        ("--on-oom retry", "--on-oom: 'retry' needs a factor"),
+    ):
+        with pytest.raises(BadRequest, match=complaint):
+            submitted(*words.split(), "true")
     with pytest.raises(BadRequest, match="--group: 'no spaces' is not allowed"):
         submitted("-g", "no spaces", "true")

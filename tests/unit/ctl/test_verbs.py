@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ckptctl import edit
@@ -185,6 +186,19 @@ def test_show_in_json_is_complete(scripted: Scripted) -> None:
     assert ctl(daemon.endpoint, "show", "7")[1].startswith("task       7\n")
 
 
+def test_show_names_the_unit_for_systemctl_and_what_is_not_limited(scripted: Scripted) -> None:
+    found = msgspec.structs.replace(
+        detail(row(7, attempt=2)), unit="ckptd-task-7-2.service", invocation="ab" * 16,
+        warning="not limited here: cpus",
+    )  # fmt: skip
+    daemon = scripted({"show": lambda _: m.TaskDetails((found,))})
+    shown, _, _ = ctl(daemon.endpoint, "show", "7")[1].partition("\n\n")
+    facts = dict(line.split(None, 1) for line in shown.splitlines())
+    assert facts["unit"] == "ckptd-task-7-2.service"
+    assert facts["invocation"] == "ab" * 16
+    assert facts["warning"] == "not limited here: cpus"
+
+
 def test_events_go_on_from_the_offset_they_were_given(scripted: Scripted) -> None:
     found = m.Event(11, "started", 5, 7, 1, {"pid": 3})
     pages = {10: m.EventPage((found,), 11), 11: m.EventPage((), 11)}
@@ -231,6 +245,14 @@ def test_edit_sends_only_what_the_editor_changed(scripted: Scripted, short_dir: 
     assert (code, out) == (0, "task 7: changed\n")
     asked = daemon.requests[-1][2]
     assert asked == m.Edit(m.Selector(ids=(7,)), timeout_s=7200.0)
+
+
+def test_edit_takes_limits_as_options_as_submit_does(scripted: Scripted) -> None:
+    daemon = scripted({"edit": lambda _: m.Changed((m.TaskChange(7, "held"),))})
+    code, _, err = ctl(daemon.endpoint, "edit", "7", "--memory", "4G", "--set", "nice=3")
+    assert (code, err) == (0, "")
+    asked = daemon.requests[-1][2]
+    assert asked == m.Edit(m.Selector(ids=(7,)), memory_bytes=4 << 30, nice=3)
 
 
 def test_edit_refuses_what_cannot_be_edited(scripted: Scripted) -> None:

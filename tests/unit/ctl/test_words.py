@@ -22,9 +22,37 @@ def test_an_end_says_how() -> None:
     assert words.end_text(row(cause="exit", code=3)) == "exit 3"
     assert words.end_text(row(cause="signal", signal=11)) == "SIGSEGV"
     assert words.end_text(row(cause="oom", signal=9)) == "out of memory"
+    assert words.end_text(row(cause="oom", signal=9, blame="limit")) == "over its memory limit"
+    assert words.end_text(row(cause="oom", signal=9, code=137, blame="limit")) == (
+        "over its memory limit, a child was killed (exit 137)"
+    )
+    assert words.end_text(row(cause="oom", blame="host")) == "the host ran out of memory"
+    assert words.end_text(row(cause="shutdown", code=0)) == "stopped by a shutdown"
     assert words.end_text(row(cause="spawn_error", code=2)) == (
         "cannot start: no such file or directory"
     )
+
+
+def test_a_state_after_running_out_of_memory_says_what_comes_next() -> None:
+    oom = {"cause": "oom", "signal": 9, "blame": "limit"}
+    again = row(phase="queued", reason="oom", **oom)
+    assert words.state_text(again, NOW_NS) == "queued: again, with more memory"
+    held = row(phase="held", reason="oom", **oom)
+    assert words.state_text(held, NOW_NS) == "held: over its memory limit"
+    failed = row(phase="failed", reason="oom", **oom)
+    assert words.state_text(failed, NOW_NS) == "failed: over its memory limit"
+    stopped = row(phase="cancelled", reason="stopped", cause="stopped", signal=15)
+    assert words.state_text(stopped, NOW_NS) == "cancelled: its unit was stopped"
+
+
+def test_limits_are_told_by_their_options_and_the_usual_is_left_out() -> None:
+    given = dict(words.settings({"cpus": 1.5, "tasks_max": 9, "nice": -3, "on_oom": "hold"}))
+    assert [given[name] for name in ("cpus", "tasks-max", "nice", "on-oom")] == [
+        "1.5", "9", "-3", "hold",
+    ]  # fmt: skip
+    usual = dict(words.settings({"on_oom": "count"}))
+    limits = ("memory", "cpus", "tasks-max", "io-weight", "nice", "on-oom")
+    assert not any(usual[name] for name in limits)
 
 
 def test_hostile_text_cannot_steer_the_terminal() -> None:

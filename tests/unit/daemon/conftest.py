@@ -1,3 +1,4 @@
+from tests.unit.daemon.day import day
 from tests.unit.daemon.desk import desk
 
-__all__ = ["desk"]
+__all__ = ["day", "desk"]

@@ -12,6 +12,7 @@ import pytest
 
 from ckptd.daemon.config import Ipc
 from ckptd.daemon.journal import Journal, StreamSink
+from ckptd.daemon.listen import Listening, listen
 from ckptd.daemon.server import Incoming, Server
 from ckptd.protocol import codec
 from ckptd.protocol.messages import Output, OutputChunk, Pong
@@ -20,12 +21,12 @@ from ckptd.protocol.messages import Output, OutputChunk, Pong
 class Desk:
     """Serves until closed; remembers every request that reached it."""
 
-    def __init__(self, ipc: Ipc, path: str, listen_fd: int | None = None) -> None:
+    def __init__(self, ipc: Ipc, path: str, listening: Listening | None = None) -> None:
         self.path = path
         self.endpoint = f"ipc://{path}"
         self.told = io.StringIO()
         journal = Journal(StreamSink(self.told, prefixed=True))
-        self.server = Server(path, ipc, journal, listen_fd)
+        self.server = Server(listening or listen(path, ipc, [], journal), ipc, journal)
         self.seen: list[Incoming] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)

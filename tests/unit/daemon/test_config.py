@@ -105,6 +105,8 @@ def test_a_missing_default_file_means_defaults_and_a_missing_named_one_is_refuse
             ":2: daemon.state_dir is 'here', allowed is text of the form",
         ),
         ("[ipc]\nmode = '777'\n", ":2: ipc.mode is '777'"),
+        ("[access]\nread = 'ops'\n", ":2: access.read is 'ops', allowed is a list of names"),
+        ("[access]\nadmin = [0]\n", ":2: access.admin is [0], allowed is a list of names"),
         ("wal = 3\n", ":1: wal is 3, but it is a table: write [wal]"),
         ("[[wal]]\n", "wal is [{}], but it is a table"),
         ("[groups]\nbig = 3\n", ":2: groups.big must be a table: [groups.big]"),
@@ -117,6 +119,7 @@ def test_a_missing_default_file_means_defaults_and_a_missing_named_one_is_refuse
             "[retry]\nbackoff_s = 1000\n",
             "retry.backoff_s is 1000 s, more than retry.backoff_max_s of 900 s",
         ),
+        ("[task]\non_oom = 'retry'\n", "task.on_oom: 'retry' needs a factor and a largest limit"),
         ("[wal\n", "not TOML"),
     ],
 )
@@ -142,6 +145,7 @@ def test_the_default_group_is_there_whatever_the_file_says(write: Write) -> None
 
 def test_a_configuration_written_out_reads_back_the_same(write: Write) -> None:
     text = "[groups.big]\nparallel = 3\n[ipc]\nmode = '0600'\n[task]\nask_s = 0.5\n"
+    text += "[access]\nread = ['ops', 'watch']\nsubmit = []\n"
     loaded = config.load(write(text))
     assert config.load(write(config.as_toml(loaded))) == loaded
 

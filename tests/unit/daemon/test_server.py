@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import pytest
 import zmq
 
 from ckptd.daemon.config import Ipc
-from ckptd.daemon.server import FRAME_BYTES_MAX, UNREAD_BYTES_MAX, clear_path, take_listen_fd
+from ckptd.daemon.server import FRAME_BYTES_MAX, UNREAD_BYTES_MAX
 from ckptd.protocol import limits
-from ckptd.protocol.errors import Busy, Internal
 from tests.raw_client import RawClient
 from tests.unit.daemon.desk import Desk, open_desk
 from tests.waiting import until
@@ -197,49 +195,3 @@ def test_the_socket_gets_its_mode_and_group() -> None:
     with open_desk(Ipc(group="daemon", mode="0660")) as desk:
         status = Path(desk.path).stat()
         assert (status.st_mode & 0o777, status.st_gid) == (0o660, 1)
-
-
-def test_a_socket_left_behind_is_replaced_and_a_live_one_is_not(desk: Desk) -> None:
-    with pytest.raises(Busy, match="another process answers"):
-        clear_path(desk.path)
-    with tempfile.TemporaryDirectory(prefix="ck-", dir="/tmp") as directory:
-        path = f"{directory}/deeper/ctl.sock"
-        clear_path(path)
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(path)
-        clear_path(path)
-        assert not Path(path).exists()
-        Path(path).write_text("no socket")
-        with pytest.raises(Internal, match="in the way"):
-            clear_path(path)
-        assert Path(path).read_text() == "no socket"
-
-
-def test_a_path_that_does_not_fit_a_socket_address_says_so() -> None:
-    with pytest.raises(Internal, match=r"socket path of 1\d+ bytes"):
-        clear_path("/tmp/" + "x" * 99 + "/ctl.sock")
-
-
-def test_a_listening_socket_of_systemd_is_taken_over_and_kept() -> None:
-    with tempfile.TemporaryDirectory(prefix="ck-", dir="/tmp") as directory:
-        path = f"{directory}/ctl.sock"
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(path)
-            listening.listen(64)
-            copy = os.dup(listening.fileno())
-            os.set_blocking(copy, False)
-            desk = Desk(Ipc(group="", mode="0600"), path, copy)
-            try:
-                with RawClient(desk.endpoint) as client:
-                    client.ask("ping")
-            finally:
-                desk.close()
-            assert Path(path).exists()
-            with pytest.raises(Internal, match="handed over a socket at"):
-                Desk(Ipc(), f"{directory}/other.sock", os.dup(listening.fileno()))
-
-
-def test_variables_of_another_processes_activation_are_dropped_unheeded() -> None:
-    env = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "ctl", "HOME": "/"}
-    assert take_listen_fd(env) is None
-    assert env == {"HOME": "/"}

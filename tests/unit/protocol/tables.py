@@ -30,7 +30,7 @@ def verbs() -> Iterator[str]:
     for verb, (args, result, mutating) in messages.VERBS.items():
         about = {"groups": "every group", "stats": "counters", "ping": "who answers"} | {
             "daemon": "how the daemon is", "config": "the configuration in force",
-            "reload": "read the configuration again; root or the owner",
+            "reload": "read the configuration again; role admin",
         }  # fmt: skip
         text = about.get(verb) or summary(args).split(": ", 1)[-1].rstrip(".")
         resend = "by id" if mutating else ("never" if verb == "shutdown" else "freely")

@@ -39,7 +39,7 @@ def test_its_example_of_bytes_is_what_goes_over_the_socket() -> None:
     assert example
     said, answered = re.findall(r'^   (\{"v".*\})$', example[1], re.MULTILINE)
     assert codec.encode_request("a", "ping", Empty()) == said.encode()
-    pong = codec.encode_answer(Pong("0.1.0", 1, 4711, 0, 3))
+    pong = codec.encode_answer(Pong("0.1.0", 1, 4711, 0, 3, 1000, ("submit",)))
     assert codec.encode_reply("a", pong) == answered.encode()
     assert f"00 {len(said):02x} " in example[1]
     assert f"00 {len(answered):02x} " in example[1]

@@ -99,6 +99,6 @@ def test_without_any_hierarchy_nothing_fails_and_nothing_is_claimed() -> None:
     assert not none.kill()
     assert not none.freeze(frozen=True)
     assert not none.limit(1 << 20)
-    assert none.oom_kills() == 0
+    assert none.ooms() == (0, 0)
     assert none.pids() == []
     assert str(Roots()) == "none"

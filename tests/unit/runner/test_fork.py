@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -234,12 +235,56 @@ def test_a_task_over_its_memory_limit_is_told_from_one_that_was_killed(bench: Be
     helper = bench.shell(f"{hog}; exit 0", memory_bytes=limit, task=2)
     by_hand = bench.shell("kill -9 $$", memory_bytes=limit, task=3)
     without = bench.shell("true", task=4)
+    child = bench.shell(f"{hog}; exit $?", memory_bytes=limit, task=5)
+    make = bench.shell(f"{hog}; exit 2", memory_bytes=limit, task=6)
 
-    assert (culprit.cause, culprit.signal) == ("oom", signal.SIGKILL)
+    assert (culprit.cause, culprit.signal, culprit.code) == ("oom", signal.SIGKILL, 0)
+    assert culprit.blame == "limit"
+    assert (child.cause, child.code, child.blame) == ("oom", 128 + signal.SIGKILL, "limit")
+    assert (make.cause, make.code, make.blame) == ("exit", 2, "limit")
     assert str(limit) in culprit.text
     assert (helper.cause, helper.code) == ("exit", 0)
     assert by_hand.cause == "signal"
     assert without.cause == "exit"
+
+
+@pytest.mark.root
+def test_memory_that_runs_out_around_a_task_is_not_its_own_doing(bench: Bench) -> None:
+    found = re.search(r"v[12] (\S+) \([^)]*memory", bench.runner.cgroup)
+    if found is None:
+        pytest.skip("needs a memory controller")
+    above, hog = Path(found[1]), f"exec {sys.executable} -c 'len(b\"x\" * 10**9)'"
+    is_v1 = (above / "memory.limit_in_bytes").exists()
+    limit = above / ("memory.limit_in_bytes" if is_v1 else "memory.max")
+    limit.write_text(str(96 << 20))
+    try:
+        victim = bench.shell(hog)
+        roomy = bench.shell(hog, task=2, memory_bytes=512 << 20)
+    finally:
+        limit.write_text("-1" if is_v1 else "max")
+
+    assert [(end.cause, end.blame) for end in (victim, roomy)] == [("oom", "host")] * 2
+
+
+def test_a_nice_task_steps_back_and_one_that_must_not_be_so_is_told(bench: Bench) -> None:
+    bench.shell("nice", nice=7)
+    assert bench.said() == ["7"]
+    if os.geteuid() != 0:
+        eager = bench.shell("nice", nice=-5, task=2)
+        assert (eager.cause, eager.text) == (
+            "spawn_error", "cannot set its niceness to -5: Permission denied",
+        )  # fmt: skip
+
+
+def test_a_limit_that_nothing_can_hold_is_told_at_the_start(bench: Bench) -> None:
+    bench.runner.close()
+    bench.runner = ForkRunner(str(bench.state), str(bench.root / "run"), has_cgroups=False)
+
+    bench.shell("true", memory_bytes=1 << 30, cpus=1.5, io_weight=50)
+    bench.shell("true", task=2)
+
+    assert bench.start_of().warning == "not limited here: memory, cpus, io-weight"
+    assert not bench.start_of(2).warning
 
 
 def test_output_is_appended_over_attempts_with_a_line_for_each(bench: Bench) -> None:

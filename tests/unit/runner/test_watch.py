@@ -2,6 +2,7 @@
 
 import os
 import select
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -50,6 +51,29 @@ def test_a_handler_may_remove_another_one_of_the_same_turn(watch: Watch) -> None
     assert len(called) == 1
     for fd in (*readers, *writers):
         os.close(fd)
+
+
+def test_a_writer_is_called_while_its_descriptor_takes_bytes_and_not_after(watch: Watch) -> None:
+    ours, theirs = socket.socketpair()
+    called: list[str] = []
+
+    def write() -> None:
+        called.append("write")
+        watch.when_writable(ours.fileno(), None)
+
+    watch.add(ours.fileno(), lambda: watch.remove(ours.fileno()))
+    watch.when_writable(ours.fileno(), write)
+    watch.dispatch()
+    watch.dispatch()
+    assert called == ["write"]
+
+    theirs.send(b"x")
+    watch.when_writable(ours.fileno(), lambda: called.append("never"))
+    watch.dispatch()
+    watch.dispatch()
+    assert called == ["write"], "the reader removed both"
+    ours.close()
+    theirs.close()
 
 
 def test_results_of_one_task_come_back_in_order_on_the_threads_own_side(watch: Watch) -> None:

@@ -221,6 +221,7 @@ def test_a_set_uid_leftover_does_not_turn_a_good_end_into_a_spawn_error(set_uid:
     order.env, order.cwd, order.stdin, order.output = b"PATH=/usr/bin:/bin", "/", "", f"{root}/log"
     order.umask, order.uid, order.gid, order.groups = 0o022, -1, -1, ()
     order.memory_bytes = order.resumed_from = 0
+    order.cpus, order.tasks_max, order.io_weight, order.nice = 0.0, 0, 0, 0
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     near.send(order.pack())
     pid = os.fork()

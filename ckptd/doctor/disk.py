@@ -1,0 +1,160 @@
+"""The disk below the state directory: what kind, how fast, how full.
+
+The only check that writes: a small file for timing, which is removed again.
+Read next: `ckptd/storage/disk.py`.
+"""
+
+import os
+import statistics
+from collections.abc import Iterator
+
+import psutil
+
+from ckptd.daemon import clock
+from ckptd.doctor.finding import Check, Finding, bad, ok, warn
+from ckptd.doctor.place import Place
+from ckptd.runner import linux
+from ckptd.storage.disk import RealDisk
+
+SYNCS = 200
+SYNC_BYTES = 200
+SYNCS_NS_MAX = 3_000_000_000  # a slow disk is known after a few
+SYNC_SLOW_US = 20_000  # fifty durable requests a second, one at a time
+ROOM_MIN_BYTES = 64 << 20  # a few segments: below it the log may refuse new tasks at any time
+ROOM_LOW_BYTES = 1 << 30
+NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ceph"})
+SYNC_NONE_US = 5  # no disk is that fast: the file system does nothing at a sync
+VOLATILE_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
+
+
+def state(place: Place) -> Iterator[Finding]:
+    """Look at the state directory and its file system."""
+    path = place.paths.state
+    there = _existing(path)
+    kind = _file_system(there)
+    if kind in NETWORK_FILE_SYSTEMS:
+        advice = "set daemon.state_dir to a local disk: locks and syncs of this one promise less"
+        yield bad("state directory", f"{path} is on {kind}", advice)
+    elif kind in VOLATILE_FILE_SYSTEMS:
+        text = f"{path} is on {kind}: nothing survives a reboot"
+        yield warn("state directory", text, "set daemon.state_dir to a disk")
+    elif kind == "overlay":
+        text = f"{path} is on overlay: in a container it goes with the container"
+        yield warn("state directory", text, "mount a volume there, or set daemon.state_dir to one")
+    else:
+        yield ok("state directory", f"{path} on {kind}")
+    if not place.is_ours:
+        yield ok("sync", f"not tried: the directory is {_whose(place)}")
+    elif not os.access(there, os.W_OK | os.X_OK):
+        advice = "set XDG_STATE_HOME or daemon.state_dir to a directory of yours"
+        yield bad("state directory", f"{path} cannot be written", advice)
+
+
+def _whose(place: Place) -> str:
+    return "root's" if place.is_system else "another user's"
+
+
+def room(place: Place) -> Iterator[Finding]:
+    """Look how full it is."""
+    usage = psutil.disk_usage(_existing(place.paths.state))
+    text = f"{usage.free >> 20} MiB free of {usage.total >> 20}"
+    if usage.free < ROOM_MIN_BYTES:
+        advice = "free space: new tasks may be refused, running ones go on"
+        yield bad("disk room", text, advice)
+    elif usage.free < ROOM_LOW_BYTES:
+        yield warn("disk room", text, "free space before checkpoints need it")
+    else:
+        yield ok("disk room", text)
+
+
+def sync(place: Place) -> Iterator[Finding]:
+    """Time what every acknowledged request waits for; look how records of ends are written."""
+    there = _existing(place.paths.state)
+    if not place.is_ours or not os.access(there, os.W_OK | os.X_OK):
+        return
+    try:
+        taken_us, count, is_synchronous = _time_syncs(there)
+    except OSError as wrong:
+        advice = "free space, or look at the disk: dmesg"
+        yield bad("sync", f"cannot write and sync in {there}: {wrong.strerror}", advice)
+        return
+    text = f"{taken_us:.0f} us in the middle of {count} fdatasyncs of {SYNC_BYTES} bytes"
+    if taken_us > SYNC_SLOW_US:
+        yield warn("sync", text, "every submit waits for one: a faster disk helps")
+    elif taken_us < SYNC_NONE_US:
+        yield warn("sync", f"{text}: it does nothing", "what is on disk after a power cut is luck")
+    else:
+        yield ok("sync", text)
+    way = "by the write itself (chattr +S)" if is_synchronous else "by sync(1): one process more"
+    yield ok("end records", f"durable {way}")
+
+
+def _time_syncs(directory: str) -> tuple[float, int, bool]:
+    """Return the median in microseconds of how many, and whether chattr +S is there."""
+    disk, watch, taken_ns = RealDisk(), clock.Clock(), []
+    path = os.path.join(directory, f".doctor.{os.getpid()}")
+    file = disk.create(path)
+    try:
+        file.write(bytes(SYNCS * SYNC_BYTES), 0)  # what the log does, too: room ahead of need
+        file.sync()
+        began_ns = watch.mono_ns()
+        for number in range(SYNCS):
+            started_ns = watch.mono_ns()
+            if started_ns - began_ns > SYNCS_NS_MAX:
+                break
+            file.write(b"x" * SYNC_BYTES, number * SYNC_BYTES)
+            file.sync_data()
+            taken_ns.append(watch.mono_ns() - started_ns)
+        is_synchronous = _can_be_synchronous(path)
+    finally:
+        file.close()
+        disk.unlink(path)
+    return statistics.median(taken_ns) / 1_000, len(taken_ns), is_synchronous
+
+
+def _can_be_synchronous(path: str) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return linux.make_synchronous(fd)
+    finally:
+        os.close(fd)
+
+
+def lock(place: Place) -> Iterator[Finding]:
+    """Look whether the store is held by the daemon that answers, and by nobody else."""
+    path = os.path.join(place.paths.state, "LOCK")
+    if not place.is_ours or not os.access(path, os.R_OK | os.W_OK):
+        return
+    try:
+        RealDisk().lock(path).close()
+    except BlockingIOError:
+        if place.heard.pong is not None:
+            yield ok("lock", "held by the daemon")
+        else:
+            text = f"{path} is held, but no daemon answers"
+            yield warn("lock", text, f"who is it? fuser {path}")
+    except OSError as wrong:
+        yield warn("lock", f"{path}: {wrong.strerror}", f"what is it? ls -l {path}")
+    else:
+        yield ok("lock", "free")
+
+
+CHECKS: tuple[Check, ...] = (state, room, sync, lock)
+
+
+def _existing(path: str) -> str:
+    """Return the path or the nearest directory above it that exists. Bound: `/` does."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path) or "/"
+    return path
+
+
+def _file_system(path: str) -> str:
+    """Return the type of the file system that holds `path`."""
+    real = os.path.realpath(path)
+    mounts = [
+        (len(part.mountpoint), part.fstype)
+        for part in psutil.disk_partitions(all=True)
+        if os.path.commonpath([real, part.mountpoint]) == part.mountpoint
+    ]
+    return max(mounts, default=(0, "unknown"))[1]

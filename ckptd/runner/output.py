@@ -1,0 +1,60 @@
+"""A task's output: one file over all its attempts, with a line of ours where each begins and ends.
+
+    --- ckptd: attempt 2 started 2026-11-20T20:44:52Z, resumes from checkpoint 7 ---
+    --- ckptd: attempt 2 ended 2026-11-20T20:45:10Z, exit code 0 ---
+
+Loaded by the supervisors too: stdlib only, and of that only what costs no memory (see `shim.py`).
+"""
+
+import os
+import time
+
+
+def opened(path: str, uid: int, gid: int) -> int:
+    """Return the file, open for appending; `uid` -1 leaves it ours.
+
+    Raises:
+        OSError: it cannot be made, or something else lies there.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    if uid >= 0:  # the task may open its own /dev/stdout again; nobody else gets there
+        os.fchown(fd, uid, gid)
+    return fd
+
+
+def write_start(fd: int, attempt: int, at_ns: int, resumed_from: int) -> None:
+    """Say that an attempt begins."""
+    resumes = f", resumes from checkpoint {resumed_from}" if resumed_from else ""
+    _write(fd, f"--- ckptd: attempt {attempt} started {_stamp(at_ns)}{resumes} ---\n")
+
+
+def write_end(fd: int, attempt: int, at_ns: int, said: str) -> None:
+    """Say how an attempt ended, on a line of its own."""
+    try:
+        size = os.fstat(fd).st_size
+        is_open = size > 0 and os.pread(fd, 1, size - 1) not in {b"\n", b""}
+    except OSError:  # a disk that fails
+        is_open = True
+    line = f"--- ckptd: attempt {attempt} ended {_stamp(at_ns)}, {said} ---\n"
+    _write(fd, "\n" * is_open + line)
+
+
+def ending(cause: str, code: int, signal: int, text: str, *, is_oom: bool) -> str:
+    """Return what the last line says."""
+    if cause == "spawn_error":
+        return text
+    if signal:
+        return f"signal {signal}" + (" (out of memory)" if is_oom else "")
+    return f"exit code {code}"
+
+
+def _stamp(at_ns: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ns // 1_000_000_000))
+
+
+def _write(fd: int, line: str) -> None:
+    try:
+        os.write(fd, line.encode(errors="replace"))
+    except OSError:  # a full disk costs a marker, never the attempt
+        return

@@ -1,0 +1,210 @@
+"""`python3 -m install [install|uninstall]`, what `make install` and `make uninstall` run.
+
+The places come from the environment (PREFIX, DESTDIR, SYSCONFDIR, UNITDIR ...); see `places.py`.
+Only the standard library: this runs before anything is installed.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from install import tree
+from install.payload import CONFIG, Item, links, payload
+from install.places import Places, Unfit, places
+from install.tree import ROOT
+
+LIST = "installed"  # in libdir: what to remove, one path a line, directories with a slash
+
+
+def main(argv: list[str]) -> int:
+    """Do it; returns the exit code."""
+    os.umask(0o022)  # whatever root's is: everybody runs these programs
+    verb = argv[0] if argv else "install"
+    try:
+        where = places(os.environ, os.geteuid())
+        with _alone(where):
+            install(where) if verb == "install" else uninstall(where)
+    except PermissionError as denied:
+        print(f"ckptd: {denied.filename}: permission denied; try sudo, or a PREFIX of your own",
+              file=sys.stderr)  # fmt: skip
+        return 77
+    except Unfit as unfit:
+        print(f"ckptd: {unfit}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _alone(where: Places) -> Iterator[None]:
+    """Let one install or uninstall at a time work here."""
+    above = where.staged(where.prefix)
+    while not os.path.isdir(above):
+        above = os.path.dirname(above)
+    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+# --- install ----------------------------------------------------------------------------------
+
+
+def install(where: Places) -> None:
+    """Install this checkout over whatever version is there."""
+    listing = _read_list(where)
+    print(f"ckptd: making {where.libdir}, a minute ...")
+    made: set[str] = set()
+    _make_directory(where, where.libdir, made)
+    name = tree.build(where)
+    items = payload(where, tree.python_of(where, name))
+    before = tree.switch(where, name)
+    for item in items:
+        _write(where, item, made)
+    for path, target in links(where).items():
+        _link(where, path, target, made)
+    _write_config(where)
+    fresh = {item.path for item in items} | set(links(where))
+    stale = {path for path in listing if not path.endswith("/")} - fresh
+    for path in stale:
+        _remove(where.staged(path))
+    made |= {path for path in listing if path.endswith("/")}
+    _write_list(where, fresh | made)
+    if not where.destdir:
+        for used in tree.prune(where, keep={name, before}):
+            print(f"ckptd: {used} stays until its last process has ended")
+        _tell_the_system(where)
+        _say_what_is_next(where)
+
+
+def _write(where: Places, item: Item, made: set[str]) -> None:
+    """Replace a file in one step: who reads it sees the old or the new one."""
+    _make_directory(where, os.path.dirname(item.path), made)
+    path = where.staged(item.path)
+    Path(f"{path}.new").write_text(item.text)
+    os.chmod(f"{path}.new", 0o644)
+    os.rename(f"{path}.new", path)
+
+
+def _link(where: Places, path: str, target: str, made: set[str]) -> None:
+    _make_directory(where, os.path.dirname(path), made)
+    staged = where.staged(path)
+    _remove(f"{staged}.new")
+    os.symlink(target, f"{staged}.new")
+    os.rename(f"{staged}.new", staged)
+
+
+def _make_directory(where: Places, path: str, made: set[str]) -> None:
+    if path == "/":
+        os.makedirs(where.destdir or path, exist_ok=True)
+    elif not os.path.isdir(where.staged(path)):
+        _make_directory(where, os.path.dirname(path), made)
+        os.mkdir(where.staged(path), 0o755)
+        made.add(f"{path}/")
+
+
+def _write_config(where: Places) -> None:
+    """Invariant: a configuration that is there is never touched."""
+    path = where.staged(f"{where.confdir}/{CONFIG}")
+    default = (ROOT / "etc" / CONFIG).read_text()
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        with open(path, "x") as file:
+            file.write(default)
+    except FileExistsError:
+        if Path(path).read_text(errors="replace") != default:
+            print(f"ckptd: {where.confdir}/{CONFIG} stays as it is; the new defaults are in"
+                  f" {where.docdir}/{CONFIG}")  # fmt: skip
+
+
+def _tell_the_system(where: Places) -> None:
+    """Make the group and the directories, and have systemd and the journal look again."""
+    if where.is_private:
+        _try(["systemctl", "--user", "daemon-reload"])
+    elif os.geteuid() == 0:
+        _try(["systemd-sysusers", f"{where.sysusersdir}/ckptd.conf"])
+        _try(["systemd-tmpfiles", "--create", f"{where.tmpfilesdir}/ckptd.conf"])
+        _look_again()
+
+
+def _look_again() -> None:
+    _try(["journalctl", "--update-catalog"])
+    if os.path.isdir("/run/systemd/system"):
+        _try(["systemctl", "daemon-reload"])
+
+
+def _try(command: list[str]) -> bool:
+    if not shutil.which(command[0]):
+        return False
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(f"ckptd: {' '.join(command)}: {done.stderr.strip()}", file=sys.stderr)
+    return done.returncode == 0
+
+
+def _say_what_is_next(where: Places) -> None:
+    user = " --user" if where.is_private else ""
+    asked = ["systemctl", *user.split(), "is-active", "--quiet", "ckptd.service"]
+    runs = shutil.which("systemctl") and subprocess.run(asked, check=False).returncode == 0
+    if runs:
+        print(f"ckptd: installed; now `systemctl{user} restart ckptd` (tasks run on)")
+    else:
+        print(f"ckptd: installed; now `systemctl{user} enable --now ckptd`")
+    if where.is_private:
+        print("ckptd: `loginctl enable-linger` lets tasks run on when you log out")
+        if where.bindir not in os.environ.get("PATH", "").split(":"):
+            print(f"ckptd: {where.bindir} is not in your PATH")
+    elif not runs:
+        print("ckptd: who shall submit tasks joins the group: `usermod -aG ckptd USER`")
+
+
+# --- uninstall --------------------------------------------------------------------------------
+
+
+def uninstall(where: Places) -> None:
+    """Remove all that `install` made, stop the daemon, leave tasks and data alone."""
+    listing = _read_list(where)
+    if not listing:
+        raise Unfit(f"nothing is installed: there is no {where.staged(where.libdir)}/{LIST}")
+    is_live = not where.destdir and (where.is_private or os.geteuid() == 0)
+    scope = ["--user"] if where.is_private else []
+    if is_live and os.path.isdir("/run/systemd/system"):
+        _try(["systemctl", *scope, "disable", "--now", "ckptd.socket", "ckptd.service"])
+    for path in sorted(path for path in listing if not path.endswith("/")):
+        _remove(where.staged(path))
+    shutil.rmtree(where.staged(where.libdir))
+    for path in sorted((path for path in listing if path.endswith("/")), reverse=True):
+        with contextlib.suppress(OSError):  # gone with libdir, or somebody else's file is in it
+            os.rmdir(where.staged(path))
+    if is_live:
+        _try(["systemctl", "--user", "daemon-reload"]) if where.is_private else _look_again()
+    kept = f"{where.confdir}, ~/.local/state/ckptd"
+    if not where.is_private:
+        kept = f"{where.confdir}, /var/lib/ckptd and the group ckptd"
+    print(f"ckptd: removed; {kept} are kept, and tasks that run are left alone")
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _read_list(where: Places) -> set[str]:
+    try:
+        return set(Path(where.staged(f"{where.libdir}/{LIST}")).read_text().splitlines())
+    except FileNotFoundError:
+        return set()
+
+
+def _write_list(where: Places, listing: set[str]) -> None:
+    _write(where, Item(f"{where.libdir}/{LIST}", "\n".join(sorted(listing)) + "\n"), set())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
