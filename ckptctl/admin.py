@@ -171,7 +171,7 @@ def config_check(call: Call) -> int:
     if not path:
         call.note("there is no file, the daemon runs on its defaults")
         return 0
-    return _become("ckptd.daemon.config", ["check", path])
+    return _become("ckptd.host.config", ["check", path])
 
 
 def _config_json(call: Call, path: str) -> int:
@@ -179,7 +179,7 @@ def _config_json(call: Call, path: str) -> int:
     if path:
         import subprocess  # noqa: PLC0415 (for this format only)
 
-        command = [sys.executable, "-m", "ckptd.daemon.config", "check", path]
+        command = [sys.executable, "-m", "ckptd.host.config", "check", path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         code, said = done.returncode, done.stderr
     found = {"path": path or None, "ok": code == 0, "problems": said.splitlines() if code else []}

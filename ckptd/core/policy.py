@@ -1,6 +1,6 @@
 """The knobs that decisions depend on, and the moment they are taken at. Values only.
 
-`daemon/config.py` makes a Policy from the configuration, `daemon/clock.py` makes a Now once a turn.
+`host/config.py` makes a Policy from the configuration, `host/clock.py` makes a Now once a turn.
 """
 
 import msgspec

@@ -6,7 +6,7 @@
 
 Roles add up. Root and the daemon's own uid are admin whatever the configuration says.
 Invariant: no role makes a command run as anybody but who asks; that takes root (`submit_as`).
-Read next: `ckptd/daemon/access.py` (who is in which group), PROTOCOL.md "Who may do what".
+Read next: `ckptd/door/access.py` (who is in which group), PROTOCOL.md "Who may do what".
 """
 
 from collections.abc import Iterable

@@ -19,9 +19,9 @@ from typing import Final
 import msgspec
 
 from ckptd.core.state import State, Task
-from ckptd.daemon.clock import Clock
-from ckptd.daemon.journal import INFO, WARNING, Field, Journal, JournaldSink, Kind, head
 from ckptd.daemon.tail import Tail
+from ckptd.host.clock import Clock
+from ckptd.host.journal import INFO, WARNING, Field, Journal, JournaldSink, Kind, head
 from ckptd.protocol.ids import attempt_name, parse_attempt_name, unit_name
 from ckptd.runner import linux
 

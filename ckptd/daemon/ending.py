@@ -26,8 +26,8 @@ from ckptd.core.decide import Case, stop
 from ckptd.core.policy import Caller, Now
 from ckptd.core.records import ACTIVE, DaemonStopped, StopIntent
 from ckptd.daemon.engine import Engine
-from ckptd.daemon.journal import INFO, WARNING, Journal, Kind
-from ckptd.daemon.notify import Notify
+from ckptd.host.journal import INFO, WARNING, Journal, Kind
+from ckptd.host.notify import Notify
 
 STOPPING_FLAG = "stopping"  # in RUN_DIR: the machine, or all of ckptd, is going down
 MARGIN_S = 30.0  # for what follows a rung: the end to be seen, read and written

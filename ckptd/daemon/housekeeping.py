@@ -13,22 +13,22 @@ import msgspec
 from ckptd.core.plan import wake_ns
 from ckptd.core.policy import Now
 from ckptd.core.port import Effect, Runner, Sighting
-from ckptd.daemon import config as cfg
-from ckptd.daemon.access import missing_groups
-from ckptd.daemon.clock import Clock
 from ckptd.daemon.echo import Echo
 from ckptd.daemon.ending import Ending
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.inhibitor import Inhibitor
-from ckptd.daemon.journal import ERROR, INFO, LEVELS, WARNING, Journal, Kind
-from ckptd.daemon.notify import Notify
 from ckptd.daemon.policy import group_changes, policy_of
 from ckptd.daemon.readiness import Readiness
 from ckptd.daemon.requests import Requests
-from ckptd.daemon.server import Server
 from ckptd.daemon.snapshots import Snapshots
 from ckptd.daemon.sweep import leftovers
-from ckptd.daemon.wake import Wake
+from ckptd.door.access import missing_groups
+from ckptd.door.server import Server
+from ckptd.host import config as cfg
+from ckptd.host.clock import Clock
+from ckptd.host.journal import ERROR, INFO, LEVELS, WARNING, Journal, Kind
+from ckptd.host.notify import Notify
+from ckptd.host.wake import Wake
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadConfig
 from ckptd.protocol.version import VERSION

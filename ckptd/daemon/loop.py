@@ -10,13 +10,13 @@ import select
 from ckptd.core.plan import Adopt
 from ckptd.core.policy import Now
 from ckptd.core.port import Runner
-from ckptd.daemon.clock import Clock
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.housekeeping import Housekeeping
 from ckptd.daemon.requests import Requests
-from ckptd.daemon.server import Server
 from ckptd.daemon.story import Story
-from ckptd.daemon.wake import Wake
+from ckptd.door.server import Server
+from ckptd.host.clock import Clock
+from ckptd.host.wake import Wake
 
 REQUESTS_PER_BATCH = 8
 BATCHES_PER_TURN_MAX = 64

@@ -20,17 +20,28 @@ import msgspec
 from ckptd.core.plan import adoption
 from ckptd.core.port import Runner
 from ckptd.core.records import AnyRecord, DaemonStarted
-from ckptd.daemon import clock as clocks
-from ckptd.daemon import config as cfg
-from ckptd.daemon import paths as locations
-from ckptd.daemon.access import Roles
 from ckptd.daemon.echo import Echo
 from ckptd.daemon.ending import Ending
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.files import Files
 from ckptd.daemon.housekeeping import Facts, Housekeeping
 from ckptd.daemon.inhibitor import Inhibitor
-from ckptd.daemon.journal import (
+from ckptd.daemon.loop import Loop
+from ckptd.daemon.policy import group_changes, policy_of
+from ckptd.daemon.readiness import Progress, Readiness
+from ckptd.daemon.recovery import replay
+from ckptd.daemon.requests import Requests
+from ckptd.daemon.runners import choose
+from ckptd.daemon.snapshots import Snapshots
+from ckptd.daemon.story import Story
+from ckptd.daemon.sweep import set_aside
+from ckptd.door.access import Roles
+from ckptd.door.listen import Listening, listen, take_descriptors
+from ckptd.door.server import Server
+from ckptd.host import clock as clocks
+from ckptd.host import config as cfg
+from ckptd.host import paths as locations
+from ckptd.host.journal import (
     CRITICAL,
     ERROR,
     INFO,
@@ -42,19 +53,8 @@ from ckptd.daemon.journal import (
     Kind,
     open_journal,
 )
-from ckptd.daemon.listen import Listening, listen, take_descriptors
-from ckptd.daemon.loop import Loop
-from ckptd.daemon.notify import Notify
-from ckptd.daemon.policy import group_changes, policy_of
-from ckptd.daemon.readiness import Progress, Readiness
-from ckptd.daemon.recovery import replay
-from ckptd.daemon.requests import Requests
-from ckptd.daemon.runners import choose
-from ckptd.daemon.server import Server
-from ckptd.daemon.snapshots import Snapshots
-from ckptd.daemon.story import Story
-from ckptd.daemon.sweep import set_aside
-from ckptd.daemon.wake import Wake
+from ckptd.host.notify import Notify
+from ckptd.host.wake import Wake
 from ckptd.protocol.errors import BadConfig, CkptdError, Corrupt, Internal
 from ckptd.protocol.version import VERSION
 from ckptd.storage.disk import RealDisk

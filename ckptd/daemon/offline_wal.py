@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 import msgspec
 
 from ckptd.core.records import AnyRecord
-from ckptd.daemon.clock import Clock
 from ckptd.daemon.engine import decode
 from ckptd.daemon.recovery import replay
+from ckptd.host.clock import Clock
 from ckptd.protocol.errors import CkptdError, Corrupt, Denied
 from ckptd.storage import examine, frame, rebuild, segment, snapshot, store
 from ckptd.storage.disk import RealDisk

@@ -7,7 +7,7 @@ deadline after which it is answered "not yet" and the client asks again.
 import heapq
 from collections.abc import Iterable
 
-from ckptd.daemon.server import Incoming
+from ckptd.door.server import Incoming
 from ckptd.protocol.errors import Busy
 from ckptd.protocol.limits import WAITERS_MAX
 

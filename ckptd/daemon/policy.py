@@ -6,7 +6,7 @@ import resource
 from ckptd.core.policy import Policy, Rules
 from ckptd.core.records import GroupChanged
 from ckptd.core.state import State
-from ckptd.daemon.config import Config
+from ckptd.host.config import Config
 
 UNLIMITED = 1 << 60
 FOR_EVER_S = 1e9  # 30 years

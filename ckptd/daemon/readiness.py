@@ -10,8 +10,8 @@ Read next: `housekeeping.py`, `notify.py`.
 from collections.abc import Sequence
 
 from ckptd.core.port import EndSeen, Runner, Sighting, StartSeen
-from ckptd.daemon.clock import Clock
-from ckptd.daemon.notify import Notify
+from ckptd.host.clock import Clock
+from ckptd.host.notify import Notify
 
 STEP_S = 30.0  # the manager gives this much more time for every sign of progress
 STEP_NS = 1_000_000_000  # between two signs

@@ -21,12 +21,12 @@ from ckptd.core.records import ENDED, STUCK, Answered
 from ckptd.core.rights import check_verb, may_open
 from ckptd.core.rights import roles as roles_of
 from ckptd.core.select import one
-from ckptd.daemon.access import Roles, accounts
 from ckptd.daemon.engine import Engine, decode
 from ckptd.daemon.files import Files
-from ckptd.daemon.journal import ERROR, Journal, Kind
 from ckptd.daemon.parked import Parked
-from ckptd.daemon.server import Incoming
+from ckptd.door.access import Roles, accounts
+from ckptd.door.server import Incoming
+from ckptd.host.journal import ERROR, Journal, Kind
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest, Busy, CkptdError, Internal, ShuttingDown

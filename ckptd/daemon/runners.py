@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ckptd.core.port import Runner
-from ckptd.daemon.paths import Paths
+from ckptd.host.paths import Paths
 from ckptd.protocol.errors import BadConfig
 from ckptd.runner.fork import ForkRunner
 from ckptd.units.bus import system_bus, user_bus

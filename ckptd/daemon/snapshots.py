@@ -6,7 +6,7 @@ Invariant: at most one is under way; a failed one changes nothing, the next is t
 from collections.abc import Iterator
 
 from ckptd.daemon.engine import Engine
-from ckptd.daemon.journal import INFO, WARNING, Journal, Kind
+from ckptd.host.journal import INFO, WARNING, Journal, Kind
 from ckptd.storage.snapshot import SnapshotDone, SnapshotFailed, SnapshotWriter
 from ckptd.storage.store import Store
 

@@ -31,7 +31,7 @@ from ckptd.core.records import (
 )
 from ckptd.core.state import Past, State, Task
 from ckptd.daemon.echo import Echo
-from ckptd.daemon.journal import CRITICAL, DEBUG, INFO, WARNING, Field, Journal, Kind
+from ckptd.host.journal import CRITICAL, DEBUG, INFO, WARNING, Field, Journal, Kind
 from ckptd.protocol.ids import unit_name
 
 UNTOLD_MAX = 4_096

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Final, Protocol
 
-from ckptd.daemon.journal import field
+from ckptd.host.journal import field
 
 LINE_BYTES_MAX: Final = 48 << 10  # journald's own bound for lines from a stream (LineMax=)
 READ_BYTES: Final = 64 << 10

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from ckptd.doctor import disk, door, journald, machine, place, services
+from ckptd.doctor import contact, disk, journald, machine, place, services
 from ckptd.doctor.finding import Check, Finding, Report
 
 PARTS: tuple[tuple[str, tuple[Check, ...]], ...] = (
-    ("Daemon", door.CHECKS),
+    ("Daemon", contact.CHECKS),
     ("systemd", services.CHECKS),
     ("Journal", journald.CHECKS),
     ("Machine", machine.CHECKS),

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import psutil
 
-from ckptd.daemon import clock
 from ckptd.doctor.finding import Check, Finding, bad, ok, warn
 from ckptd.doctor.place import Place
+from ckptd.host import clock
 from ckptd.runner import linux
 from ckptd.storage.disk import RealDisk
 

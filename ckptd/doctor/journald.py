@@ -6,11 +6,11 @@ Read next: `machine.py`, docs/JOURNAL.md.
 import os
 from collections.abc import Iterator
 
-from ckptd.daemon.journal import JOURNAL_SOCKET, Kind
 from ckptd.doctor import tools
-from ckptd.doctor.door import journalctl, user_name
+from ckptd.doctor.contact import journalctl, user_name
 from ckptd.doctor.finding import Check, Finding, ok, warn
 from ckptd.doctor.place import SERVICE, Place
+from ckptd.host.journal import JOURNAL_SOCKET, Kind
 
 JOURNALD_LIMIT = "10,000 lines in 30 s, or more with much free room"  # Source: journald.conf(5)
 _UNSET = frozenset({"", "0", "infinity"})
@@ -54,7 +54,9 @@ def _rate(place: Place) -> Iterator[Finding]:
     """Look at the unit's rate limit. Zero means "not set", not "no limit"."""
     unit = place.systemd.service
     interval, burst = (unit.get(f"LogRateLimit{name}", "") for name in ("IntervalUSec", "Burst"))
-    if interval in _UNSET or burst in _UNSET:
+    if not place.is_system:  # journald asks PID 1 alone, whatever the unit says
+        yield ok("journal rate", f"journald's own: {JOURNALD_LIMIT}")
+    elif interval in _UNSET or burst in _UNSET:
         text = f"journald's own rate limit holds: {JOURNALD_LIMIT}"
         advice = "to lift it: LogRateLimitIntervalSec=1s, LogRateLimitBurst=100000 (0 does nothing)"
         yield warn("journal rate", text, advice)

@@ -5,16 +5,18 @@ Read next: `disk.py`, docs/LIMITS.md.
 
 import ctypes
 import os
+import re
 import resource
 from collections.abc import Iterator
 
 import psutil
 
-from ckptd.daemon import clock
-from ckptd.daemon.guard import DESCRIPTORS_MIN
 from ckptd.doctor import tools
+from ckptd.doctor.contact import runner_to_be
 from ckptd.doctor.finding import Check, Finding, bad, ok, warn
 from ckptd.doctor.place import Place
+from ckptd.door.guard import DESCRIPTORS_MIN
+from ckptd.host import clock
 from ckptd.runner import cgroup
 from ckptd.runner.quota import managed, usable
 
@@ -28,7 +30,7 @@ _TIMEX_BYTES = 512  # more than struct timex on any machine
 def limits(place: Place) -> Iterator[Finding]:
     """Look which limits of tasks are held, for the runner in force or the one that would be."""
     status = place.heard.status
-    is_unit = status.runner.startswith("unit") if status else bool(place.systemd.service)
+    is_unit = (status.runner if status else runner_to_be(place)) == "unit"
     held = managed(0 if place.is_system else os.geteuid()) if is_unit else _delegated()
     missing = [option for name, option in OPTIONS.items() if name not in held]
     where = f"control groups {_version()}, tasks are {'units' if is_unit else 'processes'}"
@@ -37,7 +39,7 @@ def limits(place: Place) -> Iterator[Finding]:
         return
     text = f"{where}: not held are {', '.join(missing)}"
     if is_unit and not place.is_system:
-        advice = "as root: Delegate=cpu cpuset io memory pids for user@.service, see docs/LIMITS.md"
+        advice = "as root: systemctl edit user@.service: Delegate=cpu cpuset io memory pids"
     elif is_unit:
         advice = (
             "let the kernel have them (cgroup_enable=memory at boot); a container may hide them"
@@ -72,7 +74,7 @@ def groups(place: Place) -> Iterator[Finding]:
     if status is None or status.runner != "fork":
         return
     if status.cgroup and status.cgroup != "none":
-        yield ok("cgroup", status.cgroup)
+        yield ok("cgroup", re.sub(r" /\S+", "", status.cgroup))
     else:
         text = "none is writable: tasks are ended by process group"
         yield warn("cgroup", text, "under systemd set Delegate=yes")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import msgspec
 
 from ckptd.client import SYSTEM_SOCKET, Client, user_socket
-from ckptd.daemon import config, paths
 from ckptd.daemon.runners import BOOTED
 from ckptd.doctor import tools
+from ckptd.host import config, paths
 from ckptd.protocol.errors import CkptdError, Denied
 from ckptd.protocol.messages import DaemonStatus, Empty, Pong
 
@@ -30,15 +30,16 @@ _SERVICE_NAMES = (
 class Systemd:
     """What a service manager says of units, by systemctl(1)."""
 
-    def __init__(self, *, is_system: bool) -> None:
+    def __init__(self, *, is_system: bool, booted: str = BOOTED) -> None:
         self.is_system = is_system
+        self._is_there = os.path.isdir(booted)
         self.scope = [] if is_system else ["--user"]
         self.command = " ".join(["systemctl", *self.scope])  # as advice says it
 
     @cached_property
     def version(self) -> int:
         """Return its version, 0 where this machine was not booted by systemd."""
-        if not os.path.isdir(BOOTED):
+        if not self._is_there:
             return 0
         word = tools.output_of(["systemctl", "--version"]).partition("\n")[0].split()[1:2]
         return int(word[0]) if word and word[0].isdigit() else 0
@@ -55,7 +56,7 @@ class Systemd:
 
     def show(self, unit: str, names: str) -> dict[str, str]:
         """Return properties of a unit by name, empty where nobody answers."""
-        if not os.path.isdir(BOOTED):
+        if not self._is_there:
             return {}
         text = tools.output_of(["systemctl", *self.scope, "show", "-p", names, unit], self.env)
         pairs = (line.partition("=") for line in text.splitlines())

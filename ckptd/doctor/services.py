@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ckptd.daemon.inhibitor import ASK_AGAIN_NS
 from ckptd.daemon.runners import missing_manager
 from ckptd.doctor import tools
-from ckptd.doctor.door import bus_answers, bus_path, journalctl, start_by, user_name
+from ckptd.doctor.contact import bus_answers, bus_path, journalctl, start_by, user_name
 from ckptd.doctor.finding import Check, Finding, bad, ok, warn
 from ckptd.doctor.place import SERVICE, Place
+from ckptd.host import clock
 
 TRIED_FROM = 252  # and 257: the versions of the tests
 DEGRADED = (
@@ -114,7 +116,7 @@ def service(place: Place) -> Iterator[Finding]:
         yield warn("boot", text, f"{place.systemd.command} enable ckptd")
     yield from _unit_file(place)
     if (count := unit.get("NRestarts", "0")) != "0":
-        text = f"systemd started the daemon again {count} times"
+        text = f"systemd had to start the daemon again: {count} x since it was started by hand"
         yield warn("restarts", text, f"find out why: {journalctl(place)} -x -p 4")
 
 
@@ -145,22 +147,23 @@ def _unit_file(place: Place) -> Iterator[Finding]:
     unit = place.systemd.service
     if "yes" in (unit.get("NeedDaemonReload"), place.systemd.socket.get("NeedDaemonReload")):
         text = "changed on disk since systemd read it"
-        yield warn("unit file", text, f"{place.systemd.command} daemon-reload, restart ckptd")
+        command = place.systemd.command
+        yield warn("unit file", text, f"{command} daemon-reload; {command} restart ckptd")
     installed = _installed_version(unit.get("ExecStart", ""))
     pong = place.heard.pong
     if pong is not None and place.is_of_unit and installed not in {"", pong.version}:
         text = f"starts ckptd {installed}, but {pong.version} runs"
         yield warn("unit file", text, f"{place.systemd.command} restart ckptd; tasks live on")
-    wrong = [each for each in SETTINGS if unit.get(each.name) in each.wrong]
-    for each in wrong:
+    for each in SETTINGS:
+        if unit.get(each.name) not in each.wrong:
+            continue
         text = f"{each.name}={unit[each.name]}: {each.loss}"
         yield warn(
             "unit file", text, f"{place.systemd.command} edit ckptd: {each.name}={each.right}"
         )
-    if not wrong:
-        drop_ins = unit.get("DropInPaths", "").split()
-        more = f", changed by {', '.join(drop_ins)}" if drop_ins else ", no drop-ins"
-        yield ok("unit file", f"{unit.get('FragmentPath')}{more}")
+    drop_ins = unit.get("DropInPaths", "").split()
+    more = f", changed by {', '.join(drop_ins)}" if drop_ins else ", no drop-ins"
+    yield ok("unit file", f"{unit.get('FragmentPath')}{more}")
     if place.heard.status is not None and place.heard.status.runner == "fork":
         yield from _fork_below_systemd(place)
 
@@ -174,8 +177,9 @@ def _installed_version(exec_start: str) -> str:
 
 def _fork_below_systemd(place: Place) -> Iterator[Finding]:
     if place.is_of_unit and place.systemd.service.get("KillMode") != "process":
-        text = "KillMode= is not process: tasks of the fork runner end with the daemon"
-        yield bad("unit file", text, "see fork-runner.conf in the documents of ckptd")
+        text = "the runner is fork, and KillMode= not process: tasks end with the daemon"
+        advice = "better: what `runner` above advises; else: fork-runner.conf beside the documents"
+        yield bad("unit file", text, advice)
 
 
 def others(place: Place) -> Iterator[Finding]:
@@ -254,12 +258,20 @@ def inhibitor(place: Place) -> Iterator[Finding]:
     delay_s = int(answer[1]) / 1e6
     held = tools.output_of(["systemd-inhibit", "--list", "--no-pager", "--no-legend"])
     holds = any(line.split()[:1] == ["ckptd"] for line in held.splitlines())
-    if holds or not place.is_of_unit:
-        when = "waits" if holds else "would wait"
+    if holds or _is_young(place):
+        when = "waits" if holds else "will wait"
         yield ok("early warning", f"logind {when} up to {delay_s:g} s with a shutdown for ckptd")
     else:
         text = "ckptd holds no lock of logind: tasks begin to save a moment later"
         yield warn("early warning", text, "systemctl restart systemd-logind; it asks again in 10 s")
+
+
+def _is_young(place: Place) -> bool:
+    """Tell whether the daemon may not have asked logind yet, or none runs."""
+    status = place.heard.status
+    if not place.is_of_unit or status is None:
+        return True
+    return clock.Clock().now().at_ns - status.started_ns < 2 * ASK_AGAIN_NS
 
 
 def security(place: Place) -> Iterator[Finding]:

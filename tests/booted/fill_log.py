@@ -6,11 +6,11 @@ fill_log.py STATE_DIR COUNT
 import sys
 
 from ckptd.core.records import GroupChanged
-from ckptd.daemon.clock import boot_id
-from ckptd.daemon.config import Config
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.policy import policy_of
 from ckptd.daemon.recovery import replay
+from ckptd.host.clock import boot_id
+from ckptd.host.config import Config
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.store import Store
 

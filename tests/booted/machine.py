@@ -226,7 +226,8 @@ class Machine:
         def settled() -> bool:
             if not self.is_up():
                 raise AssertionError(f"{self.name} went down while booting:\n{self.said()}")
-            return self.state() in ("running", "degraded")
+            told = self.run(["systemctl", "is-system-running", "--wait"], check=False).out
+            return told.strip() in ("running", "degraded")
 
         try:
             until(settled, BOOT_S, every_s=0.1)
@@ -404,7 +405,11 @@ def _sweep() -> None:
     """Remove the directories of machines whose test process was killed."""
     for path in Path("/tmp").glob("ckb-*-*"):
         pid = path.name.split("-")[1]
-        if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and not os.path.ismount(path / "disk"):
+        if (
+            pid.isdigit()
+            and not os.path.exists(f"/proc/{pid}")
+            and not os.path.ismount(path / "disk")
+        ):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from tests.booted import pip_access
@@ -82,8 +83,11 @@ def _bootstrap(suite: str, out: Path) -> None:
     build_step(["chroot", str(out), "sh", "-c", PREPARE], log, f"preparing {suite}")
 
 
+@cache
 def layers(suite: str) -> list[Path]:
     """Return the directories of a system with ckptd installed, the uppermost first.
+
+    One run of the tests stays with the sources that it began with.
 
     Raises:
         Missing: See `tree`; also no systemd-nspawn, or `make install` failed (pip's network?).

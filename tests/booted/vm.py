@@ -17,8 +17,6 @@ Always `-accel tcg`: a nested /dev/kvm may open and then not work.
 """
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -41,7 +39,12 @@ class Vm(Machine):
     """A virtual machine on a qcow2 disk of its own over the image that disk_image.py keeps."""
 
     def __init__(
-        self, suite: str = "bookworm", *, memory_mib: int = 1024, cpus: int = 2, disk: Path | None = None
+        self,
+        suite: str = "bookworm",
+        *,
+        memory_mib: int = 1024,
+        cpus: int = 2,
+        disk: Path | None = None,
     ) -> None:
         require("qemu-system-x86_64", package="qemu-system-x86")
         require("qemu-img", package="qemu-utils")

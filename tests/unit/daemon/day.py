@@ -14,12 +14,12 @@ from ckptd.core.policy import Caller, Now, Policy
 from ckptd.core.port import Start
 from ckptd.core.records import Phase
 from ckptd.core.state import State, Task
-from ckptd.daemon.clock import Clock
 from ckptd.daemon.ending import STOPPING_FLAG, Ending
 from ckptd.daemon.engine import Engine
-from ckptd.daemon.journal import Journal, StreamSink
-from ckptd.daemon.notify import Notify
 from ckptd.daemon.readiness import Progress, Readiness
+from ckptd.host.clock import Clock
+from ckptd.host.journal import Journal, StreamSink
+from ckptd.host.notify import Notify
 from ckptd.protocol import messages as m
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.store import Store

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.config import Ipc
-from ckptd.daemon.journal import Journal, StreamSink
-from ckptd.daemon.listen import Listening, listen
-from ckptd.daemon.server import Incoming, Server
+from ckptd.door.listen import Listening, listen
+from ckptd.door.server import Incoming, Server
+from ckptd.host.config import Ipc
+from ckptd.host.journal import Journal, StreamSink
 from ckptd.protocol import codec
 from ckptd.protocol.messages import Output, OutputChunk, Pong
 

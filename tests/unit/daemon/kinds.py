@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptd.daemon.journal import Kind
+from ckptd.host.journal import Kind
 
 ROOT = Path(__file__).resolve().parents[3]
 CATALOG = ROOT / "systemd" / "ckptd.catalog"
@@ -23,7 +23,8 @@ DICTS = {"OUTPUT": "task_id attempt uid unit stream", "DROPPED": "count"}
 def sent_with() -> dict[Kind, list[str]]:
     """Return the fields of every kind; those that any of its lines has."""
     found: dict[Kind, dict[str, None]] = {kind: {} for kind in Kind}
-    for path in sorted((ROOT / "ckptd" / "daemon").glob("*.py")):
+    floors = ("daemon", "door", "host")
+    for path in sorted(one for floor in floors for one in (ROOT / "ckptd" / floor).glob("*.py")):
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, ast.FunctionDef):
                 for kind, name in _told_in(function):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.journal import Kind
+from ckptd.host.journal import Kind
 from tests.unit.daemon.kinds import CATALOG, DOCUMENT, catalog, regenerated, sent_with
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ckptd.daemon import echo as echoes
-from ckptd.daemon.clock import Clock
 from ckptd.daemon.echo import Echo
-from ckptd.daemon.journal import Journal, JournaldSink, Kind
 from ckptd.daemon.tail import BEHIND_BYTES_MAX, LINE_BYTES_MAX
+from ckptd.host.clock import Clock
+from ckptd.host.journal import Journal, JournaldSink, Kind
 from tests.unit.core.world import World
 from tests.unit.daemon.journald import Journald
 

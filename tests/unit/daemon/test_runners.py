@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.paths import resolve
 from ckptd.daemon.runners import BOOTED, choose, missing_manager
+from ckptd.host.paths import resolve
 from ckptd.protocol.errors import BadConfig
 
 not_booted = pytest.mark.skipif(os.path.isdir(BOOTED), reason="this machine was booted by systemd")

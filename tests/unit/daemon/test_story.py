@@ -7,10 +7,10 @@ import pytest
 
 from ckptd.core.policy import Caller
 from ckptd.core.records import AnyRecord
-from ckptd.daemon.clock import Clock
 from ckptd.daemon.echo import Echo
-from ckptd.daemon.journal import Journal, JournaldSink, Kind
 from ckptd.daemon.story import BULK_LINES_MAX, LISTED_MAX, Story
+from ckptd.host.clock import Clock
+from ckptd.host.journal import Journal, JournaldSink, Kind
 from ckptd.protocol import messages as m
 from tests.unit.core.world import ME, World
 from tests.unit.daemon.journald import Entry, Journald

@@ -17,8 +17,8 @@ from typing import Final
 
 import zmq
 
-from ckptd.daemon import zap
-from ckptd.daemon.journal import WARNING, Journal, Kind
+from ckptd.door import zap
+from ckptd.host.journal import WARNING, Journal, Kind
 
 EVENTS: Final = int(zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED)
 DESCRIPTORS_MIN: Final = 4_096

@@ -13,13 +13,13 @@ from importlib.metadata import version as version_of
 
 import zmq
 
-from ckptd.daemon.access import missing_groups
 from ckptd.daemon.policy import policy_of
 from ckptd.daemon.runners import BOOTED, missing_manager
-from ckptd.daemon.zap import groups_of
 from ckptd.doctor import tools
 from ckptd.doctor.finding import Check, Finding, bad, ok, warn
 from ckptd.doctor.place import ANSWER_S, Place
+from ckptd.door.access import missing_groups
+from ckptd.door.zap import groups_of
 from ckptd.protocol.version import VERSION
 from ckptd.units.bus import system_bus, user_bus
 
@@ -101,7 +101,8 @@ def start_by(place: Place) -> str:
     """Return how this daemon is started."""
     if place.systemd.service.get("LoadState") == "loaded":
         become = "" if place.is_ours else "as root: "
-        return f"{become}{place.systemd.command} enable --now ckptd"
+        is_enabled = place.systemd.service.get("UnitFileState") == "enabled"
+        return f"{become}{place.systemd.command} {'start' if is_enabled else 'enable --now'} ckptd"
     return "start it: ckptd"
 
 
@@ -202,8 +203,7 @@ def _is_given(place: Place) -> bool:
 def runner(place: Place) -> Iterator[Finding]:
     """Look at what runs the tasks, what would after a restart, and why."""
     wanted = place.config.daemon.runner
-    missing = _missing(place)
-    will_be = "fork" if wanted == "fork" or (wanted == "auto" and missing) else "unit"
+    missing, will_be = _missing(place), runner_to_be(place)
     status = place.heard.status
     why = _why(wanted, missing)
     if wanted == "unit" and missing:
@@ -219,6 +219,12 @@ def runner(place: Place) -> Iterator[Finding]:
         yield warn("runner", f"fork: {why}", advice)
     else:
         yield ok("runner", f"{will_be}{' in force' if status is not None else ''}: {why}")
+
+
+def runner_to_be(place: Place) -> str:
+    """Return which runner a daemon that starts now would have, as `daemon/runners.py` chooses."""
+    wanted = place.config.daemon.runner
+    return "fork" if wanted == "fork" or (wanted == "auto" and _missing(place)) else "unit"
 
 
 def _why(wanted: str, missing: str) -> str:

@@ -14,11 +14,11 @@ from typing import Final
 import msgspec
 import zmq
 
-from ckptd.daemon.config import Ipc
-from ckptd.daemon.guard import DESCRIPTORS_MIN, Doorkeeper, Guard, raise_descriptor_limit
-from ckptd.daemon.journal import ERROR, WARNING, Journal, Kind
-from ckptd.daemon.listen import Listening, group_of
-from ckptd.daemon.zap import Access, Peer, parse_peer
+from ckptd.door.guard import DESCRIPTORS_MIN, Doorkeeper, Guard, raise_descriptor_limit
+from ckptd.door.listen import Listening, group_of
+from ckptd.door.zap import Access, Peer, parse_peer
+from ckptd.host.config import Ipc
+from ckptd.host.journal import ERROR, WARNING, Journal, Kind
 from ckptd.protocol import codec, limits
 from ckptd.protocol.errors import BadRequest, CkptdError, Internal
 from ckptd.protocol.messages import Message

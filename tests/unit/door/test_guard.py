@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from ckptd.daemon.guard import RECOUNT_EVERY, Guard
-from ckptd.daemon.journal import Journal, StreamSink
+from ckptd.door.guard import RECOUNT_EVERY, Guard
+from ckptd.host.journal import Journal, StreamSink
 
 ACCEPTED, DISCONNECTED = int(zmq.Event.ACCEPTED), int(zmq.Event.DISCONNECTED)
 

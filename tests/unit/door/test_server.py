@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import zmq
 
-from ckptd.daemon.config import Ipc
-from ckptd.daemon.server import FRAME_BYTES_MAX, UNREAD_BYTES_MAX
+from ckptd.door.server import FRAME_BYTES_MAX, UNREAD_BYTES_MAX
+from ckptd.host.config import Ipc
 from ckptd.protocol import limits
 from tests.raw_client import RawClient
 from tests.unit.daemon.desk import Desk, open_desk

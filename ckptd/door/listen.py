@@ -21,9 +21,9 @@ import stat
 from collections.abc import MutableMapping, Sequence
 from typing import Final, NamedTuple
 
-from ckptd.daemon import paths
-from ckptd.daemon.config import Ipc
-from ckptd.daemon.journal import WARNING, Journal, Kind
+from ckptd.host import paths
+from ckptd.host.config import Ipc
+from ckptd.host.journal import WARNING, Journal, Kind
 from ckptd.protocol.errors import Busy, Internal
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.daemon import journal
-from ckptd.daemon.journal import (
+from ckptd.host import journal
+from ckptd.host.journal import (
     DEBUG,
     ERROR,
     KEPT_BYTES_MAX,

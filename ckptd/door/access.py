@@ -14,8 +14,8 @@ from typing import Final
 
 from ckptd.core.policy import Caller, Rules
 from ckptd.core.rights import EVERYBODY, caller_of
-from ckptd.daemon import zap
-from ckptd.daemon.zap import Peer
+from ckptd.door import zap
+from ckptd.door.zap import Peer
 
 KEPT_S: Final = 5.0
 _KEPT_NS: Final = int(KEPT_S * 1e9)

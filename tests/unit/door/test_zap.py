@@ -5,7 +5,7 @@ import pwd
 
 import pytest
 
-from ckptd.daemon.zap import Access, Peer, answer, parse_peer
+from ckptd.door.zap import Access, Peer, answer, parse_peer
 
 OWN = 1_234
 

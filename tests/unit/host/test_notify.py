@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.clock import Clock
-from ckptd.daemon.notify import Notify
+from ckptd.host.clock import Clock
+from ckptd.host.notify import Notify
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.clock import Clock
-from ckptd.daemon.config import Ipc
-from ckptd.daemon.journal import Journal, StreamSink
-from ckptd.daemon.listen import GIVEN, Handed, Listening, clear_path, listen, take_descriptors
-from ckptd.daemon.notify import Notify
+from ckptd.door.listen import GIVEN, Handed, Listening, clear_path, listen, take_descriptors
+from ckptd.host.clock import Clock
+from ckptd.host.config import Ipc
+from ckptd.host.journal import Journal, StreamSink
+from ckptd.host.notify import Notify
 from ckptd.protocol.errors import Busy, Internal
 from tests.raw_client import RawClient
 from tests.unit.daemon.desk import Desk

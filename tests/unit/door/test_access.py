@@ -8,8 +8,8 @@ import pytest
 
 from ckptd.core.policy import Rules
 from ckptd.core.rights import roles
-from ckptd.daemon.access import KEPT_S, Roles, accounts, missing_groups
-from ckptd.daemon.zap import Access, Peer
+from ckptd.door.access import KEPT_S, Roles, accounts, missing_groups
+from ckptd.door.zap import Access, Peer
 
 OWN = 1_234
 KEPT_NS = int(KEPT_S * 1e9)

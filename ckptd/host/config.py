@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from ckptd.daemon import paths
+from ckptd.host import paths
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadConfig
 from ckptd.protocol.messages import GroupName
@@ -145,7 +145,7 @@ def load(path: str | None) -> Config:
             text = file.read().decode()
     except (OSError, UnicodeDecodeError) as bad:
         raise BadConfig(f"cannot read configuration {found}: {bad}", "name it by --config") from bad
-    from ckptd.daemon.config_check import read_table  # noqa: PLC0415 - 2 MB, only for a file
+    from ckptd.host.config_check import read_table  # noqa: PLC0415 - 2 MB, only for a file
 
     tables = read_table(found, text, Config)
     tables["groups"] = {"default": {}} | tables.get("groups", {})
@@ -257,7 +257,7 @@ def main(argv: list[str]) -> int:
         case ["show", path]:
             show = True
         case _:
-            print("usage: python -m ckptd.daemon.config check FILE | show [FILE]", file=sys.stderr)
+            print("usage: python -m ckptd.host.config check FILE | show [FILE]", file=sys.stderr)
             return 64
     try:
         config = load(path)

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ckptd.daemon import config, paths
-from ckptd.daemon.config_check import known_keys
+from ckptd.host import config, paths
+from ckptd.host.config_check import known_keys
 from ckptd.protocol.errors import BadConfig
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -164,7 +164,7 @@ def test_a_reload_tells_what_it_applied_and_what_waits_for_a_restart(write: Writ
 
 def test_check_exits_78_with_the_reason_and_0_for_a_good_file(write: Write) -> None:
     def check(path: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "ckptd.daemon.config", "check", path]
+        command = [sys.executable, "-m", "ckptd.host.config", "check", path]
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
     good, bad = check(str(SHIPPED)), check(write("[wal]\nx = 1\n"))

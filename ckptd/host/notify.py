@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 
 import sdnotify
 
-from ckptd.daemon.clock import Clock
+from ckptd.host.clock import Clock
 
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, Literal, Protocol, TextIO
 
-from ckptd.daemon import clock
+from ckptd.host import clock
 
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 SEND_BUFFER_BYTES: Final = 1 << 20  # a burst while journald is busy; the kernel may grant less

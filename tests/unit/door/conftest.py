@@ -1,0 +1,3 @@
+from tests.unit.daemon.desk import desk
+
+__all__ = ["desk"]
