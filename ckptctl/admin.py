@@ -179,7 +179,7 @@ def _config_json(call: Call, path: str) -> int:
     if path:
         import subprocess  # noqa: PLC0415 (for this format only)
 
-        command = [sys.executable, "-m", "ckptd.host.config", "check", path]
+        command = [sys.executable, "-P", "-m", "ckptd.host.config", "check", path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         code, said = done.returncode, done.stderr
     found = {"path": path or None, "ok": code == 0, "problems": said.splitlines() if code else []}
@@ -276,6 +276,9 @@ def _state_dir(call: Call) -> str:
 
 def doctor_options(parser: argparse.ArgumentParser) -> None:
     """Add what is passed on."""
+    parser.add_argument("--system", action="store_true", help="look at the daemon of the machine")
+    parser.add_argument("--user", action="store_true", help="look at a daemon of your own")
+    parser.add_argument("--config", metavar="FILE", help="its configuration, where not the usual")
     parser.add_argument("words", nargs="*", metavar="OPTION", help="passed to the tool")
 
 
@@ -290,4 +293,4 @@ def doctor(call: Call) -> int:
 def _become(module: str, words: list[str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *words])  # noqa: S606 (no shell)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *words])  # noqa: S606 (no shell)

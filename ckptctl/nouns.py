@@ -295,7 +295,7 @@ def checkpoint_export(call: Call) -> int:
 def _copied(row: CheckpointRow, target: str) -> bool:
     """Copy a generation, all or nothing. Returns False where it vanished."""
     task_dir = os.path.dirname(os.path.dirname(row.path))
-    command = [sys.executable, "-m", "ckptd.sdk.export", task_dir, str(row.seq), target]
+    command = [sys.executable, "-P", "-m", "ckptd.sdk.export", task_dir, str(row.seq), target]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode in (0, NotFound.exit_code):
         return done.returncode == 0

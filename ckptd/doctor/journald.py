@@ -41,7 +41,6 @@ def lines(place: Place) -> Iterator[Finding]:
         yield warn("journal", text, "does it run? systemctl status systemd-journald")
     else:
         yield ok("journal", "the daemon's lines will go there")
-    yield from _rate(place)
 
 
 def _newest(place: Place) -> str:
@@ -50,9 +49,11 @@ def _newest(place: Place) -> str:
     return tools.output_of(words, place.systemd.env)
 
 
-def _rate(place: Place) -> Iterator[Finding]:
+def rate(place: Place) -> Iterator[Finding]:
     """Look at the unit's rate limit. Zero means "not set", not "no limit"."""
     unit = place.systemd.service
+    if unit.get("LoadState") != "loaded":
+        return
     interval, burst = (unit.get(f"LogRateLimit{name}", "") for name in ("IntervalUSec", "Burst"))
     if not place.is_system:  # journald asks PID 1 alone, whatever the unit says
         yield ok("journal rate", f"journald's own: {JOURNALD_LIMIT}")
@@ -83,6 +84,8 @@ def catalog(place: Place) -> Iterator[Finding]:
         return
     if tools.output_of(["journalctl", "--no-pager", "--list-catalog", Kind.DAEMON_READY.value]):
         yield ok("journal catalog", "installed: journalctl -x says what each line means")
+    elif not place.is_system:
+        yield ok("journal catalog", "not there: journalctl -x knows us where root installed ckptd")
     else:
         text = "not installed: journalctl -x has nothing to say about ckptd"
         yield warn(
@@ -90,4 +93,4 @@ def catalog(place: Place) -> Iterator[Finding]:
         )
 
 
-CHECKS: tuple[Check, ...] = (lines, kept, catalog)
+CHECKS: tuple[Check, ...] = (lines, rate, kept, catalog)

@@ -137,7 +137,7 @@ def time(_: Place) -> Iterator[Finding]:
     else:
         text = "set, but nobody keeps it right: due times and timeouts go by it"
         yield warn(
-            "clock", text, "timedatectl set-ntp true, or install chrony (in a container: the host)"
+            "clock", text, "timedatectl set-ntp true; if it refuses: apt install systemd-timesyncd"
         )
 
 

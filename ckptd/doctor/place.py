@@ -33,6 +33,7 @@ class Systemd:
     def __init__(self, *, is_system: bool, booted: str = BOOTED) -> None:
         self.is_system = is_system
         self._is_there = os.path.isdir(booted)
+        self._is_silent = False  # Bound: one that does not answer is waited for once
         self.scope = [] if is_system else ["--user"]
         self.command = " ".join(["systemctl", *self.scope])  # as advice says it
 
@@ -56,9 +57,10 @@ class Systemd:
 
     def show(self, unit: str, names: str) -> dict[str, str]:
         """Return properties of a unit by name, empty where nobody answers."""
-        if not self._is_there:
+        if not self._is_there or self._is_silent:
             return {}
         text = tools.output_of(["systemctl", *self.scope, "show", "-p", names, unit], self.env)
+        self._is_silent = not text
         pairs = (line.partition("=") for line in text.splitlines())
         return {name: value for name, equals, value in pairs if equals}
 

@@ -108,7 +108,8 @@ def service(place: Place) -> Iterator[Finding]:
         return
     if unit.get("LoadState") != "loaded":
         text = "is not installed: nothing starts the daemon at boot"
-        yield warn(SERVICE, text, "make install in the sources of ckptd")
+        where = "" if place.is_system else " PREFIX=$HOME/.local"
+        yield warn(SERVICE, text, f"in the sources of ckptd: make install{where}")
         return
     yield _state(place)
     if unit.get("UnitFileState") not in {"enabled", "enabled-runtime", "static", "generated"}:
@@ -144,26 +145,24 @@ def _state(place: Place) -> Finding:
 
 def _unit_file(place: Place) -> Iterator[Finding]:
     """Look whether the unit in force is the one on disk, and made for this daemon."""
-    unit = place.systemd.service
+    unit, command = place.systemd.service, place.systemd.command
+    drop_ins = unit.get("DropInPaths", "").split()
+    changes = f"changed by {', '.join(drop_ins)}" if drop_ins else "no drop-ins"
     if "yes" in (unit.get("NeedDaemonReload"), place.systemd.socket.get("NeedDaemonReload")):
         text = "changed on disk since systemd read it"
-        command = place.systemd.command
         yield warn("unit file", text, f"{command} daemon-reload; {command} restart ckptd")
+    else:
+        yield ok("unit file", f"{unit.get('FragmentPath')}, {changes}")
     installed = _installed_version(unit.get("ExecStart", ""))
     pong = place.heard.pong
     if pong is not None and place.is_of_unit and installed not in {"", pong.version}:
-        text = f"starts ckptd {installed}, but {pong.version} runs"
-        yield warn("unit file", text, f"{place.systemd.command} restart ckptd; tasks live on")
+        text = f"the unit starts ckptd {installed}, but {pong.version} runs"
+        yield warn("unit version", text, f"{command} restart ckptd; tasks live on")
     for each in SETTINGS:
-        if unit.get(each.name) not in each.wrong:
-            continue
-        text = f"{each.name}={unit[each.name]}: {each.loss}"
-        yield warn(
-            "unit file", text, f"{place.systemd.command} edit ckptd: {each.name}={each.right}"
-        )
-    drop_ins = unit.get("DropInPaths", "").split()
-    more = f", changed by {', '.join(drop_ins)}" if drop_ins else ", no drop-ins"
-    yield ok("unit file", f"{unit.get('FragmentPath')}{more}")
+        if unit.get(each.name) in each.wrong:
+            text = f"{each.name}={unit[each.name]}: {each.loss}"
+            advice = f"make it {each.name}={each.right}; who says so? {command} cat ckptd"
+            yield warn("unit settings", text, advice)
     if place.heard.status is not None and place.heard.status.runner == "fork":
         yield from _fork_below_systemd(place)
 
@@ -179,7 +178,7 @@ def _fork_below_systemd(place: Place) -> Iterator[Finding]:
     if place.is_of_unit and place.systemd.service.get("KillMode") != "process":
         text = "the runner is fork, and KillMode= not process: tasks end with the daemon"
         advice = "better: what `runner` above advises; else: fork-runner.conf beside the documents"
-        yield bad("unit file", text, advice)
+        yield bad("unit settings", text, advice)
 
 
 def others(place: Place) -> Iterator[Finding]:

@@ -96,8 +96,10 @@ class TaskFiles:
             return True
         return not is_same or os.path.lexists(f"{directory}/journal/{attempt:06d}.j")
 
-    def mark(self, task: int, attempt: int, uid: int) -> Mark:
+    def mark(self, task: int, attempt: int, uid: int, *, is_synced: bool = False) -> Mark:
         """Seal what was published, tell how far it has come, drop the oldest. For the worker.
+
+        `is_synced`: all that the attempt wrote was synced at its end, be it in an earlier boot.
 
         Empty where the machine has trouble that passes: what was told before still holds.
 
@@ -105,7 +107,7 @@ class TaskFiles:
         """
         directory = self.directory(task)
         try:
-            found = blobs.mark(directory, attempt, uid, self._boot_id)
+            found = blobs.mark(directory, attempt, uid, self._boot_id, is_synced=is_synced)
             blobs.prune(directory, uid)
         except Exception as error:  # noqa: BLE001  (whatever a task's files make a reader raise)
             if is_passing(error):

@@ -121,6 +121,7 @@ class Instance:
         self.rests_until_s = 0.0  # monotonic; after a look
         self.marked: MarkSeen | None = None
         self.end: EndSeen | None = None
+        self.is_synced = False  # whoever recorded the end has synced all files before
         self.warning = ""  # about the checkpoint that was not used
 
     @property

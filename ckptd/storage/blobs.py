@@ -230,13 +230,12 @@ class Sealed(NamedTuple):
     is_refused: bool = False
 
 
-def seal_pending(
-    task_dir: str, owner_uid: int, boot_id: str, *, epoch: int = 0, at_ns: int = 0
-) -> list[Sealed]:
+def seal_pending(task_dir: str, uid: int, boot_id: str, *, is_synced: bool = False) -> list[Sealed]:
     """Seal what was published and is not sealed, newest first, until KEPT generations are.
 
     Only while the boot is the one it was published under: a power loss since then may have
     emptied files that the task believes written. Older ones are left for `prune`.
+    `is_synced`: all that the attempt wrote was synced after its end, in whichever boot.
 
     Raises:
         OSError: passing trouble of the machine (a full disk, no descriptors): try again later.
@@ -244,19 +243,18 @@ def seal_pending(
     Durable: content, manifest and name of what it returns without a warning.
     """
     try:
-        with opened(task_dir, owner_uid) as (task_fd, ckpt_fd):
+        with opened(task_dir, uid) as (task_fd, ckpt_fd):
             found = numbered(ckpt_fd)
             if all(is_sealed(ckpt_fd, name) for _, name in found[:KEPT]):
                 return []
-            attempt, boot_of_attempt = attempt_of(task_fd, owner_uid)
+            attempt, boot_of_attempt = attempt_of(task_fd, uid)
             header = {
                 "task": task_of(task_dir),
                 "attempt": attempt,
-                "epoch": epoch,
-                "at_ns": at_ns or time.time_ns(),
-                "boot_id": boot_id if boot_of_attempt == boot_id else "",
+                "at_ns": time.time_ns(),
+                "boot_id": boot_id if is_synced or boot_of_attempt == boot_id else "",
             }
-            return list(_sealing(ckpt_fd, found, owner_uid, header))
+            return list(_sealing(ckpt_fd, found, uid, header))
     except FileNotFoundError:
         return []
     except (NotTrusted, OSError) as error:
@@ -391,7 +389,7 @@ def _read_gain(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Ga
     return gain
 
 
-def mark(task_dir: str, attempt: int, owner_uid: int, boot_id: str) -> Mark:
+def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool = False) -> Mark:
     """Return how far the task has provably come, over all its attempts up to `attempt`.
 
     The cursor is a digest of the newest valid checkpoint's content and of the facts in the
@@ -402,10 +400,10 @@ def mark(task_dir: str, attempt: int, owner_uid: int, boot_id: str) -> Mark:
         OSError: passing trouble of the machine; what was known before still holds.
     """
     with contextlib.suppress(OSError):  # not sealed is not counted; the next look seals it
-        seal_pending(task_dir, owner_uid, boot_id)
-    newest, problem = _newest_sealed(task_dir, owner_uid)
+        seal_pending(task_dir, uid, boot_id, is_synced=is_synced)
+    newest, problem = _newest_sealed(task_dir, uid)
     saved = newest.manifest if newest else {}
-    gain = _read_gain(task_dir, task_of(task_dir), owner_uid, attempt)
+    gain = _read_gain(task_dir, task_of(task_dir), uid, attempt)
     known = (seals.content_digest(saved) if newest else "") + gain.digest()
     return Mark(
         int(saved.get("seq", 0)),

@@ -132,6 +132,8 @@ class Scripts:
         try:
             size = os.fstat(fd).st_size
             tail = os.pread(fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        except OSError:
+            return None
         finally:
             os.close(fd)
         return launch.complaint(tail, start)

@@ -37,7 +37,7 @@ RECORD_BYTES_MAX = 4_096
 _OOM_CODE = 128 + signal.SIGKILL  # how a shell tells that its child was killed
 
 RECORDER = r"""umask 077
-group= oom= stopping=0 usec= peak=
+group= oom= stopping=0 synced=0 usec= peak=
 while IFS= read -r line; do
   case $line in 0::*) group=/sys/fs/cgroup${line#0::};; esac
 done </proc/self/cgroup
@@ -48,9 +48,9 @@ done <"$group/memory.events"
   case $key in usage_usec) usec=$value;; esac
 done <"$group/cpu.stat"
 [ -r "$group/memory.peak" ] && read -r peak <"$group/memory.peak"
-[ -e "$2" ] && stopping=1
+[ -e "$2" ] && stopping=1 && sync && synced=1
 how="result=$SERVICE_RESULT code=$EXIT_CODE status=$EXIT_STATUS inv=$INVOCATION_ID"
-printf '%s\n' "ended $how stopping=$stopping cpu=$usec peak=$peak$oom" >>"$1"
+printf '%s\n' "ended $how stopping=$stopping synced=$synced cpu=$usec peak=$peak$oom" >>"$1"
 [ "$3" ] && sync "$1" "${1%/*}" 2>/dev/null || :
 """
 """The shell's own commands only: one process an end. sync(1) where the file system needs it; a
@@ -74,6 +74,7 @@ class Stopped(msgspec.Struct, frozen=True):
     ended_ns: int
     result: str = ""
     is_stopping: bool = False
+    is_synced: bool = False  # all files were, after the task's end: what it saved can be trusted
     limit_hits: int = 0  # the group's own memory limit was hit, so often
     kills: int = 0  # of its processes, by the kernel's OOM killer
     cpu_s: float = 0.0
@@ -82,18 +83,17 @@ class Stopped(msgspec.Struct, frozen=True):
     @property
     def exit_code(self) -> int:
         """Return the main process's exit code; 0 where a signal ended it."""
-        return int(self.status) if self.code == "exited" and self.status.isdigit() else 0
+        return _whole(self.status) if self.code == "exited" else 0
 
     @property
     def signal(self) -> int:
         """Return the signal that ended the main process, 0 for none."""
         if self.code == "exited":
             return 0
-        if self.status.isdigit():
-            return int(self.status)
+        if number := _whole(self.status):
+            return number
         name, plus, more = f"SIG{self.status}".partition("+")
-        number = getattr(signal, name, signal.SIGKILL)
-        return int(number) + (int(more) if plus and more.isdigit() else 0)
+        return int(getattr(signal, name, signal.SIGKILL)) + (_whole(more) if plus else 0)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -183,7 +183,7 @@ class Records:
         self._add(key, "refused\n")
 
     def read(self, key: tuple[int, int]) -> Record:
-        """Return what is known of an attempt.
+        """Return what is known of an attempt. A record that somebody removed says nothing.
 
         Raises:
             OSError: it cannot be read now.
@@ -191,7 +191,9 @@ class Records:
         path = self.path(key)
         if not path:
             return Record()
-        text, changed_ns = _read(path)
+        text, changed_ns = "", 0
+        with contextlib.suppress(FileNotFoundError):  # the recorder makes it anew
+            text, changed_ns = _read(path)
         with contextlib.suppress(FileNotFoundError):
             if self.is_of_this_boot(key):
                 text = _read(f"{self._began}/{key[0]}.{key[1]}")[0] + text
@@ -211,7 +213,8 @@ class Records:
         path = self.path(key)
         if path:
             with contextlib.suppress(OSError):  # the block is there; a disk that fails shows later
-                fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(path, flags, 0o600)
                 os.write(fd, line.encode())
                 os.close(fd)
 
@@ -264,6 +267,7 @@ def _stopped(said: dict[str, str], ended_ns: int) -> Stopped:
         ended_ns=ended_ns,
         result=said.get("result", ""),
         is_stopping=said.get("stopping") == "1",
+        is_synced=said.get("synced") == "1",
         limit_hits=_number(said, "oom"),
         kills=_number(said, "oom_kill"),
         cpu_s=_number(said, "cpu") / 1e6,
@@ -272,8 +276,15 @@ def _stopped(said: dict[str, str], ended_ns: int) -> Stopped:
 
 
 def _number(said: dict[str, str], name: str) -> int:
-    value = said.get(name, "")
-    return int(value) if value.isdigit() else 0
+    return _whole(said.get(name, ""))
+
+
+def _whole(text: str) -> int:
+    """Return a number; 0 for what is none, as a record of `systemd --user` may hold anything."""
+    return int(text) if _DIGITS(text) else 0
+
+
+_DIGITS = re.compile(r"[0-9]{1,18}").fullmatch
 
 
 # --- what it means ----------------------------------------------------------------------------
@@ -284,13 +295,13 @@ def seen(key: tuple[int, int], stopped: Stopped, began: Began | None, memory_byt
     cause = "signal" if stopped.signal else "exit"
     text = blame = ""
     has_failed = stopped.signal or stopped.exit_code
-    if stopped.kills and has_failed:
+    if stopped.is_stopping:  # whatever else it met with: nobody is to blame, it runs again
+        cause, text = "shutdown", "the machine, or the slice of all tasks, was being stopped"
+    elif stopped.kills and has_failed:
         blame = "limit" if stopped.limit_hits else "host"
         text = _evidence(stopped, blame, memory_bytes)
         if signal.SIGKILL in {stopped.signal, stopped.exit_code - 128}:
             cause = "oom"
-    elif stopped.is_stopping:
-        cause, text = "shutdown", "the machine, or the slice of all tasks, was being stopped"
     return EndSeen(
         *key,
         cause,

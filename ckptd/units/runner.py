@@ -315,6 +315,7 @@ class UnitRunner(Backend[Unit]):
             self._watch.after(one.rest_s, partial(self._miss_record, one))
 
     def _end_by(self, one: Unit, record: Record, stopped: Stopped) -> None:
+        one.is_synced = stopped.is_synced
         if one.has_new_job and not stopped.is_stopping and self._active is not None:
             one.stage = Stage.ENDING
             told = partial(self._told_times, one, record, stopped)
@@ -355,15 +356,14 @@ class UnitRunner(Backend[Unit]):
         """There is no such unit, or none of ours. Invariant: fenced before it is given up."""
         record = self._records.read(one.key)
         if record.stopped is not None:
-            if one.stage != Stage.RUNNING and record.began is None:
-                self._over(one, recorder.seen(one.key, record.stopped, None, 0))
-            else:
-                self._end_by(one, record, record.stopped)
+            self._end_by(one, record, record.stopped)
         elif one.stage == Stage.ORDERED and one.start is not None and one.orders_left > 0:
             self._order(one)
         elif not record.is_refused:
             self._records.refuse(one.key)
-            self._look(one)  # Crash: what passed the fence before this is seen now
+            is_shut = self._records.read(one.key).is_refused  # a failing disk: tried again
+            # Crash: what passed the fence before this is seen now
+            self._watch.after(0 if is_shut else LOOK_LATER_S, partial(self._look, one))
         else:
             self._end_without(one, record)
 
@@ -426,6 +426,8 @@ class UnitRunner(Backend[Unit]):
             return
         self._is_running(one, began)
         self._watch.patiently(partial(self._read_record, one))
+        if one.stage == Stage.RUNNING and one.pidfd < 0:  # it ended since the listing
+            self._watch.after(one.rest_s, partial(self._miss_record, one))
 
     # --- the other effects ------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """What is built once and kept between runs: root trees, installed layers, kernels, disk images.
 
-Everything lies in one directory outside the checkout (`CKPTD_TEST_ROOTS`, or ckptd-tests in the user's
-cache) under a name that carries a digest of what it was made from. A thing is built aside and
-renamed, so a half-built one is never used; a lock per name lets several runs share the directory.
+Everything lies in one directory outside the checkout (`CKPTD_TEST_ROOTS`, or ckptd-tests in the
+user's cache) under a name that carries a digest of what it was made from. A thing is built aside
+and renamed, so a half-built one is never used; a lock per name lets runs share the directory.
 Removing the directory is always safe while no test runs.
 """
 
@@ -18,7 +18,7 @@ from typing import IO
 
 KEPT_PER_KIND = 3  # of installed layers and images: a few states of the sources
 
-_in_use: dict[str, IO[bytes]] = {}  # the shared locks of this process, held to its end
+_in_use: dict[str, int] = {}  # the shared locks of this process, held to its end
 _failed: dict[str, "Missing"] = {}  # what could not be built is not tried again in this run
 
 
@@ -144,9 +144,10 @@ def _lock_file(name: str) -> IO[bytes]:
 
 def _hold(name: str) -> None:
     if name not in _in_use:
-        file = _lock_file(f"{name}.use")
-        fcntl.flock(file, fcntl.LOCK_SH)
-        _in_use[name] = file
+        with _lock_file(f"{name}.use") as file:
+            descriptor = os.dup(file.fileno())
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _in_use[name] = descriptor
 
 
 def _remove(path: Path) -> None:

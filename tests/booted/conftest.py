@@ -2,7 +2,7 @@
 
     machine        Nspawn, one per systemd version (252 and 257), shared by a module's tests
     sh             its `sh`: runs a script as root, returns stdout, raises unless it exits with 0
-    fresh_machine  a function that boots one more of that version, ckptd started; closed after the test
+    fresh_machine  a function that boots one more of that version; closed after the test
     vm             Vm, restored for each test from a snapshot taken after boot, ckptd running
     fresh_vm       a function that boots one, for those who need other memory or another suite
 
@@ -17,7 +17,8 @@ import pytest
 
 from tests.booted import roots
 from tests.booted.cache import Missing
-from tests.booted.machine import Nspawn, close_all
+from tests.booted.machine import close_all
+from tests.booted.nspawn import Nspawn
 
 if TYPE_CHECKING:
     from tests.booted.vm import Vm

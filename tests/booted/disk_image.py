@@ -1,8 +1,8 @@
 """What a virtual machine boots from: a kernel, an initramfs of our own, and an ext4 image.
 
-The kernel is Debian 12's for clouds (6.1, cgroup version 2); of its modules only those for virtio are
-kept, in an initramfs that loads them, mounts /dev/vda and goes on with systemd. The image is made
-from the layers of roots.py and one more with the agent through which tests run commands.
+The kernel is Debian 12's for clouds (6.1, cgroup version 2); of its modules only those for virtio
+are kept, in an initramfs that loads them, mounts /dev/vda and goes on with systemd. The image is
+made from the layers of roots.py and one more with the agent through which tests run commands.
 """
 
 import gzip
@@ -35,13 +35,13 @@ MODULES = [
     "virtio_blk", "virtio_console",
 ]  # fmt: skip
 INIT = """#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev /root
+/bin/busybox mkdir -p /proc /sys /dev /new
 /bin/busybox mount -t devtmpfs dev /dev
 for module in %s; do /bin/busybox insmod /modules/$module.ko; done
 until [ -b /dev/vda ]; do /bin/busybox usleep 10000; done
-/bin/busybox mount -t ext4 -o rw /dev/vda /root
-/bin/busybox mount --move /dev /root/dev
-exec /bin/busybox switch_root /root /sbin/init
+/bin/busybox mount -t ext4 -o rw /dev/vda /new
+/bin/busybox mount --move /dev /new/dev
+exec /bin/busybox switch_root /new /sbin/init
 """
 AGENT_UNIT = """[Unit]
 Description=Commands of the tests
@@ -59,7 +59,8 @@ DOWNLOAD = f"""
 set -e
 cd /run/kernel
 apt-get -qq update
-image=$(apt-cache depends {KERNEL_PACKAGE} | sed -n 's/^ *Depends: \\(linux-image-[^ ]*\\)$/\\1/p' | head -1)
+image=$(apt-cache depends {KERNEL_PACKAGE} |
+  sed -n 's/^ *Depends: \\(linux-image-[^ ]*\\)$/\\1/p' | head -1)
 apt-get -qq -o APT::Sandbox::User=root download "$image"
 """
 IN_OVERLAY = """
@@ -199,6 +200,6 @@ def _write_agent(top: Path) -> None:
     wanted = top / "etc/systemd/system/sysinit.target.wants/ckptd-test-agent.service"
     wanted.parent.mkdir(parents=True)
     wanted.symlink_to("../ckptd-test-agent.service")
-    # There is no udev: what waits for a device, waits in vain. For the same reason there is no fstab.
+    # There is no udev: what waits for a device, waits in vain. Hence no fstab either.
     (top / "etc/systemd/system/serial-getty@.service").symlink_to("/dev/null")
     top.chmod(0o755)

@@ -1,12 +1,13 @@
 """Runs inside a virtual machine as root: executes what the tests ask for (see vm.py).
 
-One JSON object per line over a virtio port. Asked: {"id", "argv", "env", "stdin" (base64), "timeout_s"}.
-Told: {"id", "code", "out", "err"}, the last two base64; code 124 with "late" true when it was killed
-for taking too long. Requests run side by side, each in a cgroup of its own beside the agent's, so that
-what they use up is not the agent's. Standard library only.
+One JSON object per line over a virtio port. Asked: {"id", "argv", "env", "stdin" (base64),
+"timeout_s"}. Told: {"id", "code", "out", "err", "late"}, out and err in base64; late means killed
+for taking too long. Requests run side by side, each in a cgroup of its own beside the agent's, so
+that what they use up is not the agent's. Standard library only.
 """
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -48,7 +49,7 @@ def execute(asked: dict[str, Any]) -> dict[str, Any]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=first_steps,  # noqa: PLW1509  (the threads of this process hold no locks over a fork)
+            preexec_fn=first_steps,  # noqa: PLW1509  (it takes no lock that a thread could hold)
         )
     except OSError as error:
         return {"code": 127, "out": "", "err": coded(str(error).encode())}
@@ -59,10 +60,8 @@ def execute(asked: dict[str, Any]) -> dict[str, Any]:
         late = True
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-    try:
+    with contextlib.suppress(OSError):  # what left processes behind keeps its group
         os.rmdir(group)
-    except OSError:  # it left processes behind, as a daemon does
-        pass
     code = 124 if late else process.returncode
     return {"code": code, "out": coded(out), "err": coded(err), "late": late}
 

@@ -28,7 +28,9 @@ class GuestChannel:
     """One connection to the agent, for the life of one qemu process."""
 
     def __init__(self, path: Path) -> None:
-        self._socket = until(lambda: _connected(path), 20)
+        line = until(lambda: _connected(path), 20)
+        assert line is not None
+        self._socket = line
         self._numbers = itertools.count(1)
         self._waiting: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
         self._lock = threading.Lock()

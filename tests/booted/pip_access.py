@@ -46,7 +46,7 @@ def _passed(name: str, value: str) -> list[str]:
 def _configuration() -> configparser.RawConfigParser:
     """Return the host's configuration files as one, the user's own over the system's."""
     home = Path(os.path.expanduser("~"))
-    files = ["/etc/pip.conf", home / ".pip/pip.conf", home / ".config/pip/pip.conf"]
+    files = [Path("/etc/pip.conf"), home / ".pip/pip.conf", home / ".config/pip/pip.conf"]
     merged = configparser.RawConfigParser()
-    merged.read([*files, os.environ.get("PIP_CONFIG_FILE", os.devnull)])
+    merged.read([*files, Path(os.environ.get("PIP_CONFIG_FILE", os.devnull))])
     return merged

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.booted.machine import Machine, Nspawn
+from tests.booted.machine import Machine
+from tests.booted.nspawn import Nspawn
 from tests.booted.roots import MEMBERS
 
 ALICE = MEMBERS[0]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.booted.machine import Machine, Nspawn
+from tests.booted.machine import Machine
+from tests.booted.nspawn import Nspawn
 from tests.waiting import let_pass, until
 
 ROUNDS = int(os.environ.get("CKPTD_ROUNDS", "3"))

@@ -1,16 +1,18 @@
 """Installed as the README says, under systemd 252 and 257: units, upgrade, user mode, removal."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.booted import pip_access
-from tests.booted.machine import Machine, Result
+from tests.booted.machine import ENV, Machine, Result
+from tests.booted.nspawn import Nspawn
 from tests.waiting import until
 
-Boot = Callable[[], Machine]
+Boot = Callable[[], Nspawn]
 UNITS = ("ckptd.service", "ckptd.socket", "ckptd.slice", "ckptd-drain.service")
 PIP_CONFIG = "/run/pip.conf"
 LIB = "/usr/local/lib/ckptd"
@@ -31,26 +33,33 @@ def until_running(machine: Machine, *tasks: str) -> None:
     until(lambda: all(phase(machine, task) == "running" for task in tasks), 20)
 
 
-def make(machine: Machine, verb: str) -> str:
-    """Run `make` in the checkout inside, with the host's way to packages."""
-    env = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+def make(machine: Nspawn, verb: str) -> str:
+    """Run `make` in the checkout inside, with the host's network and its way to packages."""
+    env = ENV | {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
     env.pop("PIP_FIND_LINKS", None)
     with pip_access.binds() as options:
-        (merged,) = [
-            option.split("=")[1].split(":")[0] for option in options if PIP_CONFIG in option
-        ][:1]
-        machine.put(PIP_CONFIG, Path(merged).read_text())
-    env["PIP_CONFIG_FILE"] = PIP_CONFIG
+        found = next(option for option in options if option.endswith(f":{PIP_CONFIG}"))
+        merged = found.partition("=")[2].removesuffix(f":{PIP_CONFIG}")
+        env["PIP_CONFIG_FILE"] = machine.put(PIP_CONFIG, Path(merged).read_text())
+    machine.put("/etc/resolv.conf", Path("/etc/resolv.conf").read_text())
     if os.path.exists(pip_access.CERTIFICATES):
         env["PIP_CERT"] = machine.put("/run/ca.crt", Path(pip_access.CERTIFICATES).read_text())
-    done = machine.run(["make", "-C", "/usr/src/ckptd", verb], env=env, timeout_s=240)
-    return done.out
+    enter = ["nsenter", f"--target={machine.leader}", "--mount", "--pid", "--uts", "--ipc", "--"]
+    done = subprocess.run(
+        [*enter, "make", "-C", "/usr/src/ckptd", verb],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_the_installed_units_are_accepted_without_a_word(machine: Machine) -> None:
     # with their man pages, which systemd-analyze looks up
     for scope, who in (("--system", "root"), ("--user", "alice")):
-        env = {"XDG_RUNTIME_DIR": "/tmp"}  # noqa: S108  (it only looks whether there is one)
+        env = {"XDG_RUNTIME_DIR": "/tmp"}  # it only looks whether there is one
         done = machine.run(["systemd-analyze", "verify", scope, *UNITS], user=who, env=env)
         assert "ckptd" not in done.out + done.err
 

@@ -23,11 +23,11 @@ def test_memory_limits_are_enforced(vm: Vm) -> None:
 
 
 def test_a_flushed_file_survives_a_power_cut_and_another_does_not(vm: Vm) -> None:
-    vm.sh("echo kept >/root/flushed; sync /root/flushed /root; echo gone >/root/young")
+    vm.sh("echo kept >/srv/flushed; sync /srv/flushed /srv; echo gone >/srv/young")
     vm.power_cut()
     vm.boot()
-    assert vm.get("/root/flushed") == b"kept\n"
-    assert not vm.exists("/root/young"), "the rig does not lose what was not flushed"
+    assert vm.get("/srv/flushed") == b"kept\n"
+    assert not vm.exists("/srv/young"), "the rig does not lose what was not flushed"
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.2])

@@ -8,10 +8,10 @@
     vm.save("here")                 # a snapshot of disk and memory, inside the disk's file
     again = vm.copy("here")         # another machine that goes on from there, in a second
 
-The fixture `vm` gives a copy of a snapshot that was taken once after boot, with ckptd running. Its clock is set
-to the host's, as after a suspend. Commands run in cgroups of their own directly under the root. There
-is no network and no swap; `psi=1` is set. Everything is some 20 times slower than outside: wait with
-`until` and long limits.
+The fixture `vm` gives a copy of a snapshot that was taken once after boot, with ckptd running. Its
+clock is set to the host's, as after a suspend. Commands run in cgroups of their own directly under
+the root. There is no network and no swap; `psi=1` is set. Everything is some 20 times slower than
+outside: wait with `until` and long limits.
 
 Always `-accel tcg`: a nested /dev/kvm may open and then not work.
 """
@@ -133,16 +133,17 @@ class Vm(Machine):
         agent, qmp = self.dir / "agent", self.dir / "qmp"
         for path in (agent, qmp):
             path.unlink(missing_ok=True)
-        # cache=writeback: a flush of the guest becomes an fdatasync of the disk's file, after qcow2's own
-        # tables are in it; none is skipped (that would be `unsafe`). Between flushes, what went into
-        # newly mapped clusters is known to qemu's memory alone and dies with it, what went over old
-        # ones is in the host's cache and lives: as with a drive that wrote a part of its cache when the
-        # power went. Nothing depends on the host's own disk, which does not lose power here.
+        # cache=writeback: a flush of the guest becomes an fdatasync of the disk's file, after the
+        # tables of qcow2 are in it; none is skipped (that would be `unsafe`). Between flushes, what
+        # went to newly mapped clusters is known to qemu's memory alone and dies with it, what went
+        # over old ones is in the host's cache and lives: as with a drive that had written a part
+        # of its cache when the power went. The host itself does not lose power here.
         drive = f"file={self.disk},if=virtio,format=qcow2,cache=writeback,discard=unmap"
         command = [
             "setpriv", "--pdeathsig", "KILL",
-            "qemu-system-x86_64", "-accel", "tcg", "-smp", str(self.cpus), "-m", str(self.memory_mib),
-            "-nodefaults", "-no-reboot", "-display", "none",
+            "qemu-system-x86_64", "-accel", "tcg",
+            "-smp", str(self.cpus), "-m", str(self.memory_mib), "-nodefaults",
+            "-no-reboot", "-display", "none",
             "-kernel", str(self._kernel.image), "-initrd", str(self._kernel.initramfs),
             "-append", KERNEL_WORDS, "-drive", drive, "-serial", f"file:{self.console}",
             "-qmp", f"unix:{qmp},server=on,wait=off",
