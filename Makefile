@@ -19,7 +19,7 @@ NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash bench format clean
+.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash bench bench-systemd format clean
 
 help:  ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ crash: $(VENV)/.dev  ## the long form of the crash tests: 1,000 rounds and all s
 
 bench: $(VENV)/.runtime  ## speed and size as ratios; writes bench.json
 	$(BIN)/python -m bench
+
+bench-systemd: $(VENV)/.dev  ## starts as units beside bare systemd-run, in booted machines (root)
+	$(BIN)/python -m tests.booted.bench_units
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

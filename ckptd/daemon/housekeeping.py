@@ -85,6 +85,7 @@ class Housekeeping:
         self._spare_due_ns = 0
         self._watchdog_due_ns = 0
         self._status_due_ns = 0
+        self._is_status_old = False  # something changed since the manager was told
         self._commits = 0
         self._turns = 0
 
@@ -139,7 +140,9 @@ class Housekeeping:
         if self._notify.watchdog_s and mono_ns >= self._watchdog_due_ns:
             self._watchdog_due_ns = mono_ns + int(self._notify.watchdog_s * 1e9)
             self._notify.alive()
-        if grown and mono_ns >= self._status_due_ns and self._readiness.is_ready:
+        self._is_status_old |= grown
+        if self._is_status_old and mono_ns >= self._status_due_ns and self._readiness.is_ready:
+            self._is_status_old = False
             self._status_due_ns = mono_ns + int(STATUS_EVERY_S * 1e9)
             self._notify.status(self.status_line())
 
@@ -196,6 +199,7 @@ class Housekeeping:
             self._idle_mark_due_ns,
             self.requests.wake_mono_ns() if self.requests is not None else 0,
             self._spare_due_ns if self._is_short else 0,
+            self._status_due_ns if self._is_status_old and self._readiness.is_ready else 0,
             self._watchdog_due_ns if self._notify.watchdog_s else 0,
             mono_ns + 20_000_000 if self._snapshots.is_writing else 0,
         ]
