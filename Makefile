@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 
 export PREFIX DESTDIR SYSCONFDIR MANDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR CATALOGDIR
 export BASHCOMPDIR ZSHCOMPDIR FISHCOMPDIR
-INSTALLER := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -s -B -m install
+INSTALLER := env -u PYTHONPATH -u PYTHONHOME PYTHONUTF8=1 $(PYTHON) -s -B -m install
 NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
 
@@ -39,7 +39,7 @@ test: lint types imports  ## everything that must hold before a change lands (mi
 	$(PYTEST) -n 2 -m "not slow" --ignore tests/booted
 
 test-systemd: $(VENV)/.dev  ## the same code under booted systemd 252 and 257 (root; the first time builds trees)
-	$(PYTEST) -m "nspawn and not vm" -p no:randomly -rs --timeout 1800 tests/booted
+	$(PYTEST) -n 2 --dist loadgroup -m "nspawn and not vm" -p no:randomly -rs --timeout 1800 tests/booted
 
 test-vm: $(VENV)/.dev  ## on a virtual machine: memory limits, power cuts, shutdown (root; CKPTD_ROUNDS scales)
 	$(PYTEST) -m vm -p no:randomly -rs --timeout 1800 tests/booted

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from install import tree
@@ -65,16 +65,11 @@ def install(where: Places) -> None:
     name = tree.build(where)
     items = payload(where, tree.python_of(where, name))
     before = tree.switch(where, name)
-    for item in items:
-        _write(where, item, made)
-    for path, target in links(where).items():
-        _link(where, path, target, made)
-    _write_config(where)
-    fresh = {item.path for item in items} | set(links(where))
-    stale = {path for path in listing if not path.endswith("/")} - fresh
-    for path in stale:
-        _remove(where.staged(path))
     made |= {path for path in listing if path.endswith("/")}
+    fresh = put(where, items, listing, made)
+    _write_config(where)
+    for path in listing - fresh - made:
+        _remove(where.staged(path))
     _write_list(where, fresh | made)
     if not where.destdir:
         for used in tree.prune(where, keep={name, before}):
@@ -83,11 +78,30 @@ def install(where: Places) -> None:
         _say_what_is_next(where)
 
 
+def put(where: Places, items: Iterable[Item], listing: set[str], made: set[str]) -> set[str]:
+    """Write every file and link; return their paths. `made`: directories, grows by new ones.
+
+    Where it breaks off, what is there by then is in the list, for `uninstall`.
+    """
+    files, commands = list(items), links(where)
+    fresh = {item.path for item in files} | set(commands)
+    try:
+        for item in files:
+            _write(where, item, made)
+        for path, target in commands.items():
+            _link(where, path, target, made)
+    finally:
+        _write_list(where, listing | fresh | made)
+    return fresh
+
+
 def _write(where: Places, item: Item, made: set[str]) -> None:
-    """Replace a file in one step: who reads it sees the old or the new one."""
+    """Replace a file in one step: who reads it sees the old or the new one. Follows no link."""
     _make_directory(where, os.path.dirname(item.path), made)
     path = where.staged(item.path)
-    Path(f"{path}.new").write_text(item.text)
+    _remove(f"{path}.new")
+    with open(f"{path}.new", "x") as file:
+        file.write(item.text)
     os.chmod(f"{path}.new", 0o644)
     os.rename(f"{path}.new", path)
 

@@ -68,12 +68,12 @@ class Readiness:
 
     @property
     def is_due(self) -> bool:
-        """Tell whether nothing is left to wait for: the next silent turn is the one."""
+        """Tell whether nothing is left to wait for; what was not heard by then is in this turn."""
         return not self.is_ready and not self._runner.is_adopting
 
     def look(self) -> bool:
         """Tell, once, that the daemon is ready. Call it after the commit."""
-        if not self.is_due or not self._is_silent:
+        if not self.is_due or (self._left and not self._is_silent):
             return False
         self.is_ready = True
         self._left.clear()

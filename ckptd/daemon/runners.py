@@ -20,6 +20,11 @@ from ckptd.units.runner import UnitRunner
 
 BOOTED = "/run/systemd/system"  # Source: sd_booted(3)
 ANSWER_S = 2.0
+SYSTEM_BUS_UNITS = (
+    "/usr/lib/systemd/system/dbus.socket",
+    "/lib/systemd/system/dbus.socket",
+    "/etc/systemd/system/dbus.socket",
+)
 _UNIX = "unix:path="
 
 
@@ -43,8 +48,12 @@ def choose(wanted: str, paths: Paths, boot_id: str, on_shutdown: Callable[[bool]
             f'daemon.runner is "unit", but {missing}',
             'run ckptd under systemd, or set daemon.runner to "fork" or "auto"',
         )
-    # "unit" waits for a bus that is away for a moment; "auto" looks for one that is there.
-    has_bus = wanted == "auto" and not missing and _answers(address)
+    # "unit" waits for a bus that is away for a moment; so does "auto" where root's is installed.
+    has_bus = (
+        wanted == "auto"
+        and not missing
+        and (_is_installed(is_system=is_system) or _answers(address))
+    )
     prefers_units = wanted == "unit" or has_bus
     units = forks = None
     if prefers_units or has_units(paths.state, paths.run, boot_id):
@@ -78,6 +87,11 @@ def missing_manager(*, is_system: bool) -> str:
     if not is_system and not os.path.isdir(f"{runtime}/systemd"):
         return f"user {os.geteuid()} has no `systemd --user`: there is no {runtime}/systemd"
     return ""
+
+
+def _is_installed(*, is_system: bool) -> bool:
+    """Tell whether the system has a bus, even if it does not answer now."""
+    return is_system and any(os.path.exists(path) for path in SYSTEM_BUS_UNITS)
 
 
 def _answers(address: str) -> bool:

@@ -24,7 +24,8 @@ def leftovers(state: State, state_dir: str) -> Iterator[Effect | None]:
             number = int(stem) if stem.isascii() and stem.isdigit() else 0
             gone = 0 < number < state.next_id and state.tasks.get(number) is None
             yield Delete(number) if gone else None
-    for folder, named in (("attempts", parse_attempt_name), ("units", recorder.key_of)):
+    attempts = (("attempts", parse_attempt_name), ("units", recorder.key_of))
+    for folder, named in (*attempts, ("start", parse_attempt_name)):
         for name in _names(f"{state_dir}/{folder}"):
             found = named(name)
             yield Forget(*found) if found is not None and not _is_current(state, *found) else None

@@ -23,8 +23,13 @@ _args = {verb: msgspec.json.Decoder(args) for verb, (args, _, _) in VERBS.items(
 
 
 def encode_request(request_id: str, verb: str, args: Message) -> bytes:
-    """Return the frame of one request. Raises BadRequest where it would pass the bound."""
-    body = msgspec.Raw(_encoder.encode(args))
+    """Return the frame of one request. Raises BadRequest where it is no text, or too long."""
+    try:
+        body = msgspec.Raw(_encoder.encode(args))
+    except UnicodeEncodeError as bad:
+        odd = bad.object[:40].encode(errors="surrogateescape")
+        text = f"only UTF-8 can be handed over, which this is not: {odd!r}"
+        raise BadRequest(text, "bytes like these can stand in a script") from bad
     frame = _encoder.encode(Request(limits.PROTOCOL_VERSION, request_id, verb, body))
     if len(frame) > limits.REQUEST_BYTES_MAX:
         raise BadRequest(

@@ -16,7 +16,7 @@ import time
 import zlib
 
 from ckptd.runner import linux
-from ckptd.runner.quota import Quota, usable
+from ckptd.runner.quota import Quota, usable, wrote
 
 _PREFIX = "ckptd-"  # of the parent of one store's groups
 _STALE_S = 60.0
@@ -97,7 +97,7 @@ class Group:
                 _mkdir(os.path.dirname(path))  # swept away as unused
                 _mkdir(path)
         if self.memory:
-            _write(f"{self.memory}/cgroup.procs", str(os.getpid()))
+            wrote(f"{self.memory}/cgroup.procs", str(os.getpid()))
         self._door = _open(f"{self.unified or self.freezer}/cgroup.procs", os.O_WRONLY)
         events = f"{self.memory_v2}/memory.events" if self.memory_v2 else ""
         self._ooms = _open(events or f"{self.memory}/memory.oom_control", os.O_RDONLY)
@@ -156,7 +156,7 @@ class Group:
 
     def _step_out(self) -> None:
         if self.memory:
-            _write(f"{os.path.dirname(self.memory)}/cgroup.procs", str(os.getpid()))
+            wrote(f"{os.path.dirname(self.memory)}/cgroup.procs", str(os.getpid()))
 
     def limit(self, memory_bytes: int) -> bool:
         """Set the memory limit, 0 for none; False where it is not set.
@@ -172,11 +172,11 @@ class Group:
     def _set_limit(self, memory_bytes: int) -> bool:
         if self.memory_v2:
             text = str(memory_bytes) if memory_bytes else "max"
-            is_set = _write(f"{self.memory_v2}/memory.max", text)
-            _write(f"{self.memory_v2}/memory.swap.max", "0" if memory_bytes else "max")
+            is_set = wrote(f"{self.memory_v2}/memory.max", text)
+            wrote(f"{self.memory_v2}/memory.swap.max", "0" if memory_bytes else "max")
         elif self.memory:
-            self.is_guarded = _write("/proc/self/oom_score_adj", "-1000")
-            is_set = _write(f"{self.memory}/memory.limit_in_bytes", str(memory_bytes or -1))
+            self.is_guarded = wrote("/proc/self/oom_score_adj", "-1000")
+            is_set = wrote(f"{self.memory}/memory.limit_in_bytes", str(memory_bytes or -1))
         else:
             return False
         if is_set:
@@ -203,7 +203,7 @@ class Group:
 
     def kill(self) -> bool:
         """SIGKILL everything inside; False where there is no group to do it with."""
-        if self.unified and _write(f"{self.unified}/cgroup.kill", "1"):
+        if self.unified and wrote(f"{self.unified}/cgroup.kill", "1"):
             return True
         if not self:
             return False
@@ -219,9 +219,9 @@ class Group:
     def freeze(self, *, frozen: bool) -> bool:
         """Stop or continue everything inside; False where there is no freezer."""
         if self.unified:
-            return _write(f"{self.unified}/cgroup.freeze", "1" if frozen else "0")
+            return wrote(f"{self.unified}/cgroup.freeze", "1" if frozen else "0")
         if self.freezer:
-            return _write(f"{self.freezer}/freezer.state", "FROZEN" if frozen else "THAWED")
+            return wrote(f"{self.freezer}/freezer.state", "FROZEN" if frozen else "THAWED")
         return False
 
     def pids(self) -> list[int]:
@@ -318,7 +318,7 @@ def _unified(mount: str, own: str, name: str) -> str:
 
 def _hand_down(path: str) -> bool:
     """Let the groups below have every controller that is there; False without that of memory."""
-    taken = [_write(f"{path}/cgroup.subtree_control", f"+{name}") for name in _CONTROLLERS]
+    taken = [wrote(f"{path}/cgroup.subtree_control", f"+{name}") for name in _CONTROLLERS]
     return taken[0]
 
 
@@ -402,19 +402,6 @@ def _open(path: str, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError:
         return -1
-
-
-def _write(path: str, text: str) -> bool:
-    fd = _open(path, os.O_WRONLY)
-    if fd < 0:
-        return False
-    try:
-        os.write(fd, text.encode())
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
 
 
 def _read(path: str) -> bytes:

@@ -13,11 +13,14 @@ import time
 def opened(path: str, uid: int, gid: int) -> int:
     """Return the file, open for appending; `uid` -1 leaves it ours.
 
+    It does not wait: the file is its user's, who may hold a lease on it (45 s for each open).
+
     Raises:
-        OSError: it cannot be made, or something else lies there.
+        OSError: it cannot be made, or something else lies there; EAGAIN where it is leased.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
+    fd = os.open(path, flags | os.O_NONBLOCK, 0o600)
+    os.set_blocking(fd, True)  # the task's standard output is an ordinary one
     if uid >= 0:  # the task may open its own /dev/stdout again; nobody else gets there
         os.fchown(fd, uid, gid)
     return fd
@@ -42,8 +45,8 @@ def write_end(fd: int, attempt: int, at_ns: int, said: str) -> None:
 
 def ending(cause: str, code: int, signal: int, text: str, *, is_oom: bool) -> str:
     """Return what the last line says."""
-    if cause == "spawn_error":
-        return text
+    if cause not in {"exit", "signal", "oom"}:  # it never began, or nobody knows how it ended
+        return text or cause
     if signal:
         return f"signal {signal}" + (" (out of memory)" if is_oom else "")
     return f"exit code {code}"

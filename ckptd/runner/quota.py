@@ -38,7 +38,7 @@ class Quota:
         self._is_clean = is_none
         texts = (_cpu_max(cpus), str(tasks_max or "max"), f"default {io_weight or 100}")
         for (controller, name), text in zip(_FILES, texts, strict=True):
-            if controller in self._controllers and not _write(f"{self._directory}/{name}", text):
+            if controller in self._controllers and not wrote(f"{self._directory}/{name}", text):
                 return name
         return ""
 
@@ -88,7 +88,8 @@ def _cpu_max(cpus: float) -> str:
     return f"{quota} {_PERIOD_US}"
 
 
-def _write(path: str, text: str) -> bool:
+def wrote(path: str, text: str) -> bool:
+    """Write to a file of a control group; tell whether it was there and took the text."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:

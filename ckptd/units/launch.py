@@ -1,8 +1,8 @@
 r"""How an attempt becomes a transient unit: its start script and its properties.
 
     ckptd-task-7-2.service in ckptd.slice
-      ExecStart     /bin/sh RUN/start/7.2          cd, environment, input, then `exec` the command
-      ExecStopPost  +/bin/sh -c RECORDER RECORD    see `recorder.py`
+      ExecStart     /bin/sh STATE/start/7.2          cd, environment, input, then `exec` the command
+      ExecStopPost  /bin/sh RUN/recorder RECORD    as root, see `recorder.py`
 
 The script exists because properties are public: every user may read a unit's environment and
 argument words over D-Bus and in /run/systemd/transient. It belongs to the task's user, mode 0600.
@@ -21,7 +21,6 @@ from typing import Any
 
 from ckptd.core.port import Start
 from ckptd.protocol.ids import parse_attempt_name
-from ckptd.units.recorder import RECORDER
 
 SLICE, DAEMON, DRAIN = "ckptd.slice", "ckptd.service", "ckptd-drain.service"
 _SHUTDOWN = "shutdown.target"
@@ -150,12 +149,13 @@ def systemd_problem(code: int, status: int, unit: str) -> tuple[int, str] | None
 class Paths:
     """The files of one attempt that its unit is told of."""
 
-    __slots__ = ("is_synchronous", "record", "script", "stopping")
+    __slots__ = ("is_synchronous", "record", "recorder", "script", "stopping")
 
     def __init__(
-        self, script_path: str, record: str, stopping: str, *, is_synchronous: bool
+        self, script_path: str, recorder: str, record: str, stopping: str, *, is_synchronous: bool
     ) -> None:
         self.script = script_path
+        self.recorder = recorder
         self.record = record
         self.is_synchronous = is_synchronous  # a write to the record is durable by itself
         self.stopping = stopping
@@ -163,16 +163,17 @@ class Paths:
 
 def properties(start: Start, paths: Paths, output: int, *, is_system: bool) -> list[Property]:
     """Return the unit's properties, for StartTransientUnit."""
-    flags = ["no-env-expand"]
-    recorder = ["sh", "-c", RECORDER, "ckptd-recorder", paths.record, paths.stopping]
+    recorder = ["sh", paths.recorder, paths.record, paths.stopping]
     if not paths.is_synchronous:
         recorder.append("sync")
-    privileged = [*flags, "privileged"] if is_system else flags
     found: list[Property] = [
         ("Description", ("s", _description(start))),
         ("Type", ("s", "simple")),  # what cannot be executed is told by the script
-        ("ExecStartEx", ("a(sasas)", [(_SHELL, ["sh", paths.script], flags)])),
-        ("ExecStopPostEx", ("a(sasas)", [(_SHELL, recorder, privileged)])),
+        # Not ExecStartEx, which has flags: systemd 252 writes that very name into the unit's file,
+        # and after the next daemon-reload the unit has neither a command nor a recorder. Nor may
+        # a word hold `;` or `$`: it reads them back with a backslash before. So both are files.
+        ("ExecStart", ("a(sasb)", [_command(["sh", paths.script])])),
+        ("ExecStopPost", ("a(sasb)", [_command(recorder)])),
         # The fence: once anything is known of a start or an end, there is no other start.
         ("Conditions", ("a(sbbs)", [("ConditionFileNotEmpty", False, True, paths.record)])),
         ("AddRef", ("b", True)),  # it stays to be asked about for as long as we are there
@@ -197,8 +198,17 @@ def properties(start: Start, paths: Paths, output: int, *, is_system: bool) -> l
         *_limits(start),
     ]
     if is_system:
-        found += [("User", ("s", str(start.uid))), ("Group", ("s", str(start.gid)))]
+        found += [
+            ("User", ("s", str(start.uid))),
+            ("Group", ("s", str(start.gid))),
+            ("PermissionsStartOnly", ("b", True)),  # the recorder stays root
+        ]
     return found
+
+
+def _command(argv: list[str]) -> tuple[str, list[str], bool]:
+    """Return a command of a unit, its words safe from the manager's own `$` expansion."""
+    return _SHELL, [word.replace("$", "$$") for word in argv], False
 
 
 def _description(start: Start) -> str:

@@ -1,6 +1,7 @@
 """What lies ready before a unit is ordered, and is cleared away when it is forgotten.
 
-    RUN/start/7.2           start script, its user's own          (`launch.py`)
+    RUN/recorder            what every unit runs after its task   (`recorder.py`)
+    STATE/start/7.2         start script, its user's own          (`launch.py`)
     STATE/units/7.2.*       exit record, empty: the start fence   (`recorder.py`)
     STATE/output/7.log      where the unit writes to, by descriptor
 
@@ -17,7 +18,7 @@ from ckptd.runner.environment import Place
 from ckptd.storage.blobs import Found
 from ckptd.units import launch
 from ckptd.units.launch import Paths, Property
-from ckptd.units.recorder import Records
+from ckptd.units.recorder import RECORDER, Records
 
 _TAIL_BYTES = 64  # of a script, where it says what failed
 _OURS = (-1, -1)
@@ -26,9 +27,11 @@ _OURS = (-1, -1)
 class Papers:
     """The files of all units. `is_system`: tasks have users of their own."""
 
-    def __init__(self, run_dir: str, records: Records, *, is_system: bool) -> None:
-        self._scripts = Scripts(f"{run_dir}/start")
+    def __init__(self, state_dir: str, run_dir: str, records: Records, *, is_system: bool) -> None:
+        self._scripts = Scripts(f"{state_dir}/start")  # its user could fill the memory of RUN
         self._stopping = f"{run_dir}/stopping"
+        self._recorder = f"{run_dir}/recorder"
+        _write_recorder(self._recorder)
         self._records = records
         self._is_system = is_system
 
@@ -67,6 +70,7 @@ class Papers:
         is_synchronous = self._records.is_synchronous
         paths = Paths(
             self._scripts.path(key),
+            self._recorder,
             self._records.path(key),
             self._stopping,
             is_synchronous=is_synchronous,
@@ -95,8 +99,19 @@ class Papers:
         return (start.uid, start.gid) if self._is_system else _OURS
 
 
+def _write_recorder(path: str) -> None:
+    """Put the recorder in its place at once: units that end right now find the old or the new."""
+    new = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="ascii") as file:
+        file.write(RECORDER)
+    os.rename(new, path)
+
+
 class Scripts:
-    """The start scripts of all attempts, each its user's own, in the run directory."""
+    """The start scripts of all attempts, each its user's own."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -113,7 +128,7 @@ class Scripts:
         Raises:
             OSError: there is no room for it.
 
-        Durable: nothing; it lies in memory, as the unit does.
+        Durable: nothing, as the unit itself.
         """
         self.forget(key)
         fd = os.open(self.path(key), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

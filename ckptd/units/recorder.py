@@ -7,7 +7,7 @@ r"""The exit record of a unit: written by a few lines of shell that systemd runs
 
     RUN/began/7.2                        gone with the boot, as the unit itself
 
-    started at=1795208329020171000 pid=65 from=3 inv=d5e6e7e7863140799e53b74afcbb0bf0
+    started at=1795208329020171000 pid=65 from=3 inv=d5e6e7e7863140799e53b74afcbb0bf0 record=7.2.8..
 
 The record is made empty, with its block, before the unit: a full disk cannot refuse an end. It is
 the start fence, too: a unit whose record holds anything does not start (ConditionFileNotEmpty).
@@ -114,6 +114,7 @@ class Records:
         self.directory = f"{state_dir}/units"
         self._began = f"{run_dir}/began"
         self.is_synchronous = False
+        is_new = not os.path.isdir(self.directory)
         for path in (self.directory, self._began):
             os.makedirs(path, 0o700, exist_ok=True)
             os.chmod(path, 0o700)
@@ -122,6 +123,18 @@ class Records:
         for name in os.listdir(self.directory):  # Bound: attempts that are not forgotten
             if (key := key_of(name)) is not None:
                 self._names[key] = name
+        if not is_new:  # else what has begun was another store's
+            self._find_removed()
+
+    def _find_removed(self) -> None:
+        """Know attempts of this boot whose record somebody removed: they may still run."""
+        for name in os.listdir(self._began):
+            key = parse_attempt_name(name)
+            if key is None or key in self._names:
+                continue
+            record = _NAME(_read(f"{self._began}/{name}")[0])
+            if record is not None and key_of(record[1]) == key:
+                self._names[key] = record[1]
 
     def __contains__(self, key: tuple[int, int]) -> bool:
         return key in self._names
@@ -172,7 +185,8 @@ class Records:
         with contextlib.suppress(OSError):  # then the next daemon asks for more
             path = f"{self._began}/{key[0]}.{key[1]}"
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            os.write(fd, f"{line} inv={began.invocation}\n".encode())
+            record = os.path.basename(self.path(key))
+            os.write(fd, f"{line} inv={began.invocation} record={record}\n".encode())
             os.close(fd)
 
     def refuse(self, key: tuple[int, int]) -> None:
@@ -196,7 +210,9 @@ class Records:
             text, changed_ns = _read(path)
         with contextlib.suppress(FileNotFoundError):
             if self.is_of_this_boot(key):
-                text = _read(f"{self._began}/{key[0]}.{key[1]}")[0] + text
+                began = _read(f"{self._began}/{key[0]}.{key[1]}")[0]
+                name = _NAME(began)  # another's: of a store that was thrown away
+                text = began + text if name is not None and name[1] == self._names[key] else text
         return parsed(text, changed_ns)
 
     def forget(self, key: tuple[int, int]) -> None:
@@ -213,7 +229,8 @@ class Records:
         path = self.path(key)
         if path:
             with contextlib.suppress(OSError):  # the block is there; a disk that fails shows later
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+                flags |= os.O_NONBLOCK | os.O_CLOEXEC
                 fd = os.open(path, flags, 0o600)
                 os.write(fd, line.encode())
                 os.close(fd)
@@ -221,7 +238,7 @@ class Records:
 
 def _read(path: str) -> tuple[str, int]:
     """Return what a file says and when it was written last, in ns."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return os.read(fd, RECORD_BYTES_MAX).decode(errors="replace"), os.fstat(fd).st_mtime_ns
     finally:
@@ -257,6 +274,7 @@ def parsed(text: str, changed_ns: int) -> Record:
     return Record(began, is_refused, stopped)
 
 
+_NAME = re.compile(r" record=(\S+)\n").search
 _PAIR = re.compile(r"(\w+)=(\S*)").findall
 
 
@@ -284,7 +302,7 @@ def _whole(text: str) -> int:
     return int(text) if _DIGITS(text) else 0
 
 
-_DIGITS = re.compile(r"[0-9]{1,18}").fullmatch
+_DIGITS = re.compile(r"[0-9]{1,19}").fullmatch  # a time in nanoseconds has 19
 
 
 # --- what it means ----------------------------------------------------------------------------

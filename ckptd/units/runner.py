@@ -66,24 +66,21 @@ class UnitRunner(Backend[Unit]):
         self._controllers = quota.managed(0 if is_system else os.geteuid())
         self._shim = Identity(self.boot_id, 1 if is_system else 0, 0)
         self._records = Records(state_dir, run_dir, self.boot_id)
-        self._papers = Papers(run_dir, self._records, is_system=is_system)
+        self._papers = Papers(state_dir, run_dir, self._records, is_system=is_system)
         self._active: dict[str, str] | None = None  # state of every unit, at the last connection
         self._written = linux.inotify()
         linux.watch_writes(self._written, self._records.directory)
         self._watch.add(self._written, self._records_changed)
         self._manager = Manager(
-            bus_address,
-            self._watch,
-            on_up=self._up,
-            on_down=self._down,
-            on_job=self._job_done,
-            on_new_job=self._job_new,
-            on_reloaded=self._reloaded,
-            on_shutdown=on_shutdown,
-        )
-        self.inhibit = self._manager.inhibit
-        """Asks for a delay lock on the machine's shutdown; `on_shutdown` tells when it comes."""
+            bus_address, self._watch, on_up=self._up, on_down=self._down, on_job=self._job_done,
+            on_new_job=self._job_new, on_reloaded=self._reloaded, on_shutdown=on_shutdown,
+        )  # fmt: skip
+        self.inhibit = self._manager.inhibit  # asks for a delay lock; `on_shutdown` tells of it
         self._steering = Steering(self._manager)
+
+    def _is_known(self, unit: str) -> bool:
+        key = launch.key_of(unit) or (0, 0)
+        return key in self._instances or key in self._records
 
     def knows(self, task: int, attempt: int) -> bool:
         """Tell whether the attempt was ordered from, or refused by, a runner of this kind."""
@@ -101,8 +98,7 @@ class UnitRunner(Backend[Unit]):
     # --- the connection -----------------------------------------------------------------------
 
     def _up(self) -> None:
-        if self._manager.is_up:
-            self._manager.listing(self._listed)
+        self._manager.listing(self._listed)
 
     def _down(self) -> None:
         self._active = None
@@ -114,6 +110,7 @@ class UnitRunner(Backend[Unit]):
                 self._watch.after(LOOK_LATER_S, self._up)
             return
         self._active = {row.unit: row.active for row in listing.rows}
+        self._manager.clear(listing, self._is_known)
         for one in list(self._instances.values()):
             if one.stage == Stage.PREPARING and one.start is None:
                 self._watch.patiently(partial(self._take_up, one))
@@ -121,7 +118,7 @@ class UnitRunner(Backend[Unit]):
                 self._order(one)
             elif one.stage in {Stage.ORDERED, Stage.RUNNING}:
                 self._look(one)
-                self._steering.catch_up(one)
+            self._steering.catch_up(one)
 
     def _reloaded(self) -> None:
         """The manager was reloaded or replaced: a job may have ended unheard."""
@@ -361,8 +358,7 @@ class UnitRunner(Backend[Unit]):
             self._order(one)
         elif not record.is_refused:
             self._records.refuse(one.key)
-            is_shut = self._records.read(one.key).is_refused  # a failing disk: tried again
-            # Crash: what passed the fence before this is seen now
+            is_shut = self._records.read(one.key).is_refused  # else: a failing disk
             self._watch.after(0 if is_shut else LOOK_LATER_S, partial(self._look, one))
         else:
             self._end_without(one, record)
@@ -426,7 +422,7 @@ class UnitRunner(Backend[Unit]):
             return
         self._is_running(one, began)
         self._watch.patiently(partial(self._read_record, one))
-        if one.stage == Stage.RUNNING and one.pidfd < 0:  # it ended since the listing
+        if one.pidfd < 0:  # it ended since the listing
             self._watch.after(one.rest_s, partial(self._miss_record, one))
 
     # --- the other effects ------------------------------------------------------------------------

@@ -148,6 +148,12 @@ class Manager:
             self._bus.tell(self._to_manager("ResetFailedUnit", "s", (unit,)))
         self._bus.tell(self._to_manager("UnrefUnit", "s", (unit,)))
 
+    def clear(self, listing: Listing, is_known: Callable[[str], bool]) -> None:
+        """Let failed units go that nobody waits for: what a daemon forgot while it was cut off."""
+        for row in listing.rows:
+            if row.active == "failed" and not is_known(row.unit):
+                self.forget(row.unit)
+
     # -- questions --
 
     def get(self, unit: str, names: Sequence[str], then: Callable[[Found], None]) -> None:
@@ -274,16 +280,11 @@ class _Collection:
             case Reply(_, "org.freedesktop.DBus.Error.UnknownProperty"):
                 pass
             case Reply(_, error):
-                self._error = self._error or _as_missing(error) or "ckptd.Unexpected"
+                self._error = self._error or error or "ckptd.Unexpected"
         if self._missing == 0:
             if not self._error and self._values.get("LoadState") == "not-found":
                 self._error = NO_SUCH_UNIT
             self._then(Found({}, self._error) if self._error else Found(self._values))
-
-
-def _as_missing(error: str) -> str:
-    """Return a unit's absence under one name; a reload can make its object vanish for a moment."""
-    return NO_SUCH_UNIT if error == "org.freedesktop.DBus.Error.UnknownObject" else error
 
 
 def _listing(reply: Reply) -> Listing:
@@ -303,6 +304,10 @@ def _taken_fd(reply: Reply) -> int:
 _ERRNO = {
     "org.freedesktop.DBus.Error.LimitsExceeded": errno.EAGAIN,
     "org.freedesktop.DBus.Error.NoMemory": errno.ENOMEM,
+    "org.freedesktop.DBus.Error.NameHasNoOwner": errno.EAGAIN,  # it is just executed anew
+    "org.freedesktop.DBus.Error.ServiceUnknown": errno.EAGAIN,
+    "org.freedesktop.systemd1.TransactionIsDestructive": errno.EAGAIN,  # a shutdown has begun
+    "org.freedesktop.systemd1.ShuttingDown": errno.EAGAIN,
     "org.freedesktop.DBus.Error.AccessDenied": errno.EPERM,
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": errno.EPERM,
 }

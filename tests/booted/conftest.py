@@ -38,6 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         taken = set(getattr(item, "fixturenames", ()))
         if taken & NSPAWN:
             item.add_marker(pytest.mark.nspawn)
+            version = getattr(item, "callspec", None) and item.callspec.params.get(
+                "systemd_version"
+            )
+            item.add_marker(pytest.mark.xdist_group(f"systemd-{version}"))
         if taken & VM:
             item.add_marker(pytest.mark.vm)
         if item.get_closest_marker("timeout") is None:

@@ -66,8 +66,8 @@ apt-get -qq -o APT::Sandbox::User=root download "$image"
 IN_OVERLAY = """
 set -e
 mount -t tmpfs -o mode=0755 tmpfs "$WORK"
-mkdir "$WORK/upper" "$WORK/work" "$WORK/root"
-mount -t overlay -o "lowerdir=$LOWER,upperdir=$WORK/upper,workdir=$WORK/work" overlay "$WORK/root"
+mkdir "$WORK/upper" "$WORK/work" "$WORK/tree"
+mount -t overlay -o "lowerdir=$LOWER,upperdir=$WORK/upper,workdir=$WORK/work" overlay "$WORK/tree"
 "$@"
 """
 NAMESPACE = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", IN_OVERLAY, "-"]
@@ -108,7 +108,7 @@ def _make_kernel(below: Path, out: Path) -> None:
         apt = Path(scratch) / "apt.conf"
         apt.write_text(_host_apt())
         nspawn = [
-            "systemd-nspawn", "--quiet", f"--directory={work}/root", "--register=no", "--keep-unit",
+            "systemd-nspawn", "--quiet", f"--directory={work}/tree", "--register=no", "--keep-unit",
             "--as-pid2", "--pipe", "--resolv-conf=bind-host", f"--bind={fetched}:/run/kernel",
             f"--bind-ro={apt}:/run/apt.conf", "--setenv=APT_CONFIG=/run/apt.conf",
             f"--machine=ckptd-kernel-{os.getpid()}", "sh", "-c", DOWNLOAD,
@@ -184,7 +184,7 @@ def _make_image(layers: list[Path], out: Path) -> None:
             file.truncate(IMAGE_BYTES)
         lower = ":".join(map(str, [agent, *layers]))
         env = {**os.environ, "WORK": str(work), "LOWER": lower}
-        make = ["mkfs.ext4", "-q", "-F", "-L", "root", "-d", f"{work}/root", str(out)]
+        make = ["mkfs.ext4", "-q", "-F", "-L", "root", "-d", f"{work}/tree", str(out)]
         build_step([*NAMESPACE, *make], new_log(out.stem), "making a disk image", env=env)
 
 

@@ -93,7 +93,7 @@ class Nspawn(Machine):
         assert self._nspawn is None, "it is up already"
         command = ["systemd-nspawn", "--quiet", f"--directory={self.disk}/root", "--boot"]
         command += ["--register=no", "--keep-unit", "--private-network", f"--machine={self.name}"]
-        enter = ["nsenter", f"--target={self._holder.pid}", "--mount", "--"]
+        enter = ["nsenter", f"--target={self._holder.pid}", "--mount", "--root", "--"]
         start = ["sh", "-c", self.START, "-", self._cgroups(), *enter, *command]
         with self.console.open("ab") as console:
             self._nspawn = subprocess.Popen(
@@ -158,7 +158,7 @@ class Nspawn(Machine):
         assert self.leader, "the machine is off"
         try:
             done = subprocess.run(
-                ["nsenter", f"--target={self.leader}", "--all", "--", *argv],
+                ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd", "--", *argv],
                 input=stdin,
                 capture_output=True,
                 env=dict(env),
@@ -171,7 +171,7 @@ class Nspawn(Machine):
 
     def spawn(self, argv: Sequence[str], **options: object) -> "subprocess.Popen[bytes]":
         """Start a command as root and do not wait for it; the caller ends it."""
-        enter = ["nsenter", f"--target={self.leader}", "--all", "--"]
+        enter = ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd", "--"]
         command = [*enter, *argv]
         return subprocess.Popen(command, env=ENV, **options)  # type: ignore[call-overload,no-any-return]
 

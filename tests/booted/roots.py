@@ -52,13 +52,13 @@ for user in {" ".join(MEMBERS)}; do usermod --append --groups ckptd $user; done
 IN_OVERLAY = """
 set -e
 mount -t tmpfs -o mode=0755 tmpfs "$WORK"
-mkdir "$WORK/upper" "$WORK/work" "$WORK/root"
-mount -t overlay -o "lowerdir=$LOWER,upperdir=$WORK/upper,workdir=$WORK/work" overlay "$WORK/root"
-mkdir -p "$WORK/root/usr/src"
-cp -a "$SOURCES" "$WORK/root/usr/src/ckptd"
-systemd-nspawn --quiet --directory="$WORK/root" --register=no --keep-unit --as-pid2 --pipe \
+mkdir "$WORK/upper" "$WORK/work" "$WORK/tree"
+mount -t overlay -o "lowerdir=$LOWER,upperdir=$WORK/upper,workdir=$WORK/work" overlay "$WORK/tree"
+mkdir -p "$WORK/tree/usr/src"
+cp -a "$SOURCES" "$WORK/tree/usr/src/ckptd"
+systemd-nspawn --quiet --directory="$WORK/tree" --register=no --keep-unit --as-pid2 --pipe \
   --resolv-conf=bind-host --machine="ckptd-install-$$" "$@"
-umount "$WORK/root"
+umount "$WORK/tree"
 cp -a "$WORK/upper" "$OUT"
 """
 

@@ -7,6 +7,7 @@ a word in between, so that the test and not a clock says which end falls into th
 import json
 import os
 import random
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from tests.booted.nspawn import Nspawn
 from tests.waiting import let_pass, until
 
 ROUNDS = int(os.environ.get("CKPTD_ROUNDS", "3"))
+LONG = 10
 CROWD = 500
 ADOPTED_WITHIN_S = 5.0  # the promise is 1 s on an idle machine; this one may be shared
 
@@ -39,7 +41,8 @@ cd {WORK}; touch before
 for id in $ids; do echo >$id.go; done
 for id in $ids; do
   while :; do
-    case $(systemctl show -P ActiveState ckptd-task-$id-1 2>/dev/null) in inactive|failed) break;; esac
+    state=$(systemctl show -P ActiveState ckptd-task-$id-1 2>/dev/null)
+    [ "$state" = inactive ] || [ "$state" = failed ] && break
     sleep 0.05
   done
 done
@@ -90,7 +93,7 @@ OWN_ENDS: Mapping[str, Sequence[object]] = {
 @pytest.fixture(autouse=True)
 def workplace(machine: Nspawn) -> Iterator[None]:
     machine.put("/opt/survival/job", JOB, mode=0o755)
-    machine.sh(f"mkdir -p {WORK}; chown alice: {WORK}; ckptctl group set default --parallel 0")
+    machine.sh(f"mkdir -p {WORK}; chown alice: {WORK}; ckptctl group set default --parallel 600")
     yield
     machine.sh("systemctl start ckptd; ckptctl kill --all --yes; ckptctl wait --all; true")
     machine.sh(f"rm -rf {WORK}")
@@ -140,6 +143,7 @@ def strike(machine: Machine, blow: Blow, ids: Sequence[int]) -> tuple[str, str]:
     return before, after
 
 
+ALICE = ("setpriv", "--reuid=1000", "--regid=1000", "--init-groups")
 NO_BLOW = Blow("", "", ends_daemon=False)
 
 
@@ -153,12 +157,13 @@ def test_every_end_around_this_is_told_truly_and_nothing_runs_twice(
     saving, cancelled, goes_on = submit(
         machine, f"--grace 60s -- {job} 0 deaf", f"-- {job} 0", f"-- {job} 0"
     )
-    (slow,) = submit(machine, f"--timeout 1s -- {job} 0")
+    (slow,) = submit(machine, f"--timeout 1s --grace 60s -- {job} 0 deaf")
     machine.sh(f"ckptctl cancel {saving}")
-    until(lambda: "asked" in log(machine, saving), 30)
+    for task in (saving, slow):
+        until(lambda task=task: "asked" in log(machine, task), 30)  # type: ignore[misc]
     daemon, runs = daemon_of(machine), row(machine, goes_on)["pid"]
 
-    moments = [strike(machine, blow, [*own[:3], saving])]
+    moments = [strike(machine, blow, [*own[:3], saving, slow])]
     until(lambda: machine.sh("ckptctl daemon ping || true"), 30)
     assert (daemon_of(machine) != daemon) == blow.ends_daemon
     moments.append(strike(machine, NO_BLOW, own[3:]))
@@ -167,17 +172,16 @@ def test_every_end_around_this_is_told_truly_and_nothing_runs_twice(
 
     assert (row(machine, goes_on)["phase"], row(machine, goes_on)["pid"]) == ("running", runs)
     assert [verdict(machine, task) for task in own] == [OWN_ENDS[how] for how in ends]
-    for number, task in enumerate([*own, saving]):
+    for number, task in enumerate([*own, saving, slow]):
         before, after = moments[1 if number in {3, 4, 5} else 0]
         assert before <= row(machine, task)["ended_at"] <= after
-        assert log(machine, task) == ["start", *["asked"] * (task == saving), "end"]
+        assert log(machine, task) == ["start", *["asked"] * (task in {saving, slow}), "end"]
     assert verdict(machine, saving)[0] == "cancelled"
     assert verdict(machine, cancelled)[::3] == ("cancelled", 15)
-    assert verdict(machine, slow) == ("failed", "timeout", None, 15)
+    assert verdict(machine, slow)[:2] == ("failed", "timeout")
     strike(machine, NO_BLOW, [goes_on])
     until(lambda: verdict(machine, goes_on) == OWN_ENDS["0"], 30)
-    for task in (cancelled, slow):
-        assert log(machine, task) == ["start"]
+    assert log(machine, cancelled) == ["start"]
     for task in (*own, saving, cancelled, slow, goes_on):
         assert len(shown(machine, task)["attempts"]) == 1
 
@@ -202,28 +206,28 @@ def test_blows_at_any_moment_cost_no_end_and_repeat_no_task(machine: Nspawn) -> 
         wanted = [chance.randrange(4) for _ in range(30)]
         jobs = [f"ckptctl submit -q -- /opt/survival/short {code} 0.{chance.randrange(6)}"
                 for code in wanted]  # fmt: skip
-        client = machine.spawn(
-            ["setpriv", "--reuid=1000", "--regid=1000", "--init-groups", "sh", "-c",
-             f"set -e; cd /; {'; '.join(jobs)}"], stdout=-1
-        )  # fmt: skip
-        while client.poll() is None:
-            let_pass(chance.random() * 0.8)
-            machine.run(["sh", "-c", chance.choice(blows)])
-        assert client.stdout is not None
-        ids = [int(line) for line in client.stdout.read().split()]
+        words = [*ALICE, "sh", "-c", f"set -e; cd /; {'; '.join(jobs)}"]
+        with machine.spawn(words, stdout=subprocess.PIPE) as client:
+            while client.poll() is None:
+                let_pass(chance.random() * 0.8)
+                machine.run(["sh", "-c", chance.choice(blows)])
+            assert client.stdout is not None
+            ids = [int(line) for line in client.stdout.read().split()]
         assert (client.returncode, len(ids)) == (0, len(wanted)), f"seed {seed}"
         codes.update(zip(ids, wanted, strict=True))
     machine.sh(f"ckptctl wait {' '.join(map(str, codes))} >/dev/null 2>&1; true")
-    rows = json.loads(machine.sh("ckptctl status --all -o json"))["tasks"]
-    told = {one["id"]: (one["cause"], one["code"], one["attempt"]) for one in rows}
     for task, code in codes.items():
-        assert told[task] == ("exit", code, 1), f"seed {seed}: task {task}"
-        assert log(machine, task) == ["start", "end"], f"seed {seed}: task {task}"
+        where = f"seed {seed}: task {task}"
+        *earlier, last = shown(machine, task)["attempts"]
+        assert (last["cause"], last["code"]) == ("exit", code), where
+        # An order that a daemon's death overtook: fenced for ever, so the next one may run.
+        assert {one["cause"] for one in earlier} <= {"not_started"}, where
+        assert log(machine, task) == ["start", "end"], where
 
 
 def crowd(machine: Machine, count: int) -> None:
-    one = f"""[[task]]\ncommand = ["sh", "-c", "echo start >>{WORK}/$CKPTD_TASK_ID; exec sleep 9999"]\n"""
-    machine.put("/tmp/crowd.toml", one * count)
+    script = f"echo start >>{WORK}/$CKPTD_TASK_ID; exec sleep 9999"
+    machine.put("/tmp/crowd.toml", f'[[task]]\ncommand = ["sh", "-c", "{script}"]\n' * count)
     machine.sh("cd /; ckptctl submit -q --file /tmp/crowd.toml >/tmp/crowd", user="root")
 
     def all_run() -> bool:
@@ -235,6 +239,18 @@ def crowd(machine: Machine, count: int) -> None:
 def pids(machine: Machine) -> dict[int, int]:
     rows = json.loads(machine.sh("ckptctl status --state running -o json"))["tasks"]
     return {one["id"]: one["pid"] for one in rows}
+
+
+@pytest.mark.skipif(ROUNDS < LONG, reason=f"takes 30 s; CKPTD_ROUNDS={LONG} has it run")
+def test_a_time_limit_that_is_hit_in_the_daemons_absence_is_kept_by_the_next_one(
+    machine: Nspawn,
+) -> None:
+    """An adopted task has 30 s to repeat that it asked for more time; then the limit holds."""
+    (slow,) = submit(machine, "--timeout 1s -- /opt/survival/job 0")
+    machine.sh("systemctl stop ckptd; sleep 1; systemctl start ckptd")
+    machine.sh(f"ckptctl wait {slow}; true")
+    assert verdict(machine, slow) == ("failed", "timeout", None, 15)
+    assert log(machine, slow) == ["start"]
 
 
 @pytest.mark.timeout(300)
@@ -252,12 +268,13 @@ def test_five_hundred_running_tasks_are_adopted_at_once(
     began, ready = (int(machine.show("ckptd", f"{name}TimestampMonotonic"))
                     for name in ("ExecMainStart", "ActiveEnter"))  # fmt: skip
     told = machine.journal("-u", "ckptd", "-o", "cat").rpartition("ready after ")[2].split(" ms")[0]
+    took_ms = (ready - began) / 1e3
     with capsys.disabled():
-        print(f"\n  systemd {systemd_version}: {CROWD} running tasks adopted: READY "
-              f"{(ready - began) / 1e3:.0f} ms after the start of the process ({told} by itself)")  # fmt: skip
+        print(f"\n  systemd {systemd_version}: {CROWD} running tasks adopted, READY "
+              f"{took_ms:.0f} ms after the start of the process ({told} by itself)")  # fmt: skip
     assert pids(machine) == before
     assert machine.sh(f"cat {WORK}/* | sort | uniq -c").split() == [str(CROWD), "start"]
-    assert (ready - began) / 1e6 < ADOPTED_WITHIN_S
+    assert took_ms / 1e3 < ADOPTED_WITHIN_S
 
 
 SAVES = r"""#!/bin/sh

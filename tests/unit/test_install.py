@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from install import payload, tree
+from install.__main__ import put, uninstall
+from install.payload import Item
 from install.places import Places, Unfit, places
 from tests.waiting import until
 
@@ -226,3 +228,26 @@ def test_uninstalling_what_is_not_there_is_told(tmp_path: Path) -> None:
 def test_links_lead_from_the_commands_to_the_current_tree() -> None:
     where: Places = places({"PREFIX": "/usr"}, 0)
     assert payload.links(where)["/usr/bin/ckpt"] == "../lib/ckptd/venv/bin/ckpt"
+
+
+def test_an_install_that_breaks_off_is_taken_back_by_uninstall(tmp_path: Path) -> None:
+    where = places({"DESTDIR": str(tmp_path), "PREFIX": "/usr"}, 0)
+    made: set[str] = set()
+    items = [Item("/usr/share/a/b", "text"), Item("/usr/share/a/b/c", "b is a file")]
+    with pytest.raises(OSError, match="b"):
+        put(where, items, {"/usr/share/man/old"}, made)
+    assert (tmp_path / "usr/share/a/b").read_text() == "text"
+    uninstall(where)
+    assert not (tmp_path / "usr/share").exists()
+    assert not (tmp_path / "usr/lib/ckptd").exists()
+
+
+def test_a_link_that_lies_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    where = places({"DESTDIR": str(tmp_path / "dest"), "PREFIX": "/usr"}, 0)
+    prey = tmp_path / "prey"
+    prey.write_text("not ours")
+    (tmp_path / "dest/usr/share").mkdir(parents=True)
+    (tmp_path / "dest/usr/share/page.new").symlink_to(prey)
+    put(where, [Item("/usr/share/page", "text")], set(), set())
+    assert prey.read_text() == "not ours"
+    assert (tmp_path / "dest/usr/share/page").read_text() == "text"

@@ -153,3 +153,15 @@ def test_ready_is_said_once_all_that_lived_on_is_told_and_time_is_asked_for_on_t
 def test_without_anything_to_adopt_the_first_turn_is_ready(day: Day) -> None:
     day.turn()
     assert day.readiness.is_ready
+
+
+def test_a_task_that_never_stops_talking_does_not_keep_the_daemon_from_being_ready(
+    day: Day,
+) -> None:
+    number = day.running()
+    day.restart()
+    for _ in range(5):  # the one that was adopted, every turn
+        day.machine.say(number, 1, 1, 2)
+        day.turn()
+        day.machine.say(number, 1, 2, 2)
+    assert day.readiness.is_ready

@@ -56,7 +56,6 @@ def test_an_attempt_with_a_unit_record_is_told_as_that_says(dirs: tuple[str, str
     Path(path).write_text("ended result=exit-code code=exited status=3\n")
     either = an_either(dirs)
     either.adopt(7, 1)
-    assert either.is_adopting
     end = end_of(either, 7)
     assert (end.cause, end.code) == ("exit", 3)
     assert not either.is_adopting

@@ -3,9 +3,9 @@
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd.units import recorder
+from ckptd.units.papers import Papers
 from ckptd.units.recorder import RECORDER, Began, Records, Stopped
 
 BOOT = "8a0f2fb3-c19d-77e4-8a0f-2fb3c19d77e4"
@@ -30,6 +31,17 @@ def records_in(directory: Path, boot: str = BOOT) -> Records:
     return Records(f"{directory}/state", f"{directory}/run", boot)
 
 
+def test_the_recorder_lies_ready_for_every_unit_and_is_replaced_by_the_next_daemon(
+    tmp_path: Path,
+) -> None:
+    records = records_in(tmp_path)
+    path = tmp_path / "run/recorder"
+    path.write_text("old")
+    Papers(f"{tmp_path}/state", f"{tmp_path}/run", records, is_system=True)
+    assert path.read_text() == RECORDER
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def run_recorder(shell: list[str], *words: str, **env: str) -> subprocess.CompletedProcess[bytes]:
     given_env = {"PATH": "/usr/bin:/bin", "INVOCATION_ID": "ab12", **env}
     argv = [*shell, "-c", RECORDER, "ckptd-recorder", *words]
@@ -39,19 +51,19 @@ def run_recorder(shell: list[str], *words: str, **env: str) -> subprocess.Comple
 @pytest.mark.parametrize("shell", SHELLS)
 class TestEveryShell:
     @pytest.mark.parametrize(
-        ("result", "code", "status", "exit_code", "number"),
+        ("told", "ended"),
         [
-            ("success", "exited", "0", 0, 0),
-            ("exit-code", "exited", "255", 255, 0),
-            ("signal", "killed", "KILL", 0, 9),
-            ("core-dump", "dumped", "ABRT", 0, 6),
-            ("signal", "killed", "RTMIN+3", 0, 37),
+            ("success exited 0", (0, 0)),
+            ("exit-code exited 255", (255, 0)),
+            ("signal killed KILL", (0, 9)),
+            ("core-dump dumped ABRT", (0, 6)),
+            ("signal killed RTMIN+3", (0, 37)),
         ],
     )
-    def test_writes_what_systemd_tells(  # noqa: PLR0913, PLR0917
-        self, shell: list[str], tmp_path: Path, result: str, code: str, status: str,
-        exit_code: int, number: int,
-    ) -> None:  # fmt: skip
+    def test_writes_what_systemd_tells(
+        self, shell: list[str], tmp_path: Path, told: str, ended: tuple[int, int]
+    ) -> None:
+        result, code, status = told.split()
         records = records_in(tmp_path)
         path = records.make(KEY)
         how = {"SERVICE_RESULT": result, "EXIT_CODE": code, "EXIT_STATUS": status}
@@ -60,7 +72,7 @@ class TestEveryShell:
         stopped = records.read(KEY).stopped
         assert stopped is not None
         assert (stopped.result, stopped.code, stopped.is_stopping) == (result, code, False)
-        assert (stopped.exit_code, stopped.signal) == (exit_code, number)
+        assert (stopped.exit_code, stopped.signal) == ended
 
     def test_notes_that_the_machine_is_being_stopped(
         self, shell: list[str], tmp_path: Path
@@ -90,13 +102,13 @@ class TestEveryShell:
         assert records.read(KEY).stopped is None
 
 
-SYSTEMDS_NAMES = (
+NAMES_OF_SYSTEMD = (
     "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP "
     "TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS"
-).split()  # Source: signal-util.c
+)  # Source: signal-util.c
 
 
-@pytest.mark.parametrize(("number", "name"), list(enumerate(SYSTEMDS_NAMES, 1)))
+@pytest.mark.parametrize(("number", "name"), list(enumerate(NAMES_OF_SYSTEMD.split(), 1)))
 def test_every_signal_is_known_by_systemds_name(number: int, name: str) -> None:
     assert Stopped("killed", name, 0).signal == number
 
@@ -110,7 +122,9 @@ def test_so_are_those_without_a_name_of_their_own(name: str, number: int) -> Non
 
 # --- reading ----------------------------------------------------------------------------------
 
-ENDED = "ended result=success code=exited status=0 inv=ab12 stopping=0 cpu=2500000 peak=4096 oom=1\n"
+ENDED = (
+    "ended result=success code=exited status=0 inv=ab12 stopping=0 cpu=2500000 peak=4096 oom=1\n"
+)
 
 
 def test_a_whole_record_says_all_of_it() -> None:
@@ -241,6 +255,30 @@ def test_a_start_is_known_until_the_machine_restarts(tmp_path: Path) -> None:
     assert rebooted.read(KEY).began is None
 
 
+def test_a_removed_record_of_a_running_attempt_is_no_attempt_that_never_began(
+    tmp_path: Path,
+) -> None:
+    records = records_in(tmp_path)
+    path = records.make(KEY)
+    records.note_start(KEY, BEGAN)
+    os.unlink(path)
+    later = records_in(tmp_path)
+    assert later.path(KEY) == path
+    assert later.read(KEY) == recorder.Record(began=BEGAN)
+
+
+def test_starts_of_a_store_that_was_thrown_away_are_not_ours(tmp_path: Path) -> None:
+    records = records_in(tmp_path)
+    records.make(KEY)
+    records.note_start(KEY, BEGAN)
+    shutil.rmtree(tmp_path / "state")
+    new = records_in(tmp_path)
+    assert KEY not in new
+    new.make(KEY)
+    assert new.read(KEY).began is None
+    assert records_in(tmp_path).read(KEY).began is None
+
+
 def test_what_is_forgotten_leaves_nothing_and_frees_its_name(tmp_path: Path) -> None:
     records = records_in(tmp_path)
     records.make(KEY)
@@ -282,8 +320,8 @@ env = {{"EXIT_CODE": "exited", "EXIT_STATUS": "3"}}
 subprocess.run(["sh", "-c", RECORDER, "-", path, "/no"], env=env, check=True)
 assert records.read((7, 2)).stopped.exit_code == 3
 """
-    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "-", str(tmp_path)]
-
+    argv = ["unshare", "--mount", "--propagation", "private"]
+    argv += ["sh", "-ec", script, "-", str(tmp_path)]
 
     done = subprocess.run([*argv, sys.executable, "-c", code], capture_output=True, check=False)
     if b"mount" in done.stderr or b"unshare" in done.stderr:
@@ -291,5 +329,18 @@ assert records.read((7, 2)).stopped.exit_code == 3
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_the_numbers_of_real_time_signals_are_those_of_this_libc() -> None:
-    assert signal.SIGRTMIN == 34
+def test_a_pipe_in_the_place_of_a_record_hangs_nobody(tmp_path: Path) -> None:
+    records = records_in(tmp_path)
+    path = records.make(KEY)
+    os.unlink(path)
+    os.mkfifo(path)
+    records.refuse(KEY)
+    assert records.read(KEY) == recorder.Record()
+
+
+def test_a_start_noted_by_one_daemon_is_read_whole_by_the_next(tmp_path: Path) -> None:
+    began = Began(time.time_ns(), 65, 3, "d5e6e7e7863140799e53b74afcbb0bf0")
+    records = records_in(tmp_path)
+    records.make((7, 2))
+    records.note_start((7, 2), began)
+    assert records_in(tmp_path).read((7, 2)).began == began
