@@ -174,8 +174,9 @@ def properties(start: Start, paths: Paths, output: int, *, is_system: bool) -> l
         # a word hold `;` or `$`: it reads them back with a backslash before. So both are files.
         ("ExecStart", ("a(sasb)", [_command(["sh", paths.script])])),
         ("ExecStopPost", ("a(sasb)", [_command(recorder)])),
-        # The fence: once anything is known of a start or an end, there is no other start.
-        ("Conditions", ("a(sbbs)", [("ConditionFileNotEmpty", False, True, paths.record)])),
+        # The fence: once anything is known of a start or an end, there is no other start; nor
+        # once the attempt is forgotten, for an order that was on its way all the time.
+        ("Conditions", ("a(sbbs)", _fence(paths.record))),
         ("AddRef", ("b", True)),  # it stays to be asked about for as long as we are there
         ("CollectMode", ("s", "inactive")),
         ("Slice", ("s", SLICE)),
@@ -204,6 +205,14 @@ def properties(start: Start, paths: Paths, output: int, *, is_system: bool) -> l
             ("PermissionsStartOnly", ("b", True)),  # the recorder stays root
         ]
     return found
+
+
+def _fence(record: str) -> list[tuple[str, bool, bool, str]]:
+    """Return the conditions of a start: (kind, is trigger, is negated, path)."""
+    return [
+        ("ConditionPathExists", False, False, record),
+        ("ConditionFileNotEmpty", False, True, record),
+    ]
 
 
 def _command(argv: list[str]) -> tuple[str, list[str], bool]:

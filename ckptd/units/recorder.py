@@ -327,7 +327,7 @@ def seen(key: tuple[int, int], stopped: Stopped, began: Began | None, memory_byt
         signal=signal.SIGKILL if cause == "oom" else stopped.signal,
         core=stopped.code == "dumped",
         started_ns=began.at_ns if began else 0,
-        ended_ns=stopped.ended_ns,
+        ended_ns=max(stopped.ended_ns, began.at_ns if began else 0),  # a file's clock is coarse
         cpu_s=stopped.cpu_s,
         rss_bytes=stopped.peak_bytes,
         text=text,

@@ -37,6 +37,7 @@ LOOK_LATER_S = 2.0
 _NO_REPLY = frozenset({NO_REPLY, "org.freedesktop.DBus.Error.NoReply"})  # reexec: the latter
 STARTED = ("ExecMainPID", "ExecMainStartTimestamp", "InvocationID")
 WHOLE = (
+    "Job",  # first: what it ran is seen by what is asked after it
     *STARTED, "LoadState", "ActiveState", "Conditions", "ConditionResult",
     "ExecMainExitTimestamp", "ExecMainCode", "ExecMainStatus", "Result",
 )  # fmt: skip
@@ -211,7 +212,7 @@ class UnitRunner(Backend[Unit]):
         """Go by what the manager says. The record has the last word on an end."""
         if one.stage >= Stage.ENDING:
             return
-        is_dead = said.get("ActiveState") in _DEAD
+        is_dead = said.get("ActiveState") in _DEAD and not said.get("Job", (0,))[0]
         if not said:
             self._absent(one)
         elif "Conditions" in said and not self._is_ours(one, said):
@@ -241,15 +242,12 @@ class UnitRunner(Backend[Unit]):
 
     def _never_ran(self, one: Unit, said: dict[str, Any]) -> None:
         """There is a unit, but it never had a process: fenced, or no resources."""
-        record = self._records.read(one.key)
-        if record.stopped is not None:
-            self._end_by(one, record, record.stopped)
-        elif record.is_refused or said.get("ConditionResult") is False:
-            self._end_without(one, record)
-        else:
+        if said.get("ActiveState") == "failed":
             result = said.get("Result", "")
             text = f"systemd could not start it: {result}; see: journalctl -u {one.name}"
             self._refuse(one, "spawn_error", text, OSError(errno.EAGAIN, result))
+        else:
+            self._give_up(one)
 
     def _began(self, one: Unit, said: dict[str, Any]) -> None:
         if one.stage != Stage.RUNNING:
@@ -296,8 +294,7 @@ class UnitRunner(Backend[Unit]):
     def _miss_record(self, one: Unit) -> None:
         """Its process is gone, its record should be there."""
         self._watch.patiently(partial(self._read_record, one))
-        if one.stage == Stage.RUNNING:
-            self._look(one)
+        self._look(one)  # in vain, where it has ended
 
     def _settle(self, one: Unit, said: dict[str, Any], *, is_dead: bool) -> None:
         self._read_record(one)
@@ -350,12 +347,18 @@ class UnitRunner(Backend[Unit]):
         self._end_by(one, self._records.read(one.key), stopped)
 
     def _absent(self, one: Unit) -> None:
-        """There is no such unit, or none of ours. Invariant: fenced before it is given up."""
+        """There is no such unit, or none of ours."""
+        is_unknown = self._records.read(one.key) == Record()
+        if is_unknown and one.stage == Stage.ORDERED and one.start and one.orders_left > 0:
+            self._order(one)
+        else:
+            self._give_up(one)
+
+    def _give_up(self, one: Unit) -> None:
+        """Nothing was seen to run. Invariant: what passed the fence before it was shut is seen."""
         record = self._records.read(one.key)
         if record.stopped is not None:
             self._end_by(one, record, record.stopped)
-        elif one.stage == Stage.ORDERED and one.start is not None and one.orders_left > 0:
-            self._order(one)
         elif not record.is_refused:
             self._records.refuse(one.key)
             is_shut = self._records.read(one.key).is_refused  # else: a failing disk

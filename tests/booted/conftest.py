@@ -38,9 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         taken = set(getattr(item, "fixturenames", ()))
         if taken & NSPAWN:
             item.add_marker(pytest.mark.nspawn)
-            version = getattr(item, "callspec", None) and item.callspec.params.get(
-                "systemd_version"
-            )
+            params = getattr(getattr(item, "callspec", None), "params", {})
+            version = params.get("systemd_version")
             item.add_marker(pytest.mark.xdist_group(f"systemd-{version}"))
         if taken & VM:
             item.add_marker(pytest.mark.vm)

@@ -26,7 +26,7 @@ from tests.waiting import let_pass, until
 ROUNDS = int(os.environ.get("CKPTD_ROUNDS", "2"))
 SEED = int(os.environ.get("CKPTD_SEED", str(random.randrange(1 << 32))))
 USERS = ("alice", "bob")
-SHORT_EACH = 150  # more than any round has time for
+SHORT_EACH = 80  # more than most rounds have time for
 LOAD_S = 5.0
 BOOT_CUT_S = 5.0
 WORK = "/srv/power"
@@ -63,7 +63,7 @@ while not os.path.exists("/srv/power/finish"):
         file.write(str(count))
     seq = ask(op="checkpoint", files=[f"{here}/count"])["seq"]
     tell("saved", seq, count)
-    time.sleep(0.1)
+    time.sleep(0.3)
 tell("end", attempt)
 """
 # The same with files alone, sealed when the daemon gets to it: what it has shown, counts.
@@ -80,7 +80,7 @@ until [ -e /srv/power/finish ]; do
   echo $count >"$CKPTD_DIR/stage/count"
   mv "$CKPTD_DIR/stage" "$CKPTD_DIR/ckpt/$seq" && mkdir "$CKPTD_DIR/stage"
   systemd-notify CHECKPOINT=1
-  sleep 0.3
+  sleep 0.5
 done
 tell end $CKPTD_ATTEMPT
 """
@@ -128,7 +128,7 @@ class Lines:
 
 @dataclass
 class Load:
-    """What is known outside of the machine."""
+    """What is known outside of the guest."""
 
     acknowledged: dict[int, str] = field(default_factory=dict)
     counting: list[int] = field(default_factory=list)
@@ -136,85 +136,86 @@ class Load:
 
 
 @pytest.fixture
-def machine(vm: Vm) -> Vm:
+def guest(vm: Vm) -> Vm:
     vm.put("/etc/ckptd/ckptd.toml", CONFIG)
     jobs = {"counts": COUNTS, "renames": RENAMES, "short-job": SHORT, "saves": SAVES}
     for name, text in jobs.items():
         vm.put(f"/usr/local/bin/{name}", text, mode=0o755)
     vm.put("/opt/submits.py", Path(__file__).with_name("submits.py").read_text())
-    vm.sh(f"mkdir -m 1777 {WORK}; systemctl restart ckptd; sync")
+    vm.sh(f"mkdir -m 1777 {WORK}; systemctl restart ckptd")
+    vm.sh("ckptctl group set default --parallel 10; sync")
     return vm
 
 
-def rows(machine: Vm) -> dict[int, dict[str, Any]]:
+def rows(guest: Vm) -> dict[int, dict[str, Any]]:
     """Return all tasks by their number."""
-    told = machine.run(["ckptctl", "status", "--all", "-o", "json"]).out
+    told = guest.run(["ckptctl", "status", "--all", "-o", "json"]).out
     return {row["id"]: row for row in json.loads(told)["tasks"]}
 
 
-def lines_of(machine: Vm) -> dict[int, Lines]:
+def lines_of(guest: Vm) -> dict[int, Lines]:
     """Return what the tasks wrote."""
     found: dict[int, Lines] = {}
-    text = machine.sh(f"cd {WORK}; grep -s '' $(ls | grep -v -e lock -e finish) /dev/null || true")
+    text = guest.sh(f"cd {WORK}; grep -s '' $(ls | grep -v -e lock -e finish) /dev/null || true")
     for line in text.splitlines():
         name, _, rest = line.partition(":")
         found.setdefault(int(name), Lines()).add(rest)
     return found
 
 
-def submit_until_the_cut(machine: Vm, python: str, user: str, prefix: str) -> None:
+def submit_until_the_cut(guest: Vm, python: str, user: str, prefix: str) -> None:
     group = f"--reuid={user} --regid={1000 + USERS.index(user)} --init-groups --reset-env"
     client = f"{python} /opt/submits.py {prefix}-{user} {SHORT_EACH}"
     try:
-        machine.sh(f"exec setpriv {group} -- {client} 3>/dev/ttyS0", timeout_s=60)
+        guest.sh(f"exec setpriv {group} -- {client} 3>/dev/ttyS0", timeout_s=60)
     except (MachineGone, CommandFailed, TimeoutError):
         return  # as wanted; what it could not do is missing in what was acknowledged
 
 
-def acknowledged(machine: Vm) -> dict[int, str]:
+def acknowledged(guest: Vm) -> dict[int, str]:
     """Return what came out over the serial line since the boot, name by task."""
-    said = machine.console.read_text(errors="replace")
+    said = guest.console.read_text(errors="replace")
     return {
         int(task): name for task, name in re.findall(r"^ACK (\d+) (\S+)\r?$", said, re.MULTILINE)
     }
 
 
-def cut_under_load(machine: Vm, load: Load, chance: random.Random, prefix: str) -> str:
+def cut_under_load(guest: Vm, load: Load, chance: random.Random, prefix: str) -> str:
     """Let users submit, look once, cut the power at random; return what happened in words."""
-    python = python_of(machine.sh)
+    python = python_of(guest.sh)
     clients = [
-        threading.Thread(target=submit_until_the_cut, args=(machine, python, user, prefix))
+        threading.Thread(target=submit_until_the_cut, args=(guest, python, user, prefix))
         for user in USERS
     ]
     for client in clients:
         client.start()
-    until(lambda: acknowledged(machine), 60, every_s=0.05)
-    load.shown = rows(machine)
+    until(lambda: acknowledged(guest), 60, every_s=0.05)
+    load.shown = rows(guest)
     after_s = chance.uniform(0, LOAD_S)
     let_pass(after_s)
-    machine.power_cut()
+    guest.power_cut()
     for client in clients:
         client.join()
-    new = acknowledged(machine)
+    new = acknowledged(guest)
     load.acknowledged.update(new)
     return f"cut {after_s:.2f} s after a look, {len(new)} new tasks acknowledged"
 
 
-def boot_again(machine: Vm, chance: random.Random) -> str:
+def boot_again(guest: Vm, chance: random.Random) -> str:
     """Boot, at times after another cut while it boots; return what happened in words."""
     said = ""
     if chance.random() < 0.25:
-        machine.boot(until_running=False)
+        guest.boot(until_running=False)
         let_pass(after_s := chance.uniform(0, BOOT_CUT_S))
-        machine.power_cut()
+        guest.power_cut()
         said = f", cut again {after_s:.2f} s into the boot"
-    machine.boot()
-    until(lambda: machine.show("ckptd", "ActiveState") == "active", 60, every_s=0.25)
+    guest.boot()
+    until(lambda: guest.show("ckptd", "ActiveState") == "active", 60, every_s=0.25)
     return said
 
 
-def check_nothing_is_lost(machine: Vm, load: Load) -> None:
-    found = rows(machine)
+def check_nothing_is_lost(guest: Vm, load: Load) -> None:
+    found = rows(guest)
     lost = {task: name for task, name in load.acknowledged.items()
             if task not in found or found[task]["name"] != name}  # fmt: skip
     assert not lost, f"acknowledged and lost: {lost}"
@@ -225,9 +226,10 @@ def check_nothing_is_lost(machine: Vm, load: Load) -> None:
             assert found[task] == row, "what was over is told otherwise now"
 
 
-def check_lines(machine: Vm, load: Load) -> dict[int, Lines]:
+def check_lines(guest: Vm, load: Load) -> dict[int, Lines]:
     """Nothing ran beside itself or went on from less than it had; return what was written."""
-    lines, found = lines_of(machine), rows(machine)
+    found = rows(guest)  # first: what is over then has written its lines
+    lines = lines_of(guest)
     assert not {task: one.odd for task, one in lines.items() if one.odd}
     for task, row in found.items():
         if row["phase"] == "succeeded":
@@ -239,17 +241,17 @@ def check_lines(machine: Vm, load: Load) -> dict[int, Lines]:
     return lines
 
 
-def resumed(machine: Vm, load: Load, boot: str) -> bool:
-    lines = lines_of(machine)
+def resumed(guest: Vm, load: Load, boot: str) -> bool:
+    lines = lines_of(guest)
     return all(
         task in lines and lines[task].starts and lines[task].starts[-1][1] == boot
         for task in load.counting
     )
 
 
-def seconds_to(machine: Vm, load: Load, lines: dict[int, Lines]) -> str:
+def seconds_to(guest: Vm, load: Load, lines: dict[int, Lines]) -> str:
     """Return when the daemon was ready and the tasks went on, in s since the kernel's start."""
-    log = machine.journal("-u", "ckptd")
+    log = guest.journal("-u", "ckptd")
     ready = re.search(r"\[ *([\d.]+)\] .* ready after", log)
     assert ready, log
     began = [
@@ -267,38 +269,38 @@ def seconds_to(machine: Vm, load: Load, lines: dict[int, Lines]) -> str:
 
 @pytest.mark.timeout(120 + 120 * ROUNDS)
 def test_after_power_cuts_under_load_nothing_is_lost_or_run_twice_and_tasks_go_on(
-    machine: Vm, capsys: pytest.CaptureFixture[str]
+    guest: Vm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chance, load = random.Random(SEED), Load()
     for user in USERS:
-        for job in ("counts", "counts", "renames"):
+        for job in ("counts", "renames"):
             argv = ["ckptctl", "submit", "-q", "-n", job, "--", job]
-            task = int(machine.run(argv, user=user).out)
+            task = int(guest.run(argv, user=user).out)
             load.acknowledged[task] = job
             load.counting.append(task)
-    until(lambda: resumed(machine, load, boot_id(machine)), 60, every_s=0.5)
+    until(lambda: resumed(guest, load, boot_id(guest)), 60, every_s=0.5)
     for number in range(1, ROUNDS + 1):
-        said = cut_under_load(machine, load, chance, f"r{number}")
-        said += boot_again(machine, chance)
+        said = cut_under_load(guest, load, chance, f"r{number}")
+        said += boot_again(guest, chance)
         with capsys.disabled():
             print(f"\n  round {number} of seed {SEED}: {said}", end="")
-        check_nothing_is_lost(machine, load)
-        until(lambda: resumed(machine, load, boot_id(machine)), 90, every_s=0.5)
-        lines = check_lines(machine, load)
+        check_nothing_is_lost(guest, load)
+        until(lambda: resumed(guest, load, boot_id(guest)), 90, every_s=0.5)
+        lines = check_lines(guest, load)
         with capsys.disabled():
-            print(f"; {seconds_to(machine, load, lines)}")
-    finish(machine, load)
+            print(f"; {seconds_to(guest, load, lines)}")
+    finish(guest, load)
 
 
-def boot_id(machine: Vm) -> str:
-    return machine.sh("cat /proc/sys/kernel/random/boot_id").strip()
+def boot_id(guest: Vm) -> str:
+    return guest.sh("cat /proc/sys/kernel/random/boot_id").strip()
 
 
-def finish(machine: Vm, load: Load) -> None:
+def finish(guest: Vm, load: Load) -> None:
     """Let all tasks end; each that was acknowledged has done its work."""
-    machine.sh(f"touch {WORK}/finish")
-    until(lambda: {row["phase"] for row in rows(machine).values()} == {"succeeded"}, 200, every_s=1)
-    lines = check_lines(machine, load)
+    guest.sh(f"touch {WORK}/finish")
+    until(lambda: {row["phase"] for row in rows(guest).values()} == {"succeeded"}, 200, every_s=1)
+    lines = check_lines(guest, load)
     for task in load.acknowledged:
         assert lines[task].ends, f"task {task} never ran to its end"
     for task in load.counting:
@@ -306,24 +308,24 @@ def finish(machine: Vm, load: Load) -> None:
 
 
 def test_at_power_off_tasks_have_the_seconds_they_need_to_save_and_go_on_after_the_boot(
-    machine: Vm, capsys: pytest.CaptureFixture[str]
+    guest: Vm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     users = ("alice", "bob", "alice", "bob")
-    tasks = [submit(machine, "saves", "3", user=user) for user in users]
+    tasks = [submit(guest, "saves", "3", user=user) for user in users]
 
-    machine.poweroff()
-    machine.boot()
+    guest.poweroff()
+    guest.boot()
 
-    until(lambda: all(rows(machine)[task]["attempt"] == 2 for task in tasks), 60, every_s=0.5)
+    until(lambda: all(rows(guest)[task]["attempt"] == 2 for task in tasks), 60, every_s=0.5)
     for task in tasks:
-        until(lambda task=task: has_resumed(machine, task), 60, every_s=0.5)  # type: ignore[misc]
-        row = detail_of(machine, task)["row"]
-        assert causes(machine, task) == ["shutdown"]
+        until(lambda task=task: has_resumed(guest, task), 60, every_s=0.5)  # type: ignore[misc]
+        row = detail_of(guest, task)["row"]
+        assert causes(guest, task) == ["shutdown"]
         assert (row["phase"], row["failures"], row["interruptions"]) == ("running", 0, 1)
-    log = machine.journal("-u", "ckptd")
+    log = guest.journal("-u", "ckptd")
     began = [float(up) for up in re.findall(r"\[ *([\d.]+)\] .*, attempt 2 started", log)]
     assert len(began) == len(tasks)
     with capsys.disabled():
         print(f"\n  power-off with {len(tasks)} tasks that take 3 s to save: resumed "
               f"{min(began):.1f} to {max(began):.1f} s after the kernel's start")  # fmt: skip
-    assert not machine.failed_units()
+    assert not guest.failed_units()

@@ -128,5 +128,5 @@ def test_a_slice_that_is_stopped_comes_back_with_the_daemon(alice: Alice) -> Non
 def test_the_doctor_examines_a_daemon_of_ones_own(alice: Alice) -> None:
     findings = json.loads(alice.sh("ckptctl doctor -o json", check=False))["findings"]
     level = {one["name"]: one["level"] for one in findings}
-    for name in ("daemon", "service manager", "runner", "configuration", "lock", "logout"):
+    for name in ("daemon", "runner", "configuration", "lock", "logout"):
         assert level[name] == "ok", name
