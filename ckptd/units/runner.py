@@ -223,12 +223,12 @@ class UnitRunner(Backend[Unit]):
         elif is_dead:
             self._never_ran(one, said)
         else:
+            self._adopting.discard(one.key)  # its job may wait for our READY: After=ckptd.service
             self._watch.after(RECORD_COMES_S, partial(self._look, one))
 
     def _is_ours(self, one: Unit, said: dict[str, Any]) -> bool:
         """Tell whether the unit bears our record's name, which is partly random."""
-        path = self._records.path(one.key)
-        return any(path in condition for condition in said["Conditions"])
+        return any(self._records.path(one.key) in condition for condition in said["Conditions"])
 
     def _in_the_way(self, one: Unit, *, is_dead: bool) -> None:
         if one.start is None:
