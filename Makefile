@@ -42,7 +42,7 @@ test-systemd: $(VENV)/.dev  ## the same code under booted systemd 252 and 257 (r
 	$(PYTEST) -n 2 --dist loadgroup -m "nspawn and not vm" -p no:randomly -rs --timeout 1800 tests/booted
 
 test-vm: $(VENV)/.dev  ## on a virtual machine: memory limits, power cuts, shutdown (root; CKPTD_ROUNDS scales)
-	$(PYTEST) -m vm -p no:randomly -rs --timeout 1800 tests/booted
+	$(PYTEST) -m vm -p no:randomly -rs --timeout 1800 $(VM_ARGS) tests/booted
 
 check: lint types imports unit  ## the short form, while writing (under a minute)
 
