@@ -85,6 +85,7 @@ done
 tell end $CKPTD_ATTEMPT
 """
 SHORT = r"""#!/bin/sh
+set -e
 lines=/srv/power/$CKPTD_TASK_ID
 exec 9>$lines.lock; flock -n 9 || echo twice >>$lines
 read -r boot </proc/sys/kernel/random/boot_id; read -r up _ </proc/uptime

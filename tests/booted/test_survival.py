@@ -215,7 +215,8 @@ def test_blows_at_any_moment_cost_no_end_and_repeat_no_task(machine: Nspawn) -> 
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     machine.put("/opt/survival/short", SHORT, mode=0o755)
-    blows = ("systemctl kill -s KILL ckptd", "systemctl daemon-reexec", "systemctl reset-failed dbus; systemctl restart dbus",
+    restart_bus = "systemctl reset-failed dbus; systemctl restart dbus"
+    blows = ("systemctl kill -s KILL ckptd", "systemctl daemon-reexec", restart_bus,
              "systemctl restart ckptd", "systemctl daemon-reload")  # fmt: skip
     codes: dict[int, int] = {}
     for _ in range(ROUNDS):
