@@ -157,10 +157,10 @@ def rows(guest: Vm) -> dict[int, dict[str, Any]]:
 def lines_of(guest: Vm) -> dict[int, Lines]:
     """Return what the tasks wrote."""
     found: dict[int, Lines] = {}
-    text = guest.sh(f"cd {WORK}; grep -s '' $(ls | grep -v -e lock -e finish) /dev/null || true")
+    text = guest.sh(f"cd {WORK}; grep -as '' $(ls | grep -v -e lock -e finish) /dev/null || true")
     for line in text.splitlines():
         name, _, rest = line.partition(":")
-        found.setdefault(int(name), Lines()).add(rest)
+        found.setdefault(int(name), Lines()).add(rest.replace("\0", ""))  # cut off unsynced
     return found
 
 
