@@ -5,12 +5,15 @@
     step_start    name version                           begun; not done yet
     step_done     name version result                    completed, for ever
     set, delete   key value                              an intermediate result
+    item_start    key                                    in flight; not durable by itself
     item          key status result text                 outcome of one item; the last one holds
+    run           event                                  what became of a run of a batch
     progress      done total text                        how far, as the task counts it
     checkpoint    seq                                    a generation was published
     retry_after   seconds scope                          "start me again, but not before"
     problem       text                                   "do not start me again; look first"
 
+The three facts of a batch carry more members, see `ckptd/batch/ledger.py`.
 An op that is not in this table was written by a later version: it is a problem, never skipped.
 Stdlib only, no I/O of its own. Read next: `blobs.py:mark`.
 """
@@ -49,14 +52,24 @@ def delete_value(key: str) -> Fact:
     return {"op": "delete", "key": _checked(key, "a key")}
 
 
-def item_done(key: str, status: str, result: Any = None, text: str = "") -> Fact:
+def item_start(key: str, **more: Any) -> Fact:
+    """Return the fact that an item is in flight; it rides with others and gains nothing itself."""
+    return {"op": "item_start", "key": _checked(key, "an item's key"), **more}
+
+
+def item_done(key: str, status: str, result: Any = None, text: str = "", **more: Any) -> Fact:
     """Return the fact that an item came out with one of STATUSES."""
     if status not in STATUSES:
         raise ValueError(f"unknown status {status!r}; known: {', '.join(STATUSES)}")
-    fact: Fact = {"op": "item", "key": _checked(key, "an item's key"), "status": status}
+    fact: Fact = {"op": "item", "key": _checked(key, "an item's key"), "status": status, **more}
     if result is not None:
         fact["result"] = result
     return {**fact, "text": text} if text else fact
+
+
+def run_event(event: str, **more: Any) -> Fact:
+    """Return what became of a run of a batch: `begin`, `pause`, `resume`, `config`, `end`."""
+    return {"op": "run", "event": _checked(event, "an event"), **more}
 
 
 def progress_made(done: float, total: float, text: str = "") -> Fact:
@@ -121,7 +134,7 @@ class Standing:
                 self.gained("item", str(fact["key"]), [fact["status"], fact.get("result")])
             case "progress":
                 self.gained("progress", "", [float(fact["done"]), float(fact["total"])])
-            case "step_start" | "checkpoint":
+            case "step_start" | "checkpoint" | "item_start" | "run":
                 pass
             case _:
                 return False
@@ -148,6 +161,8 @@ class Facts(Standing):
         self.started: dict[str, Fact] = {}
         self.values: dict[str, Any] = {}
         self.items: dict[str, Fact] = {}
+        self.flying: dict[str, Fact] = {}  # started, no outcome, and its run had no orderly end
+        self.runs: list[Fact] = []
         self.progress: Fact = {}
         self.checkpoint = 0
 
@@ -169,8 +184,15 @@ class Facts(Standing):
                 self.values[str(fact["key"])] = fact["value"]
             case "delete":
                 self.values.pop(str(fact["key"]), None)
+            case "item_start":
+                self.flying[str(fact["key"])] = {**fact, "attempt": attempt}
             case "item":
+                self.flying.pop(str(fact["key"]), None)
                 self.items[str(fact["key"])] = {**fact, "attempt": attempt}
+            case "run":
+                if str(fact["event"]) == "end":
+                    self.flying.clear()  # whoever ends in order takes its items down in order
+                self.runs.append({**fact, "attempt": attempt})
             case "progress":
                 self.progress = fact
             case "checkpoint":
