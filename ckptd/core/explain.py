@@ -168,7 +168,13 @@ def _waiting(state: State, task: Task, now: Now) -> str:
 
 def _blocked(state: State, task: Task) -> str:
     if task.reason != "dependency":
-        return f"blocked: {task.reason}; `ckptctl retry --fresh {task.id}` starts from nothing"
+        fresh = f"`ckptctl retry --fresh {task.id}` starts from nothing"
+        if task.reason == "version":
+            return (
+                "blocked: what was saved and the code are of versions that do not fit; mend that, "
+                f"then `ckptctl release {task.id}` goes on; {fresh}"
+            )
+        return f"blocked: {task.reason}; {fresh}"
     unmet = ", ".join(
         f"{need.task} ({other.phase.word if other else 'cleaned'}, wanted {need.when})"
         for need in task.needs[:20]

@@ -140,7 +140,7 @@ class _Judge:
         if is_done and (stop is None or stop.rung == 0):
             return self._next(Phase.SUCCEEDED, "")  # done, before any signal was sent
         if self.mark is not None and self.mark.problem:
-            return self._next(Phase.BLOCKED, "checkpoint")
+            return self._next(Phase.BLOCKED, self.mark.why or "checkpoint")
         if stop is not None:
             return self._stopped(stop.why)
         was_child = self.seen.cause == "exit" and meaning == retry.RETRY  # make(1): exit code 2

@@ -136,6 +136,7 @@ class MarkSeen(msgspec.Struct, frozen=True, gc=False):
     cursor: str  # changes exactly when durable progress was made; "": none
     retry_after_s: float = 0.0  # the task asked to wait (rate limit); 0: it did not
     problem: str = ""  # "state version 3 cannot be migrated": blocks the task
+    why: str = ""  # for short: checkpoint, version, corrupt; the reason of `blocked`
 
 
 class TelemetrySeen(msgspec.Struct, frozen=True, gc=False):

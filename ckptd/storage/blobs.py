@@ -103,6 +103,7 @@ class Mark(NamedTuple):
     cursor: str = ""
     retry_after_s: float = 0.0
     problem: str = ""
+    why: str = ""  # what the problem is about: one of facts.WHYS
 
 
 # --- generations ---------------------------------------------------------------------------------
@@ -405,12 +406,14 @@ def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool
     saved = newest.manifest if newest else {}
     gain = _read_gain(task_dir, task_of(task_dir), uid, attempt)
     known = (seals.content_digest(saved) if newest else "") + gain.digest()
+    text, why = (problem, "version") if problem else gain.problem_of(attempt)
     return Mark(
         int(saved.get("seq", 0)),
         int(saved.get("at_ns") or 0),
         sha256(known.encode()).hexdigest()[:32] if known else "",
         gain.retry_after_s(attempt),
-        plain(problem or gain.problem),
+        plain(text),
+        why,
     )
 
 

@@ -11,10 +11,13 @@
     progress      done total text                        how far, as the task counts it
     checkpoint    seq                                    a generation was published
     retry_after   seconds scope                          "start me again, but not before"
-    problem       text                                   "do not start me again; look first"
+    problem       text why                               "do not start me again; look first"
+    result        value                                  what the whole task came to
 
 The three facts of a batch carry more members, see `ckptd/batch/ledger.py`.
-An op that is not in this table was written by a later version: it is a problem, never skipped.
+An op that is not in this table was written by a later version: it is a problem, never skipped, for
+as long as the journal is there. A `problem` fact counts for the attempt that recorded it alone:
+once a person has looked, mended the code and released the task, it goes on.
 Stdlib only, no I/O of its own. Read next: `blobs.py:mark`.
 """
 
@@ -27,6 +30,7 @@ from ckptd.storage.journal import FORMAT, Fact, read
 
 STATUSES: Final = ("pass", "fail", "error", "skipped", "quarantined")
 RETRY_AFTER_S_MAX: Final = 86_400.0  # longer waits are the business of `--at`
+WHYS: Final = ("checkpoint", "version", "corrupt")  # what a problem may be about
 NAME_CHARS_MAX: Final = 1_024
 _TEXT_CHARS_MAX: Final = 500
 
@@ -86,9 +90,16 @@ def retry_after(seconds: float, scope: str = "") -> Fact:
     return {"op": "retry_after", "seconds": seconds, "scope": scope}
 
 
-def problem(text: str) -> Fact:
-    """Return the request not to be started again before a person has looked."""
-    return {"op": "problem", "text": text[:_TEXT_CHARS_MAX]}
+def problem(text: str, why: str = "checkpoint") -> Fact:
+    """Return the request not to be started again before a person has looked; `why`: of WHYS."""
+    if why not in WHYS:
+        raise ValueError(f"unknown reason {why!r}; known: {', '.join(WHYS)}")
+    return {"op": "problem", "text": text[:_TEXT_CHARS_MAX], "why": why}
+
+
+def result_made(value: Any) -> Fact:
+    """Return the fact that the whole task came to a value; the last one holds."""
+    return {"op": "result", "value": value}
 
 
 def _checked(name: str, what: str) -> str:
@@ -104,6 +115,7 @@ class Standing:
         self.count = 0
         self.problem = ""
         self._retry: tuple[int, int, float] = (0, 0, 0.0)  # attempt, at_ns, seconds
+        self._asked: tuple[int, str, str] = (0, "", "")  # attempt, text, why
 
     def take(self, attempt: int, fact: Fact) -> None:
         """Take one fact in; what cannot be understood becomes a problem, never an exception."""
@@ -123,7 +135,12 @@ class Standing:
             case "retry_after":
                 self._retry = (attempt, int(fact["at_ns"]), float(fact["seconds"]))
             case "problem":
-                self.problem = self.problem or str(fact["text"])[:_TEXT_CHARS_MAX]
+                if self._asked[0] != attempt:  # the first one is what started the trouble
+                    why = str(fact.get("why", WHYS[0]))
+                    text = str(fact["text"])[:_TEXT_CHARS_MAX] or "a problem without a word"
+                    self._asked = (attempt, text, why if why in WHYS else WHYS[0])
+            case "result":
+                self.gained("result", "", [fact["value"]])
             case "step_done":
                 self.gained("step", str(fact["name"]), [fact.get("result"), fact.get("version")])
             case "set":
@@ -142,6 +159,13 @@ class Standing:
 
     def gained(self, kind: str, key: str, value: Any) -> None:
         """Take note of something that is worth not repeating."""
+
+    def problem_of(self, attempt: int) -> tuple[str, str]:
+        """Return what keeps this attempt from being followed by another, and why; ("", "")."""
+        if self.problem:
+            return self.problem, "corrupt"
+        asked_by, text, why = self._asked
+        return (text, why) if asked_by == attempt else ("", "")
 
     def retry_after_s(self, attempt: int) -> float:
         """Return what is left of the wait that this attempt asked for, 0 if it did not."""
@@ -165,11 +189,12 @@ class Facts(Standing):
         self.runs: list[Fact] = []
         self.progress: Fact = {}
         self.checkpoint = 0
+        self.result: Fact = {}  # {"value": ...} once the whole task came to something
 
     @property
     def has_any(self) -> bool:
         """Return whether there is anything that need not be done again."""
-        return bool(self.steps or self.values or self.items or self.progress)
+        return bool(self.steps or self.values or self.items or self.progress or self.result)
 
     def _know(self, attempt: int, fact: Fact) -> bool:
         if not super()._know(attempt, fact):
@@ -195,6 +220,8 @@ class Facts(Standing):
                 self.runs.append({**fact, "attempt": attempt})
             case "progress":
                 self.progress = fact
+            case "result":
+                self.result = fact
             case "checkpoint":
                 self.checkpoint = max(self.checkpoint, int(fact["seq"]))
             case _:

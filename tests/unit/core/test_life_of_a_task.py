@@ -199,6 +199,20 @@ def test_a_checkpoint_that_cannot_be_used_blocks_and_never_starts_afresh() -> No
     assert world.phase(number) is Phase.BLOCKED
 
 
+def test_a_blocked_task_says_why_and_a_release_lets_it_go_on() -> None:
+    world = World()
+    number = world.submit()
+    world.begins(number)
+    world.saves(number, 1, problem="no way from version 1 to 2", why="version")
+    world.ends(number, code=1)
+    assert (world.phase(number), world.task(number).reason) == (Phase.BLOCKED, "version")
+
+    world.ask(m.Release(ids(number)))
+    world.begins(number)
+    world.ends(number, code=0)
+    assert world.phase(number) is Phase.SUCCEEDED
+
+
 def test_a_missing_program_is_no_matter_of_retrying() -> None:
     world = World()
     number = world.submit(retries=9)

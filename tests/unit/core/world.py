@@ -98,7 +98,9 @@ class World:
         )
         self.turn()
 
-    def saves(self, number: int, checkpoint: int, *, problem: str = "", retry_s: float = 0) -> None:
+    def saves(
+        self, number: int, checkpoint: int, *, problem: str = "", why: str = "", retry_s: float = 0
+    ) -> None:
         seen = MarkSeen(
             number,
             self.attempt(number),
@@ -107,6 +109,7 @@ class World:
             f"c{checkpoint}",
             retry_s,
             problem,
+            why,
         )
         self.mark = seen
         self.put(outcome.marked(self.state, seen, self.now))
