@@ -4,6 +4,7 @@
     open          format task attempt                    first of every file
     step_start    name version                           begun; not done yet
     step_done     name version result                    completed, for ever
+    step_reset    name                                   not completed any more: run it again
     set, delete   key value                              an intermediate result
     item_start    key                                    in flight; not durable by itself
     item          key status result text                 outcome of one item; the last one holds
@@ -44,6 +45,11 @@ def step_done(name: str, result: Any = None, version: int = 1) -> Fact:
     """Return the fact that a step is completed, with what it came to."""
     checked = _checked(name, "a step's name")
     return {"op": "step_done", "name": checked, "version": version, "result": result}
+
+
+def step_reset(name: str) -> Fact:
+    """Return the fact that a step counts as not completed: what it built upon was done anew."""
+    return {"op": "step_reset", "name": _checked(name, "a step's name")}
 
 
 def set_value(key: str, value: Any) -> Fact:
@@ -143,6 +149,8 @@ class Standing:
                 self.gained("result", "", [fact["value"]])
             case "step_done":
                 self.gained("step", str(fact["name"]), [fact.get("result"), fact.get("version")])
+            case "step_reset":
+                self.gained("step", str(fact["name"]), None)
             case "set":
                 self.gained("value", str(fact["key"]), fact["value"])
             case "delete":
@@ -205,6 +213,9 @@ class Facts(Standing):
             case "step_done":
                 self.started.pop(str(fact["name"]), None)
                 self.steps[str(fact["name"])] = fact
+            case "step_reset":
+                self.steps.pop(str(fact["name"]), None)
+                self.started.pop(str(fact["name"]), None)
             case "set":
                 self.values[str(fact["key"])] = fact["value"]
             case "delete":
