@@ -42,7 +42,9 @@ HASHED_BYTES_MAX: Final = 1 << 40  # in one checkpoint; minutes of reading
 HOLE_BYTES_MAX: Final = 64 << 20
 _PACKED_MAX: Final = 16  # a file system that compresses may store so many bytes in one
 _CHUNK_BYTES: Final = 1 << 20
-_CONTENT: Final = ("files", "state", "state_version", "steps", "current_step", "results")
+_CONTENT: Final = (
+    "files", "state", "state_version", "steps", "current_step", "results", "cursors"
+)  # fmt: skip
 
 Manifest = dict[str, Any]
 EMPTY: Final[Manifest] = {
@@ -88,7 +90,7 @@ def digest_of(manifest: Manifest) -> str:
 
 def content_digest(manifest: Manifest) -> str:
     """Return a digest of what was saved alone, equal for the same work saved twice."""
-    return sha256(canonical({key: manifest.get(key) for key in _CONTENT})).hexdigest()
+    return sha256(canonical({key: manifest[key] for key in _CONTENT if key in manifest})).hexdigest()
 
 
 def seal(dir_fd: int, uid: int, header: Manifest) -> Manifest:
