@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ckptctl import selectors, spec, units
+from ckptctl import selectors, spec, units, words
 from ckptctl.call import Call
 from ckptctl.change import change, tell
 from ckptctl.refusals import out_of_range
@@ -106,7 +106,7 @@ def settings_of(detail: TaskDetail) -> dict[str, Any]:
         "chdir": known.get("cwd", "/"),
         "timeout": float(known.get("timeout_s", 0.0)),
         "deadline": units.rfc3339(int(known.get("deadline_ns", 0))) or "",
-        **({"retries": failures - 1} if failures else {}),
+        **({"retries": _retries(failures)} if failures else {}),
         "grace": float(known.get("grace_s", 10.0)),
         "labels": dict(row.labels),
         "memory": int(known.get("memory_bytes", 0)),
@@ -116,6 +116,11 @@ def settings_of(detail: TaskDetail) -> dict[str, Any]:
         "nice": int(known.get("nice", 0)),
         "on-oom": str(known.get("on_oom", "") or "count"),
     }
+
+
+def _retries(failures_max: int) -> int | str:
+    text = words.retries_text(failures_max)
+    return int(text) if text.isdigit() else text
 
 
 def differences(

@@ -32,7 +32,7 @@ _FIELDS: Final[dict[str, tuple[str, str]]] = {
     "timeout_s": ("--timeout", _YEAR),
     "grace_s": ("--grace", _YEAR),
     "older_s": ("--older", _YEAR),
-    "retries": ("--retries", _COUNT),
+    "retries": ("--retries", f"{_COUNT}, or: unlimited"),
     "backoff_s": ("--backoff", _YEAR),
     "backoff_max_s": ("--backoff", _YEAR),
     "name": ("--name", f"at most {limits.NAME_CHARS_MAX} characters"),

@@ -18,6 +18,7 @@ import msgspec
 from ckptctl import units
 from ckptctl.selectors import words_of
 from ckptd.protocol.errors import BadRequest
+from ckptd.protocol.limits import RETRIES_UNLIMITED
 from ckptd.protocol.messages import Dependency, TaskSpec
 
 Setting = Callable[[Any], dict[str, Any]]
@@ -44,6 +45,11 @@ def _whole(option: str) -> Callable[[Any], int]:
             raise BadRequest(f"{option}: not a whole number: {value!r}") from bad
 
     return convert
+
+
+def _retries(value: Any) -> int:
+    is_unlimited = str(value).strip().lower() == "unlimited"
+    return RETRIES_UNLIMITED if is_unlimited else _whole("--retries")(value)
 
 
 def _truth(value: Any) -> bool:
@@ -110,7 +116,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "in": _field("in_s", units.parse_duration),
     "timeout": _field("timeout_s", units.parse_duration),
     "deadline": _field("deadline_ns", units.parse_time),
-    "retries": _field("retries", _whole("--retries")),
+    "retries": _field("retries", _retries),
     "backoff": _backoff,
     "on-exit": _field("on_exit", units.parse_exit_map),
     "stop-signal": _field("stop_signal", units.parse_signal),
@@ -192,7 +198,7 @@ def _add_timing(parser: argparse.ArgumentParser) -> None:
     for names, metavar, text in (
         (("--timeout",), "TIME", "stop an attempt that runs longer"),
         (("--deadline",), "TIME", "give the whole task up at this time"),
-        (("--retries",), "N", "failures to allow beyond the first"),
+        (("--retries",), "N", "failures to allow beyond the first, or: unlimited"),
         (("--backoff",), "A..B", "first and longest delay between tries: 5s..10m"),
         (("--on-exit",), "MAP", "meaning of exit codes: 3=retry,65=fail,9=ok"),
         (("--stop-signal",), "SIG", "asks the task to stop (default: TERM)"),

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ckptctl.selectors import ACTIVE
 from ckptctl.units import SECOND_NS, age_text, clock_text, duration_text, signal_name, size_text
+from ckptd.protocol.limits import RETRIES_UNLIMITED
 from ckptd.protocol.messages import FINISHED, Progress, TaskRow, TaskSpec
 
 PAINT: Final = {
@@ -109,7 +110,8 @@ def _waiting(row: TaskRow, now_ns: int) -> str:
         left_s = (row.until_ns - now_ns) / SECOND_NS
         words += f" in {duration_text(left_s)}" if left_s > 0 else " now"
     if row.reason == "backoff" and row.failures:
-        most = f" of {row.failures_max}" if row.failures_max else ""
+        is_bounded = 0 < row.failures_max <= RETRIES_UNLIMITED
+        most = f" of {row.failures_max}" if is_bounded else ""
         words += f" (failure {row.failures}{most})"
     return words
 
@@ -227,7 +229,7 @@ def settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         ("after", ", ".join(needs)),
         ("timeout", _unless_zero(duration_text, spec.get("timeout_s"))),
         ("deadline", clock_text(spec.get("deadline_ns", 0))),
-        ("retries", str(failures - 1) if failures else "for as long as it makes progress"),
+        ("retries", retries_text(failures)),
         ("backoff", "..".join(delays) if failures != 1 else ""),
         ("on-exit", ",".join(f"{code}={meaning}" for code, meaning in on_exit.items())),
         ("stop signal", signal_name(stop) if stop != 15 else ""),
@@ -241,6 +243,13 @@ def settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         ("nice", str(spec.get("nice") or "")),
         ("stdin", clean(spec.get("stdin", ""))),
     ]
+
+
+def retries_text(failures_max: int) -> str:
+    """Return how many failures beyond the first a task may have."""
+    if not failures_max:
+        return "for as long as it makes progress"
+    return "unlimited" if failures_max > RETRIES_UNLIMITED else str(failures_max - 1)
 
 
 def starts_text(task: TaskSpec, now_ns: int) -> str:

@@ -115,7 +115,7 @@ class TaskSpec(Message, frozen=True):
     in_s: Seconds = 0.0
     timeout_s: Seconds = 0.0  # of one attempt; 0: none
     deadline_ns: WallNs = 0  # of the whole task; 0: none
-    retries: Count | None = None  # failures beyond the first; None: the daemon's default
+    retries: Count | None = None  # failures beyond the first; 1,000,000: any number; None: default
     backoff_s: Seconds | None = None  # first delay after a failure
     backoff_max_s: Seconds | None = None
     on_exit: Annotated[dict[str, OnExit], msgspec.Meta(max_length=256)] = {}  # "3": "retry"
@@ -337,7 +337,7 @@ class TaskRow(Answer, frozen=True):
     labels: dict[str, str]
     attempt: int
     failures: int
-    failures_max: int  # with --retries N that is N + 1; 0: as long as attempts make progress
+    failures_max: int  # retries + 1; over 1,000,000: unlimited; 0: while each makes progress
     interruptions: int
     submitted_ns: int
     started_ns: int  # of the last attempt

@@ -5,7 +5,9 @@ import pytest
 
 from ckptctl import cli, spec
 from ckptctl.table import VERBS
+from ckptctl.words import settings
 from ckptd.protocol.errors import BadRequest
+from ckptd.protocol.limits import RETRIES_UNLIMITED
 from ckptd.protocol.messages import Dependency, TaskSpec
 
 
@@ -44,6 +46,13 @@ def test_every_option_reaches_its_field() -> None:
 def test_output_goes_to_the_journal_as_the_daemon_has_it_unless_one_says() -> None:
     found = [submitted(*words, "true").journal for words in ([], ["--journal"], ["--no-journal"])]
     assert found == [None, True, False]
+
+
+@pytest.mark.parametrize("word", ["unlimited", "Unlimited"])
+def test_retries_may_be_unlimited(word: str) -> None:
+    (task,) = spec.from_args(parsed("--retries", word, "--", "true"))
+    assert task.retries == RETRIES_UNLIMITED
+    assert dict(settings({"max_failures": task.retries + 1}))["retries"] == "unlimited"
 
 
 def test_a_command_keeps_its_own_options() -> None:

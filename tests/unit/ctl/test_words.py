@@ -3,6 +3,7 @@ import msgspec
 from ckptctl import words
 from ckptctl.picture import check_code
 from ckptctl.run import exit_code
+from ckptd.protocol.limits import RETRIES_UNLIMITED
 from ckptd.protocol.messages import Progress
 from tests.unit.ctl.rows import NOW_NS, SECOND_NS, row
 
@@ -12,6 +13,8 @@ def test_a_state_says_why() -> None:
     assert words.state_text(row(), NOW_NS) == "running"
     waiting = row(phase="waiting", reason="backoff", until_ns=until, failures=2, failures_max=3)
     assert words.state_text(waiting, NOW_NS) == "waiting: retry in 12s (failure 2 of 3)"
+    unlimited = msgspec.structs.replace(waiting, failures_max=RETRIES_UNLIMITED + 1)
+    assert words.state_text(unlimited, NOW_NS) == "waiting: retry in 12s (failure 2)"
     starts = row(phase="waiting", reason="at", until_ns=until)
     assert words.state_text(starts, NOW_NS) == "waiting: starts in 12s"
     after = row(phase="waiting", reason="after")
