@@ -3,14 +3,21 @@
 Invariant: a task's own directory is hostile; `storage/untrusted.py` opens what stands in it.
 """
 
+import json
+import math
 import os
 import stat
+from typing import Any
 
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import Busy, NotFound
-from ckptd.storage import blobs
+from ckptd.storage import blobs, journal
+from ckptd.storage.untrusted import Damaged, NotTrusted
 
 # Invariant: whatever the task did to its own output, opening it neither waits nor follows.
+_NUMBERS_MAX = 32
+_NUMBER_CHARS_MAX = 64
+_ATTEMPTS_ALL = (1 << 31) - 1
 _OUTPUT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -42,12 +49,18 @@ class Files:
             os.close(fd)
         return m.OutputChunk(data, first, size, over and first + len(data) >= size)
 
-    def checkpoints(self, task: int, uid: int, *, verify: bool) -> m.CheckpointList:
-        """Return the generations of a task, newest first. With `verify` every byte is read."""
+    def checkpoints(
+        self, task: int, uid: int, *, verify: bool, result: bool = False
+    ) -> m.CheckpointList:
+        """Return the generations of a task, newest first. With `verify` every byte is read.
+
+        With `result` also what the whole task came to, as its journals have it.
+        """
         directory = os.path.join(self.state_dir, "tasks", str(task))
         found = blobs.generations(directory, uid, verify=verify)
         rows = [self._row(generation) for generation in found]
-        return m.CheckpointList(tuple(sorted(rows, key=lambda row: -row.seq)))
+        made = _result(directory, task, uid) if result else ""
+        return m.CheckpointList(tuple(sorted(rows, key=lambda row: -row.seq)), made)
 
     def _row(self, generation: blobs.Generation) -> m.CheckpointRow:
         manifest = generation.manifest
@@ -62,4 +75,51 @@ class Files:
             digest=manifest.get("digest", ""),
             problem=generation.fault,
             path=generation.path,
+            numbers=numbers_of(manifest),
         )
+
+
+def numbers_of(manifest: dict[str, Any]) -> dict[str, float | str]:
+    """Return what a saver says of its saving; what is no number or short word is left out."""
+    said = manifest.get("numbers")
+    if not isinstance(said, dict):
+        return {}
+    fit = {_word(name): _number(value) for name, value in said.items()}
+    found = {name: value for name, value in fit.items() if value is not None}
+    return dict(list(found.items())[:_NUMBERS_MAX])
+
+
+def _number(value: object) -> float | str | None:
+    if isinstance(value, str):
+        return _word(value)
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _word(text: str) -> str:
+    return text[:_NUMBER_CHARS_MAX].encode(errors="replace").decode()
+
+
+def _result(directory: str, task: int, uid: int) -> str:
+    """Return the JSON of the last result there is; "" without one, or where it cannot be read."""
+    made: dict[str, Any] = {}
+    try:
+        for _, fact in journal.read(directory, task, uid, _ATTEMPTS_ALL):
+            if fact.get("op") == "result":
+                made = fact
+    except (Damaged, NotTrusted, OSError):  # the next look at what it saved tells that
+        return ""
+    if "value" not in made:
+        return ""
+    text = json.dumps(made["value"], ensure_ascii=False)
+    return text if _is_utf8(text) else json.dumps(made["value"])
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair, as "\ud800" in JSON
+        return False
+    return True

@@ -245,7 +245,11 @@ class Requests:
         if len(self._late) >= LATE_MAX:
             raise Busy(f"{LATE_MAX} requests read checkpoints already", "try again in a moment")
         future: Future[m.CheckpointList] = self._worker.submit(
-            self._files.checkpoints, task.id, task.uid, verify=asked.verify
+            self._files.checkpoints,
+            task.id,
+            task.uid,
+            verify=asked.verify,
+            result=asked.result,
         )
         self._late.append((request, future))
         future.add_done_callback(lambda _: self.on_late())

@@ -473,6 +473,7 @@ class Checkpoints(Message, frozen=True):
 
     task: Id
     verify: bool = False
+    result: bool = False  # read the journals, too, for what the whole task came to
 
 
 class CheckpointRow(Answer, frozen=True):
@@ -488,12 +489,14 @@ class CheckpointRow(Answer, frozen=True):
     digest: str
     problem: str
     path: str
+    numbers: dict[str, float | str] = {}  # how saving went, as the saver counts: saves, cost_s, ...
 
 
 class CheckpointList(Answer, frozen=True):
-    """Newest first."""
+    """Newest first. A result is JSON as text, for that is what it is to us; "": none recorded."""
 
     checkpoints: tuple[CheckpointRow, ...]
+    result: str = ""
 
 
 class Stats(Answer, frozen=True):

@@ -1,13 +1,18 @@
 import fcntl
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.files import Files
+from ckptd.daemon.files import Files, numbers_of
+from ckptd.protocol import codec
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import Busy, CkptdError
+from ckptd.sdk.save import save
+from ckptd.storage import facts
+from tests.task_world import TASK, TaskWorld
 
 
 def output_of(state: Path, task: int) -> Path:
@@ -69,3 +74,81 @@ def test_a_lease_on_the_output_does_not_hold_the_daemon_up(tmp_path: Path) -> No
         assert os.waitpid(pid, 0)[1] == 0
         for fd in (*ready, *go):
             os.close(fd)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def listed(world: TaskWorld, *, result: bool = False) -> m.CheckpointList:
+    files = Files(str(Path(world.dir).parent.parent))
+    answer = files.checkpoints(TASK, world.uid, verify=False, result=result)
+    reply = codec.decode_reply(codec.encode_reply("a", codec.encode_answer(answer)))
+    return codec.decode_result(reply, m.CheckpointList)
+
+
+def test_how_saving_went_comes_with_each_checkpoint(tmp_path: Path) -> None:
+    world = TaskWorld(tmp_path)
+    save(world.dir, [], {"attempt": 1, "state": 1})
+    save(world.dir, [], {"attempt": 1, "numbers": {"strategy": "automatic", "saves": 12}})
+
+    assert [row.numbers for row in listed(world).checkpoints] == [
+        {"strategy": "automatic", "saves": 12.0},
+        {},
+    ]
+
+
+HOSTILE = [
+    ("no object", [1, 2], {}),
+    ("no numbers", {"a": None, "b": [1], "c": {"d": 1}, "e": 1.5}, {"e": 1.5}),
+    ("not finite", {"a": float("nan"), "b": float("inf"), "c": 10**400, "d": 0}, {"d": 0.0}),
+    ("half a pair", {"\ud800": "\udfff"}, {"?": "?"}),
+    ("long", {"n" * 999: "x" * 999}, {"n" * 64: "x" * 64}),
+]
+
+
+@pytest.mark.parametrize(("said", "kept"), [row[1:] for row in HOSTILE], ids=lambda _: "")
+def test_numbers_of_a_hostile_manifest_are_bounded(
+    tmp_path: Path, said: object, kept: dict[str, float | str]
+) -> None:
+    world = TaskWorld(tmp_path)
+    save(world.dir, [], {"attempt": 1, "numbers": said})
+
+    (row,) = listed(world).checkpoints
+    assert row.valid
+    assert row.numbers == kept
+
+
+def test_at_most_a_few_numbers_are_passed_on() -> None:
+    assert len(numbers_of({"numbers": {f"n{count}": count for count in range(10_000)}})) == 32
+
+
+@pytest.mark.parametrize("value", [None, 0, {"rows": [1, "é"]}, "\ud800"])
+def test_what_the_whole_task_came_to_is_read_from_its_journals_when_asked_for(
+    tmp_path: Path, value: object
+) -> None:
+    world = TaskWorld(tmp_path)
+    assert listed(world, result=True).result == ""
+    world.record(facts.result_made("an earlier one"))
+    world.begin()
+    world.record(facts.result_made(value), facts.step_done("after"))
+
+    assert listed(world).result == ""
+    assert json.loads(listed(world, result=True).result) == value
+
+
+def test_a_result_of_the_largest_size_fits_into_one_answer(tmp_path: Path) -> None:
+    world = TaskWorld(tmp_path)
+    world.record(facts.result_made('"\\é' * 100_000))
+
+    assert len(listed(world, result=True).result) > 400_000
+
+
+def test_a_damaged_journal_has_no_result(tmp_path: Path) -> None:
+    world = TaskWorld(tmp_path)
+    world.record(facts.result_made(7))
+    world.record(facts.result_made(8))
+    data = bytearray(world.journal_path().read_bytes())
+    data[40] ^= 1
+    world.journal_path().write_bytes(data)
+
+    assert listed(world, result=True).result == ""
