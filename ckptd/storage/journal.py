@@ -3,13 +3,14 @@
     journal/000003.j   the frames of `frame.py`, kind NOTE, payload a JSON list of facts:
     [{"op":"open","format":1,"task":12,"attempt":3,"at_ns":1760000000000000000},
      {"op":"step_done","name":"fetch","result":null,"version":1,"at_ns":1760000000000000001}]
+    00 00 00 ...       room: zeros for the frames to come, once a process appends many
 
 One file per attempt, so that a zombie of attempt 2 cannot write into the file of attempt 3; it is
 refused as soon as attempt 3 was prepared. Many processes of one attempt may append in turn.
 Invariant: a fact counts once its frame checks in its place in the chain; torn means not done.
 Invariant: `append` returns after the sync; the lock is held over it, so a frame never promises
 durability of what its writer did not know to be synced.
-Stdlib only; it does not know what facts mean: read next `facts.py`.
+Stdlib only; it does not know what facts mean: read next `facts.py`, `scan.py` (how it is read).
 """
 
 import contextlib
@@ -23,9 +24,10 @@ from zlib import crc32
 
 from ckptd.storage import frame
 from ckptd.storage.disk import sync_data_fd, sync_fd, write_all
+from ckptd.storage.scan import TORN_BYTES_MAX, Bounds, JournalDamaged, Place, Scan, is_room
 from ckptd.storage.taskdir import ATTEMPT_FILE, attempt_of
 from ckptd.storage.untrusted import (
-    Damaged,
+    JSON_DEPTH_MAX,
     NotTrusted,
     names_in,
     open_directory,
@@ -34,22 +36,35 @@ from ckptd.storage.untrusted import (
     refuse_deep,
 )
 
+__all__ = [
+    "TASK",
+    "Bounds",
+    "Fact",
+    "Journal",
+    "JournalDamaged",
+    "StaleAttempt",
+    "TooLarge",
+    "file_name",
+    "read",
+]
+
 FORMAT: Final = 1
 FACTS_PER_FRAME_MAX: Final = 1_000
 FACT_BYTES_MAX: Final = 1 << 20  # larger things belong into a file of a checkpoint
-FILE_BYTES_MAX: Final = 256 << 20  # half a million items and more; a batch has its own ledger
+FILE_BYTES_MAX: Final = 256 << 20  # half a million items and more; a batch has its own bounds
 ALL_BYTES_MAX: Final = 512 << 20  # over all attempts; bounds what one reading costs
+TASK: Final = Bounds(FILE_BYTES_MAX, ALL_BYTES_MAX)
 ATTEMPTS_MAX: Final = 10_000
-_CHUNK_BYTES: Final = 1 << 20
+UNSYNCED_BYTES_MAX: Final = 1 << 20  # far below what the reader takes for a torn tail
+ROOM_BYTES_MAX: Final = 256 << 10
+_ROOM_FROM_BYTES: Final = 4 << 10  # what is smaller stays small
+_ROOM_AFTER_APPENDS: Final = 4  # a process that appends once and ends makes none
+_ROOM_AGAIN_APPENDS: Final = 1_000  # where the disk had no space for it
 _PAYLOAD_BYTES_MAX: Final = 4 << 20
-_TORN_BYTES_MAX: Final = 2 * frame.PAYLOAD_BYTES_MAX  # what one interrupted append can leave
-_PROMISE_BYTES_MAX: Final = 4 * _TORN_BYTES_MAX  # checked behind the end; frames do not overlap
 
 Fact = dict[str, Any]
 
-
-class JournalDamaged(Damaged):
-    """A fact that was promised durable does not check, or a bound is passed."""
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class StaleAttempt(Exception):
@@ -63,30 +78,41 @@ class TooLarge(Exception):
 class Journal:
     """The journal of one attempt, open for appending; usable by one thread at a time."""
 
-    def __init__(self, task_dir: str, task: int, attempt: int, epoch: int) -> None:
+    def __init__(
+        self, task_dir: str, task: int, attempt: int, epoch: int, *, bounds: Bounds = TASK
+    ) -> None:
         self.task_dir = task_dir
         self.task = task
         self.attempt = attempt
+        self.bounds = bounds
         self._uid = os.getuid()
         self._task_fd = open_directory(task_dir, self._uid)
         self._fd = -1
         self._seed = _seed(task, attempt)
         self._chain = frame.Chain(self._seed, epoch & 0xFFFFFFFF)
         self._before_bytes = 0  # of the attempts before, which nobody appends to any more
-        self._end_bytes = 0
+        self._has_looked = False  # at the file as it was found
+        self._has_name = False  # the file's name is known to be durable
+        self._end_bytes = 0  # behind the last frame
+        self._synced_bytes = 0  # behind the last one that is known to be durable
+        self._room_end = 0  # zeros lie from the end to here, as far as we know
+        self._appends_to_room = _ROOM_AFTER_APPENDS  # so many more before room is made
+        self._has_made_room = False
         self._next_lsn = 1
         self._durable_lsn = 0
         self._vouched: tuple[int, int] | None = None
         self._failure = ""
 
-    def append(self, facts: list[Fact]) -> int:
+    def append(self, facts: list[Fact], *, is_synced: bool = True) -> int:
         """Append facts as one group; return the number of the last one.
+
+        Without `is_synced`, they outlive the process, and are durable with the next synced append.
 
         Raises:
             StaleAttempt: a newer attempt exists. TooLarge: a bound. OSError: the disk refuses.
             JournalDamaged: what is there does not check; or an earlier sync failed.
 
-        Durable: all of `facts`, and everything before them in this file.
+        Durable: all of `facts`, if `is_synced`, and everything before them in this file.
         """
         if self._failure:
             raise JournalDamaged(f"a sync failed before ({self._failure}); nothing may follow")
@@ -95,43 +121,89 @@ class Journal:
             self._fd = self._opened()
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
-            return self._append_locked(facts)
+            return self._append_locked(facts, is_synced=is_synced)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def _append_locked(self, facts: list[Fact]) -> int:
+    def _append_locked(self, facts: list[Fact], *, is_synced: bool) -> int:
+        """Invariant: a frame promises what was synced before it, not what rides unsynced."""
         self._catch_up()
-        is_first = self._next_lsn == 1
-        payload, count = self._payload(facts, is_first=is_first)
-        durable_lsn, crc_before = self._durable_lsn, self._chain.crc
-        data = self._chain.encode(payload, self._next_lsn, durable_lsn, count, frame.NOTE)
+        payload, count = self._payload(facts)
+        crc_before = self._chain.crc
+        data = self._chain.encode(payload, self._next_lsn, self._durable_lsn, count, frame.NOTE)
+        try:
+            self._write(data)
+        except OSError:
+            self._chain.crc = crc_before
+            raise
+        self._end_bytes += len(data)
+        self._next_lsn += count
+        self._appends_to_room -= 1
+        if is_synced or self._end_bytes - self._synced_bytes > UNSYNCED_BYTES_MAX:
+            try:
+                self._sync()
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, self._synced_bytes)
+                raise
+        return self._next_lsn - 1
+
+    def _write(self, data: bytes) -> None:
+        """Write a frame, and room behind it where the one before is used up.
+
+        A frame in room changes no metadata, so its sync waits for one write instead of two. Frame
+        and room are one write, and the sync that follows is the frame's own.
+        Crash: part of a frame, or part of the room, is there: torn, not done; whoever appends next
+        cuts it off. A disk without space for room may have space for the frame.
+        """
+        room_bytes = self._room_bytes(len(data))
+        if room_bytes:
+            try:
+                write_all(self._fd, data + bytes(room_bytes), self._end_bytes)
+            except OSError:
+                self._cut()
+                self._appends_to_room = _ROOM_AGAIN_APPENDS
+            else:
+                self._room_end = self._end_bytes + len(data) + room_bytes
+                self._has_made_room = True
+                return
         try:
             write_all(self._fd, data, self._end_bytes)
         except OSError:
-            # Crash: part of a frame is torn, not done; whoever appends next cuts it off.
-            self._chain.crc = crc_before
-            os.ftruncate(self._fd, self._end_bytes)
+            self._cut()
             raise
-        self._sync(is_first=is_first)
-        self._end_bytes += len(data)
-        self._next_lsn += count
-        self._durable_lsn = self._next_lsn - 1
-        return self._durable_lsn
 
-    def _sync(self, *, is_first: bool) -> None:
-        """Invariant: a failed sync is never repeated; the frame is taken back, the rest refused.
+    def _room_bytes(self, frame_bytes: int) -> int:
+        """Return how much room to make behind the next frame; a file at most doubles by it."""
+        end_bytes = self._end_bytes + frame_bytes
+        if end_bytes <= self._room_end or self._appends_to_room > 0:
+            return 0
+        if end_bytes < _ROOM_FROM_BYTES:
+            return 0
+        room_end = (end_bytes + min(end_bytes, ROOM_BYTES_MAX)) & ~(_ROOM_FROM_BYTES - 1)
+        is_within = self._before_bytes + room_end <= self.bounds.all_bytes
+        return room_end - end_bytes if is_within and room_end <= self.bounds.file_bytes else 0
 
-        Durable: the file, and when it is new also its name.
+    def _cut(self) -> None:
+        """Cut off what lies behind the last frame, room or torn."""
+        os.ftruncate(self._fd, self._end_bytes)
+        self._room_end = self._end_bytes
+
+    def _sync(self) -> None:
+        """Invariant: a failed sync is never repeated: not done, and everything after is refused.
+
+        Durable: the file up to its last frame, and its name.
         """
         try:
             sync_data_fd(self._fd)
-            if is_first:
+            if not self._has_name:
                 self._sync_names()
+                self._has_name = True
         except OSError as error:
             self._failure = str(error)
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._end_bytes)
             raise
+        self._durable_lsn = self._next_lsn - 1
+        self._synced_bytes = self._end_bytes
 
     def _sync_names(self) -> None:
         """Durable: the names from the task's directory down, and all of earlier attempts.
@@ -191,126 +263,77 @@ class Journal:
         Durable: what was taken in. Its writer may have been killed before its sync; where it was
         not, nothing is dirty and the sync is cheap. So the next frame can promise all of it.
         """
-        size = os.fstat(self._fd).st_size
-        if size == self._end_bytes:
+        if self._has_looked and is_room(self._fd, self._end_bytes):
             return
-        scan = Scan(self._fd, self._seed, self._end_bytes, self._next_lsn, self._chain.crc)
-        for _ in scan.payloads():  # Bound: the file, FILE_BYTES_MAX
+        place = Place(self._end_bytes, self._next_lsn, self._chain.crc)
+        scan = Scan(self._fd, self._seed, self.bounds.file_bytes, place)
+        for _ in scan.payloads():  # Bound: the file, `bounds.file_bytes`
             pass
         self._end_bytes, self._next_lsn = scan.end_bytes, scan.next_lsn
         self._chain.crc = scan.crc
-        if size > self._end_bytes:
-            os.ftruncate(self._fd, self._end_bytes)
-        sync_data_fd(self._fd)
-        self._durable_lsn = self._next_lsn - 1
+        self._has_name = self._has_name or scan.promised_lsn > 0
+        size = os.fstat(self._fd).st_size
+        self._room_end = size
+        if scan.is_torn or size > scan.end_bytes + TORN_BYTES_MAX:
+            self._cut()
+        if size:
+            self._sync()
+        self._has_looked = True
 
-    def _payload(self, facts: list[Fact], *, is_first: bool) -> tuple[bytes, int]:
+    def _payload(self, facts: list[Fact]) -> tuple[bytes, int]:
         """Invariant: what `read` refuses is refused here, before it is promised durable."""
-        now_ns = time.time_ns()
-        opening = {"op": "open", "format": FORMAT, "task": self.task, "attempt": self.attempt}
-        group = [{**fact, "at_ns": now_ns} for fact in ([opening, *facts] if is_first else facts)]
-        try:
-            refuse_deep(group)
-        except ValueError as error:
-            raise TooLarge(f"a fact is {error}; save it as a file") from error
-        parts = [json.dumps(fact, separators=(",", ":")).encode() for fact in group]
-        payload = b"[" + b",".join(parts) + b"]"
-        if max(map(len, parts)) > FACT_BYTES_MAX:
-            raise TooLarge(f"a fact takes more than {FACT_BYTES_MAX} bytes; save it as a file")
-        if len(parts) > FACTS_PER_FRAME_MAX + 1 or len(payload) > _PAYLOAD_BYTES_MAX:
-            raise TooLarge(f"{len(parts)} facts with {len(payload)} bytes are too many at once")
+        at_ns = time.time_ns()
+        group = [{**fact, "at_ns": at_ns} for fact in facts]
+        if self._next_lsn == 1:
+            opening = {"op": "open", "format": FORMAT, "task": self.task, "attempt": self.attempt}
+            group.insert(0, {**opening, "at_ns": at_ns})
+        payload = _encoded(group)
+        if len(group) > FACTS_PER_FRAME_MAX + 1 or len(payload) > _PAYLOAD_BYTES_MAX:
+            raise TooLarge(f"{len(group)} facts with {len(payload)} bytes are too many at once")
         end_bytes = self._end_bytes + frame.frame_bytes(len(payload))
-        if end_bytes > FILE_BYTES_MAX:
-            raise TooLarge(f"the journal of attempt {self.attempt} has {FILE_BYTES_MAX} bytes")
-        if self._before_bytes + end_bytes > ALL_BYTES_MAX:
-            raise TooLarge(f"the journals of all attempts have {ALL_BYTES_MAX} bytes")
-        return payload, len(parts)
+        if end_bytes > self.bounds.file_bytes:
+            raise TooLarge(
+                f"the journal of attempt {self.attempt} has {self.bounds.file_bytes} bytes"
+            )
+        if self._before_bytes + end_bytes > self.bounds.all_bytes:
+            raise TooLarge(f"the journals of all attempts have {self.bounds.all_bytes} bytes")
+        return payload, len(group)
 
     def close(self) -> None:
-        """Close the files; nothing is left to be written."""
+        """Close the files; room that was made and not used is given back.
+
+        What was appended unsynced stays so: it outlives this process, not a loss of power.
+        """
+        if self._has_made_room and not self._failure:
+            with contextlib.suppress(OSError):
+                self._give_room_back()
         for fd in (self._fd, self._task_fd):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._task_fd = -1
 
+    def _give_room_back(self) -> None:
+        """Cut the room off, unless others append to it: it is theirs then."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_room(self._fd, self._end_bytes):
+            self._cut()
 
-class Scan:
-    """One pass over the frames of a file, from a known place in the chain to the last good one."""
 
-    def __init__(
-        self, fd: int, seed: int, end_bytes: int = 0, next_lsn: int = 1, crc: int = 0
-    ) -> None:
-        self.end_bytes = end_bytes  # of the last frame that checks in its place
-        self.next_lsn = next_lsn
-        self.crc = crc
-        self._fd = fd
-        self._seed = seed
-        self._data = b""
-        self._data_at = end_bytes
+def _encoded(group: list[Fact]) -> bytes:
+    """Return facts as they stand in a frame.
 
-    def payloads(self) -> Iterator[bytes]:
-        """Yield the payload of every frame in the chain; what follows must be torn, or nothing.
-
-        Raises:
-            JournalDamaged: a later frame promises what does not check, or the file is too large.
-        """
-        while True:  # Bound: every turn passes a frame; FILE_BYTES_MAX
-            head = self._head()
-            if head is None:
-                break
-            offset = self.end_bytes - self._data_at
-            payload = frame.payload_of(memoryview(self._data), offset, head)
-            self.end_bytes += head.size
-            self.next_lsn += head.records
-            self.crc = head.crc
-            if self.end_bytes > FILE_BYTES_MAX:
-                raise JournalDamaged(f"the journal is larger than {FILE_BYTES_MAX} bytes")
-            yield payload
-        self._check_tail()
-
-    def _head(self) -> frame.Head | None:
-        for needed in (frame.HEADER_BYTES, _TORN_BYTES_MAX):
-            if len(self._data) - (self.end_bytes - self._data_at) < needed:
-                self._fill(needed)
-            head = frame.decode(memoryview(self._data), self.end_bytes - self._data_at, self._seed)
-            if head is not None:
-                break
-        else:
-            return None
-        is_ours = head.kind == frame.NOTE and head.records > 0
-        return head if is_ours and frame.is_next(head, self.next_lsn, self.crc) else None
-
-    def _fill(self, needed: int) -> None:
-        kept = self._data[self.end_bytes - self._data_at :]
-        more = os.pread(self._fd, max(needed, _CHUNK_BYTES), self.end_bytes + len(kept))
-        self._data, self._data_at = kept + more, self.end_bytes
-
-    def _check_tail(self) -> None:
-        """Tell torn from damaged: had a later frame promised what is missing here?"""
-        rest = memoryview(os.pread(self._fd, _TORN_BYTES_MAX, self.end_bytes))
-        head = frame.decode(rest, 0, self._seed)
-        if head is not None and frame.is_next(head, self.next_lsn, self.crc):
-            return  # appended while we read: a later look will see it
-        left_bytes = _PROMISE_BYTES_MAX
-        for at in range(0, frame.written_end(rest, 0), 8):  # Bound: _TORN_BYTES_MAX
-            size = self._promising_bytes(rest, at)
-            left_bytes -= size
-            if left_bytes < 0:
-                raise JournalDamaged(f"what follows byte {self.end_bytes} is no torn append")
-            if size and frame.decode(rest, at, self._seed) is not None:
-                raise JournalDamaged(
-                    f"fact {self.next_lsn} at byte {self.end_bytes} does not check, though byte "
-                    f"{self.end_bytes + at} says that it was durable"
-                )
-
-    def _promising_bytes(self, rest: memoryview, at: int) -> int:
-        """Return the size of what may be a frame that promises what is missing here, else 0."""
-        if at + frame.HEADER_BYTES > len(rest) or rest[at + 30] != frame.NOTE or rest[at + 31]:
-            return 0
-        head = frame.peek(rest, at)
-        if head is None or head.durable_lsn < self.next_lsn or head.reserved:
-            return 0
-        return head.size if head.length <= frame.PAYLOAD_BYTES_MAX else 0
+    Raises:
+        TooLarge: one of them is longer, or nested deeper, than is read again.
+    """
+    try:
+        payload = _encode(group).encode()
+        if payload.count(b"[") + payload.count(b"{") > JSON_DEPTH_MAX:  # it may be too deep, then
+            refuse_deep(group)
+    except (ValueError, RecursionError) as error:
+        raise TooLarge(f"a fact is nested too deeply ({error}); save it as a file") from error
+    if len(payload) > FACT_BYTES_MAX and max(len(_encode(fact)) for fact in group) > FACT_BYTES_MAX:
+        raise TooLarge(f"a fact takes more than {FACT_BYTES_MAX} bytes; save it as a file")
+    return payload
 
 
 def file_name(attempt: int) -> str:
@@ -334,7 +357,9 @@ def _files(journal_fd: int) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def read(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Iterator[tuple[int, Fact]]:
+def read(
+    task_dir: str, task: int, owner_uid: int, attempt_max: int, *, bounds: Bounds = TASK
+) -> Iterator[tuple[int, Fact]]:
     """Yield (attempt, fact) of all journals up to an attempt, in order; changes nothing.
 
     Raises:
@@ -350,24 +375,24 @@ def read(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Iterator
         return
     finally:
         os.close(task_fd)
-    left_bytes = ALL_BYTES_MAX
+    left_bytes = bounds.all_bytes
     try:
         for attempt, name in _files(journal_fd):
             if attempt <= attempt_max:
                 left_bytes -= os.stat(name, dir_fd=journal_fd, follow_symlinks=False).st_size
                 if left_bytes < 0:
-                    raise JournalDamaged(f"the journals are larger than {ALL_BYTES_MAX} bytes")
-                for payload in _payloads_of(name, journal_fd, owner_uid, _seed(task, attempt)):
+                    raise JournalDamaged(f"the journals are larger than {bounds.all_bytes} bytes")
+                fd = open_regular(name, owner_uid, journal_fd)
+                for payload in _payloads_of(fd, name, _seed(task, attempt), bounds.file_bytes):
                     for fact in _facts_of(payload, name):
                         yield attempt, fact
     finally:
         os.close(journal_fd)
 
 
-def _payloads_of(name: str, journal_fd: int, uid: int, seed: int) -> Iterator[bytes]:
-    fd = open_regular(name, uid, journal_fd)
+def _payloads_of(fd: int, name: str, seed: int, bytes_max: int) -> Iterator[bytes]:
     try:
-        yield from Scan(fd, seed).payloads()
+        yield from Scan(fd, seed, bytes_max).payloads()
     except JournalDamaged as error:
         raise JournalDamaged(f"journal/{name}: {error}") from error
     finally:
