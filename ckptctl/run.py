@@ -80,7 +80,7 @@ def _name_of(task: TaskSpec) -> str:
 
 def _submitted(call: Call) -> tuple[Submitted, list[TaskSpec]]:
     for name in ("after", "after_fail", "after_any"):
-        _resolve_last(call, getattr(call.args, name) or [])
+        resolve_last(call, getattr(call.args, name) or [])
     tasks = spec.from_args(call.args)
     env, lost = spec.environment(call.args, tasks)
     if lost:
@@ -89,7 +89,7 @@ def _submitted(call: Call) -> tuple[Submitted, list[TaskSpec]]:
     return call.ask("submit", Submit(tuple(tasks), env), Submitted), tasks
 
 
-def _resolve_last(call: Call, depends: list[str]) -> None:
+def resolve_last(call: Call, depends: list[str]) -> None:
     """Replace @last and @~N in place by ids: the wire knows ids and keys only."""
     for place, word in enumerate(depends):
         parts = word.split(",")

@@ -125,6 +125,48 @@ ckptctl wait --exit-code task 7; echo $?""",
         Verb("quarantine release", "change:release", "let them try again", "TASK..."),
         Verb("quarantine drop", "change:drop", "give them up", "TASK..."),
     ),
+    "batches: one command over many items": (
+        Verb(
+            "batch submit", "batch:batch_submit", "work off many items in one task; print its id",
+            "[--] COMMAND... [::: ITEM...]", has_command=True,
+            examples="""\
+ckptctl batch submit -i hosts.txt -j 8 -- ping -c 1 {}
+find . -name '*.png' -print0 | ckptctl batch submit --format null -- optipng
+ckptctl batch submit -i users.jsonl --item-key id --rate 10/s -- ./sync --user {id}
+ckptctl batch submit -i urls.txt --python work:fetch -j 20
+(the same line again goes on where it stood: only items without a result run)""",
+        ),
+        Verb(
+            "batch run", "batch:batch_run", "work them off right here, without a daemon",
+            "[--] COMMAND... [::: ITEM...]", has_command=True,
+            examples="""\
+ckptctl batch run gzip -k ::: *.log
+ckptctl batch run -i hosts.txt --dry-run -- ssh {} uptime
+ckptctl batch run -i hosts.txt --errors -- ssh {} uptime""",
+        ),
+        Verb("batch status", "batch_look:batch_status", "list batches, or show one", "[NAME]",
+             aliases=("batch ls", "batch list"),
+             examples="ckptctl batch status\nckptctl batch status ping-3f9a1c\n"
+             "ckptctl batch status nightly --check; echo $?"),
+        Verb("batch items", "batch_look:batch_items", "items and what they came to", "NAME",
+             examples="ckptctl batch items nightly --status error,fail\n"
+             "ckptctl batch items nightly --todo -q\nckptctl batch items nightly -o csv"),
+        Verb("batch retry", "batch:batch_retry", "go on, or run some items again", "NAME",
+             aliases=("batch resume",),
+             examples="ckptctl batch retry nightly\nckptctl batch retry nightly --errors\n"
+             "ckptctl batch retry nightly --only host7 --here"),
+        Verb("batch wait", "batch:batch_wait", "return once a batch is at rest, with its exit code",
+             "NAME", examples="ckptctl batch wait nightly --timeout 2h; echo $?"),
+        Verb("batch logs", "batch_look:batch_logs", "what items printed; -f follows", "NAME",
+             aliases=("batch log",),
+             examples="ckptctl batch logs nightly -n 20\nckptctl batch logs nightly --key host7"),
+        Verb("batch export", "batch_look:batch_export", "all results as JSON lines, CSV or JSON",
+             "NAME", examples="ckptctl batch export nightly > results.jsonl\n"
+             "ckptctl batch export nightly -o csv --status fail,error"),
+        Verb("batch gc", "batch_look:batch_gc", "remove finished batches", "[NAME...]",
+             examples="ckptctl batch gc --older 30d\nckptctl batch gc --dry-run\n"
+             "ckptctl batch gc nightly --force"),
+    ),
     "the daemon": (
         Verb("daemon status", "admin:daemon_status", "how the daemon is", ""),
         Verb("daemon ping", "admin:daemon_ping", "does it answer", ""),
@@ -166,6 +208,7 @@ ALIASES: Final = {
     "checkpoint list": "checkpoint ls",
 }
 NOUNS: Final = {
+    "batch": "batch status",
     "group": "group ls",
     "checkpoint": "checkpoint ls",
     "quarantine": "quarantine ls",
