@@ -133,7 +133,8 @@ def _publish(name: str, task_fd: int, ckpt_fd: int, header: dict[str, Any]) -> M
     try:
         for _ in range(_COLLISIONS_MAX):  # Bound: only a plain `mv` beside us can take a number
             seq = number_after(ckpt_fd)
-            parent = max((number for number, _ in numbered(ckpt_fd)), default=0)
+            newest = max((number for number, _ in numbered(ckpt_fd)), default=0)
+            parent = int(header.get("parent") or newest)  # an edit names what it was made of
             own = {"seq": seq, "parent": parent, "at_ns": time.time_ns(), "boot_id": this_boot_id()}
             manifest = seal(new_fd, uid, {**EMPTY, **header, **own})
             with _as_newest(task_fd, uid, int(header.get("attempt", 0))):  # copying took its time
