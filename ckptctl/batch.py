@@ -89,7 +89,7 @@ def batch_retry(call: Call) -> int:
     """Go on with a batch as it was last submitted, the same items and the same command."""
     args = call.args
     found = report(args.name)
-    pace = batch_spec.pace_of(args)
+    pace = {"limit": 0, **batch_spec.pace_of(args)}  # the rest is as it was
     args.allow_empty = True
 
     def prepared(more: list[str]) -> Ready:

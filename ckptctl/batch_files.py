@@ -97,7 +97,7 @@ def report(name: str) -> Batch:
         hint = nearest(name, known) or (
             f"there are: {', '.join(known[:8])}" if known else "there are none yet"
         )
-        raise NotFound(bad.message, hint) from bad
+        raise NotFound(f"no batch {name!r}", hint) from bad
 
 
 def ask_json(words: Sequence[str], stdin: bytes | None = None) -> dict[str, Any]:

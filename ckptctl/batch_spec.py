@@ -185,15 +185,13 @@ def batch_of(args: argparse.Namespace, *, has_stdin: bool) -> tuple[str, dict[st
     made |= {"argv": command} if command else {"python": args.python}
     if args.python:
         made["interpreter"] = interpreter(args.interpreter)
-    for key, value in (
-        ("mode", args.mode),
-        ("capture", args.capture),
-        ("on_exit", _on_exit(args.on_exit)),
-        ("timeout_s", _duration(args.item_timeout)),
-    ):
-        if value is not None:
-            made[key] = value
-    return checked_name(args.name or _usual_name(made)), made | pace_of(args)
+    made |= {
+        "capture": args.capture or "last",
+        "on_exit": _on_exit(args.on_exit) or {},
+        "timeout_s": _duration(args.item_timeout) or 0.0,
+        "mode": args.mode or "",
+    }
+    return checked_name(args.name or _usual_name(made)), made | _USUAL_PACE | pace_of(args)
 
 
 def _split(command: list[str]) -> tuple[list[str], list[str] | None]:
@@ -272,6 +270,13 @@ def checked_name(name: str) -> str:
 # --- values -------------------------------------------------------------------------------------
 
 
+_USUAL_PACE: Final[dict[str, Any]] = {
+    "jobs": 0, "rate": "", "scope": "", "preflight": [], "retries": 0, "max_errors": "",
+    "limit": 0, "shuffle": False, "seed": None,
+}  # fmt: skip
+"""A line says all of it: what it does not name is as usual, not as in the line before."""
+
+
 def pace_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what may differ from run to run: how many, how fast, in what order."""
     pace: dict[str, Any] = {
@@ -294,11 +299,8 @@ def selection_words(args: argparse.Namespace) -> list[str]:
              if getattr(args, name.replace("-", "_"), False)]  # fmt: skip
     words += ["--retry-errors"] if args.errors else []
     words += ["--retry-failed"] if args.failed else []
-    for status in statuses_of(args.status):
-        words += ["--retry-status", status]
-    for key in args.only:
-        words += ["--only", key]
-    return words
+    words += [f"--retry-status={status}" for status in statuses_of(args.status)]
+    return words + [f"--only={key}" for key in args.only]
 
 
 def statuses_of(given: list[str], more: tuple[str, ...] = ()) -> list[str]:

@@ -3,6 +3,8 @@
     prepare NAME --spec JSON|-   make or update a batch; prints one JSON object
     run DIR                      work on it until it is done
     dir NAME                     print where a batch lies
+    report, items, export, logs  what there is to see: report.py, logs.py
+    gc [NAME...]                 remove what is finished and old: gc.py
 
 Errors go to stderr: a line, a hint. Exit: 0 done, 1 done with errors, 2 not finished, run it
 again, 4 no such batch or item, 5 conflict, 64 usage, 65 bad data, 75 parked, 130 interrupted.
@@ -10,6 +12,7 @@ Read next: `prepare.py`, `runner.py`.
 """
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -103,10 +106,28 @@ VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
 }
 
 
+_LOOKS: Final = {
+    "report": "report",
+    "items": "report",
+    "export": "report",
+    "logs": "logs",
+    "gc": "gc",
+}
+"""Verbs that take their words as they are, and the module of each."""
+
+
+def _look(verb: str, words: list[str]) -> int:
+    module = importlib.import_module(f"ckptd.batch.{_LOOKS[verb]}")
+    return int(getattr(module, verb)(words))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        asked = _parser().parse_args(argv)
+        if words and words[0] in _LOOKS:
+            return _look(words[0], words[1:])
+        asked = _parser().parse_args(words)
         return VERBS[asked.verb](asked)
     except Refused as refused:
         return tell(refused)
