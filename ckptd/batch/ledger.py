@@ -14,15 +14,17 @@ is an item in flight when the runner was killed: a suspect. Read next: `choose.p
 
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ckptd.batch.place import Batch, newest_run
 from ckptd.batch.refusal import BAD_DATA, Refused
 from ckptd.storage import facts, taskdir
 from ckptd.storage.facts import Facts, read_facts
-from ckptd.storage.journal import Fact, Journal
+from ckptd.storage.journal import FACTS_PER_FRAME_MAX, Bounds, Fact, Journal
 from ckptd.storage.taskdir import this_boot_id
 from ckptd.storage.untrusted import Damaged, NotTrusted
+
+BOUNDS: Final = Bounds(4 << 30, 16 << 30)
 
 
 class Waits(NamedTuple):
@@ -40,7 +42,7 @@ def read(path: str, batch: Batch) -> Facts:
         Refused: it does not check.
     """
     try:
-        found = read_facts(path, batch.id, os.getuid(), newest_run(path))
+        found = read_facts(path, batch.id, os.getuid(), newest_run(path), bounds=BOUNDS)
     except (Damaged, NotTrusted) as bad:
         raise Refused(
             f"the ledger of {batch.name} does not check: {bad}",
@@ -67,22 +69,24 @@ class Ledger:
     """The journal of one run, open for appending."""
 
     def __init__(self, path: str, batch: Batch, run: int) -> None:
-        self._journal = Journal(path, batch.id, run, 0)
+        self._journal = Journal(path, batch.id, run, 0, bounds=BOUNDS)
 
-    def append(self, group: list[Fact]) -> None:
-        """Append one group.
+    def append(self, group: list[Fact], *, is_synced: bool = True) -> None:
+        """Append one group; without `is_synced` it outlives this process, but no power cut.
 
-        Durable: all of it, and everything appended before.
+        Durable: all of it if `is_synced`, and everything appended before.
         """
-        if group:
-            self._journal.append(group)
+        for at in range(0, len(group), FACTS_PER_FRAME_MAX):
+            is_last = at + FACTS_PER_FRAME_MAX >= len(group)
+            part = group[at : at + FACTS_PER_FRAME_MAX]
+            self._journal.append(part, is_synced=is_synced and is_last)
 
     def close(self) -> None:
         """Close; nothing is left to be written."""
         self._journal.close()
 
 
-def begin_event(batch: Batch, items: int, jobs: int) -> Fact:
+def begin_event(batch: Batch, items: int, jobs: int, task: int) -> Fact:
     """Return the fact that a run begins."""
     return facts.run_event(
         "begin",
@@ -91,6 +95,7 @@ def begin_event(batch: Batch, items: int, jobs: int) -> Fact:
         items=items,
         jobs=jobs,
         pid=os.getpid(),
+        task=task,
         base_run=batch.next.base_run,
     )
 

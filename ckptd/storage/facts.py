@@ -27,7 +27,7 @@ import math
 import time
 from typing import Any, Final
 
-from ckptd.storage.journal import FORMAT, Fact, read
+from ckptd.storage.journal import FORMAT, TASK, Bounds, Fact, read
 
 STATUSES: Final = ("pass", "fail", "error", "skipped", "quarantined")
 RETRY_AFTER_S_MAX: Final = 86_400.0  # longer waits are the business of `--at`
@@ -240,9 +240,11 @@ class Facts(Standing):
         return True
 
 
-def read_facts(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Facts:
+def read_facts(
+    task_dir: str, task: int, owner_uid: int, attempt_max: int, *, bounds: Bounds = TASK
+) -> Facts:
     """Return what all attempts up to `attempt_max` recorded; raises what `journal.read` raises."""
     facts = Facts()
-    for attempt, fact in read(task_dir, task, owner_uid, attempt_max):
+    for attempt, fact in read(task_dir, task, owner_uid, attempt_max, bounds=bounds):
         facts.take(attempt, fact)
     return facts
