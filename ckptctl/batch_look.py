@@ -5,7 +5,6 @@ tasks that run them. Read next: `batch_words.py`, `batch_files.py`.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,7 +15,7 @@ from ckptctl import batch_words, units, words
 from ckptctl.batch_files import Batch, Trouble, ask, ask_json, become, report, reports
 from ckptctl.batch_spec import statuses_of
 from ckptctl.call import Call
-from ckptctl.render import Column, Listing, facts_lines, json_text, plain, table_lines
+from ckptctl.render import Column, Listing, facts_lines, json_text, table_lines
 from ckptctl.selectors import ACTIVE, PENDING, STUCK
 from ckptctl.units import duration_text
 from ckptd.protocol.errors import BadRequest, CkptdError
@@ -311,32 +310,33 @@ def batch_gc(call: Call) -> int:
     options = [f"--older={older_s}", *(["--force"] if args.force else []),
                *(["--archives"] if args.archives else [])]  # fmt: skip
     found = ask_json(["gc", "--dry-run", *options, *args.names])
-    if found["removed"] and not args.dry_run:
-        count, size = len(found["removed"]), units.size_text(found["bytes"])
-        what = "the archives of " if args.archives else ""
-        if not call.confirm(f"remove {what}{_batches_text(count)} ({size})?"):
+    if not args.dry_run:
+        is_any = found["removed"] or found["archives"]
+        if is_any and not call.confirm(f"remove {_what_goes(found)}?"):
             raise BadRequest("nothing was removed: it was not confirmed")
         found = ask_json(["gc", *options, *args.names])
     return _told(call, found)
 
 
+def _what_goes(found: dict[str, Any]) -> str:
+    """Return `2 batches and archives of 1 (12.0 MiB)`."""
+    count, old = len(found["removed"]), len(found["archives"])
+    parts = [f"{count} batch{'' if count == 1 else 'es'}"] if count else []
+    parts += [f"what --fresh archived of {old}"] if old else []
+    return f"{' and '.join(parts)} ({units.size_text(found['bytes'])})"
+
+
 def _told(call: Call, found: dict[str, Any]) -> int:
-    if not call.is_for_people:
-        call.out([json_text(plain(found))] if call.style.form != "name" else found["removed"])
-        return 0
-    past = "would be removed" if call.args.dry_run else "removed"
-    what = "archives " if call.args.archives else ""
-    call.out(f"{name}: {what}{past}" for name in found["removed"])
+    if call.style.form in ("json", "jsonl"):
+        call.out([json_text(found)])
+    elif call.style.is_quiet or call.style.form == "name":
+        call.out(found["removed"])
+    else:
+        past = "would be removed" if call.args.dry_run else "removed"
+        call.out(f"{name}: {past}" for name in found["removed"])
+        call.out(f"{name}: archives {past}" for name in found["archives"])
     for name, why in found["kept"].items() if call.args.names else ():
         call.note(f"{name} is kept: {why}")
-    if not found["removed"]:
+    if not (found["removed"] or found["archives"] or found["kept"]):
         call.note("nothing to remove")
-    elif sys.stderr.isatty():
-        call.note(
-            f"{units.size_text(found['bytes'])} {'to gain' if call.args.dry_run else 'freed'}"
-        )
     return 1 if call.args.names and found["kept"] else 0
-
-
-def _batches_text(count: int) -> str:
-    return f"{count} batch{'' if count == 1 else 'es'}"
