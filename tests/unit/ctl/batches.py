@@ -18,12 +18,12 @@ def made(name: str, items: Sequence[Any], source: dict[str, Any] | None = None, 
     return str(prepare(name, {**given, "items": source}, Wishes())["dir"])
 
 
-def ran(path: str, *group: Fact, end: str = "finished", begin: dict[str, Any] | None = None) -> int:
+def ran(path: str, *group: Fact, end: str = "finished", task: int = 0) -> int:
     """Record one run with these facts; without `end` it was killed. Return its number."""
     batch = place.load(path)
     run = ledger.begin(path)
     book = ledger.Ledger(path, batch, run)
-    book.append([{**ledger.begin_event(batch, 0, 1), **(begin or {})}, *group])
+    book.append([ledger.begin_event(batch, batch.items, 1, task), *group])
     if end:
         book.append([facts.run_event("end", why=end)])
     book.close()
