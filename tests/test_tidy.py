@@ -97,8 +97,9 @@ def test_floors_stay_small_enough_to_know_by_heart() -> None:
 
 
 def test_packages_are_floors_and_their_init_is_empty() -> None:
+    public = {"ckptd/sdk/__init__.py"}  # what authors import; each name loaded when it is used
     for path in SOURCES:
-        if path.name == "__init__.py":
+        if path.name == "__init__.py" and name_of(path) not in public:
             assert not path.read_text(), f"{name_of(path)} is not empty"
 
 

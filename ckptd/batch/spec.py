@@ -17,15 +17,14 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from ckptd.batch.refusal import Refused
+from ckptd.sdk import rate
 
 Format = Literal["lines", "jsonl", "csv", "null"]
 Outcome = Literal["pass", "fail", "error", "skipped", "quarantined", "transient", "again"]
 JOBS_MAX: Final = 256
 RETRIES_MAX: Final = 1_000
 _PYTHON: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/(?:(\d+(?:\.\d+)?)?\s*)?(s|sec|m|min|h|hour|d|day)")
 T = TypeVar("T", bound=msgspec.Struct)
-_UNIT_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Source(msgspec.Struct, rename={"from_": "from"}, forbid_unknown_fields=True):
@@ -165,17 +164,11 @@ def _check_knobs(knobs: Knobs, config: Config) -> None:
 
 
 def parse_rate(text: str) -> float:
-    """Return items per second of `10/s`, `100/5min`, `1000/day`; 0 where there is no limit."""
-    if not text:
-        return 0.0
-    found = _RATE.fullmatch(text.strip().lower())
-    per_s = 0.0
-    if found:
-        seconds = float(found[2] or 1) * _UNIT_S[found[3][0]]
-        per_s = float(found[1]) / seconds if seconds > 0 else 0.0
-    if not 1e-6 <= per_s <= 1e6:
-        raise Refused(f"--rate {text!r} is no rate", "examples: 10/s, 100/min, 1000/day")
-    return per_s
+    """Return items per second; 0 where there is no limit."""
+    try:
+        return rate.parse_rate(text) if text else 0.0
+    except ValueError as error:
+        raise Refused(f"--rate {error}") from error
 
 
 def parse_max_errors(text: str) -> tuple[float, bool]:

@@ -19,6 +19,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,8 @@ _CRC_CHARS: Final = 8
 _DURABLE_S: Final = 1.0
 _REOPENED_MAX: Final = 100
 _NS: Final = 1_000_000_000
+_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/(?:(\d+(?:\.\d+)?)?\s*)?(s|sec|m|min|h|hour|d|day)")
+_UNIT_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_retry_after(text: str, now_s: float) -> float:
@@ -53,6 +56,22 @@ def parse_retry_after(text: str, now_s: float) -> float:
     if math.isnan(seconds):
         raise ValueError(f"Retry-After {text!r} is no number")
     return min(max(seconds, 0.0), WAIT_S_MAX)
+
+
+def parse_rate(text: str) -> float:
+    """Return the takings per second of `10/s`, `100/5min`, `1000/day`.
+
+    Raises:
+        ValueError: it is no rate, or out of range.
+    """
+    found = _RATE.fullmatch(text.strip().lower())
+    per_s = 0.0
+    if found:
+        seconds = float(found[2] or 1) * _UNIT_S[found[3][0]]
+        per_s = float(found[1]) / seconds if seconds > 0 else 0.0
+    if not 1e-6 <= per_s <= 1e6:
+        raise ValueError(f"{text!r} is no rate; examples: 10/s, 100/min, 1000/day")
+    return per_s
 
 
 def _of_date(text: str) -> float:

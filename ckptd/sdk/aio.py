@@ -1,0 +1,502 @@
+"""The asynchronous context: the names and promises of `SyncResumableContext`, awaited.
+
+The disk never holds the loop: facts of all coroutines that come meanwhile share one append and
+one sync in a thread, a checkpoint is collected on the loop and written in a thread.
+Read next: `context.py`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+from ckptd.sdk import steps, waits
+from ckptd.sdk.context import AT_LEAST_ONCE, AT_MOST_ONCE, TaskContext
+from ckptd.sdk.declare import RetryPolicy
+from ckptd.sdk.items import RETRY, Item, Items, Keys, Outcome, Tally, outcome_of, size_of
+from ckptd.sdk.outcomes import (
+    CheckpointTooLarge,
+    NotJson,
+    Parked,
+    SdkError,
+    StepTimeout,
+    StopRequested,
+    TransientError,
+)
+from ckptd.sdk.values import decode, encode
+from ckptd.sdk.work import CheckpointRef, Draft, Work
+from ckptd.storage import facts
+from ckptd.storage.journal import Fact
+
+T = TypeVar("T")
+_GROUP_MAX = 250  # calls in one append
+
+
+def run_async(work: Work, park_after_s: float) -> Any:
+    """Run a coroutine function to its end on a loop of its own; return its result."""
+
+    async def called() -> Any:
+        ctx = ResumableContext(work, park_after_s=park_after_s)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(work.attention.wake_fd, ctx._wake)
+        warning = loop.call_later(waits.WARN_AFTER_S, ctx._warn_without_safe_point)
+        try:
+            return await work.task.function(ctx, **work.given)
+        finally:
+            warning.cancel()
+            loop.remove_reader(work.attention.wake_fd)
+
+    return asyncio.run(called())
+
+
+class ResumableContext(TaskContext):
+    """The context of a coroutine function."""
+
+    def __init__(self, work: Work, *, park_after_s: float = waits.PARK_AFTER_S) -> None:
+        super().__init__(work, park_after_s=park_after_s)
+        self._queue: list[tuple[tuple[Fact, ...], asyncio.Future[None]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+        self._saving = asyncio.Lock()
+        self._woken = asyncio.Event()
+
+    def _wake(self) -> None:
+        self._woken.set()
+        asyncio.get_running_loop().remove_reader(self._work.attention.wake_fd)
+
+    # --- the disk, off the loop -----------------------------------------------------------------
+
+    async def _record(self, *group: Fact) -> None:
+        """Make facts durable, together with those of others.
+
+        Durable: all of them, before it returns.
+        """
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((group, settled))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        await settled
+
+    async def _flush(self) -> None:
+        while self._queue:  # Bound: each turn settles what was queued before it
+            group, self._queue = self._queue[:_GROUP_MAX], self._queue[_GROUP_MAX:]
+            await self._settle(group)
+        self._flusher = None
+
+    async def _settle(self, group: list[tuple[tuple[Fact, ...], asyncio.Future[None]]]) -> None:
+        error: BaseException | None = None
+        try:
+            await asyncio.to_thread(self._work.record, *(one for some, _ in group for one in some))
+        except CheckpointTooLarge as large:
+            if len(group) > 1:  # nothing was written; one call must not cost the others theirs
+                for one in group:
+                    await self._settle([one])
+                return
+            error = large
+        except BaseException as failed:  # noqa: BLE001 - each of the callers gets it raised
+            error = failed
+        for _, settled in group:
+            if settled.done():
+                continue  # its coroutine was cancelled
+            if error is None:
+                settled.set_result(None)
+            else:
+                settled.set_exception(error)
+
+    async def _save(self, draft: Draft) -> CheckpointRef:
+        return await asyncio.to_thread(self._work.write, draft)
+
+    # --- safe points ----------------------------------------------------------------------------
+
+    async def checkpoint(self, reason: str = "manual") -> CheckpointRef:
+        """Save state, cursors and staged files; see `SyncResumableContext.checkpoint`.
+
+        Durable: the checkpoint it returns.
+        """
+        async with self._saving:
+            return await self._save(self._work.draft(reason=reason))
+
+    async def checkpoint_if_needed(
+        self, step: str | None = None, progress: Any = None, *, force: bool = False
+    ) -> bool:
+        """Take a safe point; return whether the bulk state was saved.
+
+        Raises:
+            StopRequested: somebody asked to stop; everything is saved.
+
+        Durable: the completion of `step`, always.
+        """
+        done = self._completed(step, progress)
+        if done:
+            await self._record(*done)
+        return await self._safe_point(force=force)
+
+    async def _safe_point(self, *, force: bool = False) -> bool:
+        self._has_safe_point = True
+        work = self._work
+        is_saved = False
+        async with self._saving:
+            is_stopped = self.should_stop
+            if force or work.is_save_due() or (is_stopped and work.is_dirty()):
+                await self._save(work.draft(reason="stop" if is_stopped else "strategy"))
+                is_saved = True
+        work.raise_if_stopped()
+        return is_saved
+
+    # --- steps and values -----------------------------------------------------------------------
+
+    async def step(  # noqa: PLR0913 - what an author may say of a step
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        semantics: str = AT_LEAST_ONCE,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the same names in both contexts
+        version: int = 1,
+        invalidates: Iterable[str] = (),
+        risky: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a function, plain or async, unless this step is completed; return its result.
+
+        See `SyncResumableContext.step`. A plain function runs on the loop.
+
+        Durable: that the step is done, and its result, before it returns.
+        """
+        memo = self._steps.memo(name, version)
+        if memo is not None:
+            return memo.value
+        self._work.current_step = name
+        await self._safe_point(force=risky and self._work.is_dirty())
+        begin = self._steps.begin(name, version, semantics)
+        if begin:
+            await self._record(*begin)
+        result = await self._tried(
+            lambda: _timed(name, function, timeout, args, kwargs),
+            retry,
+        )
+        await self._record(*self._steps.end(name, result, version, invalidates))
+        await self._save_after_step()
+        return decode(encode(result, f"the result of step {name!r}"))
+
+    async def _tried(self, call: Callable[[], Awaitable[T]], retry: RetryPolicy | None) -> T:
+        for failures in range(1, (retry.max_failures or steps.TRIES_MAX) + 1 if retry else 2):
+            try:
+                return await call()
+            except Exception as error:
+                delay_s = steps.delay_s(error, retry, failures)
+                if delay_s is None:
+                    raise
+            await self._pause(delay_s)
+        raise AssertionError
+
+    async def _save_after_step(self) -> None:
+        work = self._work
+        async with self._saving:
+            is_worth = work.task.strategy.is_worth_at_step_end(work.pace, work.ports.now_s())
+            if is_worth and work.is_dirty():
+                await self._save(work.draft(reason="step"))
+
+    async def complete_step(self, name: str, result: Any = None) -> None:
+        """Take note that a step is completed.
+
+        Durable: that, before it returns.
+        """
+        await self._record(*self._steps.end(name, result, 1, ()))
+        await self._safe_point()
+
+    async def set_intermediate_result(self, key: str, value: Any) -> None:
+        """Store a value under a key.
+
+        Durable: the value, before it returns.
+        """
+        stored = encode(value, f"the intermediate result {key!r}")
+        await self._record(facts.set_value(key, stored))
+
+    async def delete_intermediate_result(self, key: str) -> None:
+        """Forget a value.
+
+        Durable: that it is gone, before it returns.
+        """
+        if key in self._work.known.values:
+            await self._record(facts.delete_value(key))
+
+    # --- items ----------------------------------------------------------------------------------
+
+    def items(
+        self, source: Iterable[Any], key: Any = None, concurrency: int = 1, name: str = ""
+    ) -> "AsyncItems":
+        """Return those of `source` that have no result yet; `key` is a function or a field.
+
+        Two sources with the same keys in one task need a `name` each.
+        """
+        return AsyncItems(self, source, Keys(key, name), concurrency)
+
+    async def record_item(
+        self, key: str, status: str, result: Any = None, error: str | None = None
+    ) -> None:
+        """Take note of how an item came out: pass, fail, error, skipped or quarantined.
+
+        Durable: the result, before it returns.
+        """
+        await self._record_item(key, status, result, error)
+        await self._safe_point()
+
+    async def _record_item(
+        self, key: str, status: str, result: Any = None, error: str | None = None
+    ) -> None:
+        await self._record(self._item_fact(key, status, result, error))
+        self._work.pace.items_since += 1
+
+    async def track(
+        self, source: Iterable[T], total: float | None = None, key: Any = None, name: str = "track"
+    ) -> AsyncIterator[T]:
+        """Yield what is not done yet, and tell the progress; see `SyncResumableContext.track`."""
+        total = size_of(source) if total is None else total
+        if key is not None:
+            async for item in AsyncItems(self, source, Keys(key, name), total=total):
+                yield item.value
+            return
+        position = self.cursor(name, 0)
+        skipped = position.value
+        for number, one in enumerate(source):
+            if number < skipped:
+                continue
+            yield one
+            position.set(number + 1)
+            self.set_progress(number + 1, total)
+            await self._safe_point()
+
+    # --- waits ----------------------------------------------------------------------------------
+
+    async def sleep_until(self, until_s: float) -> None:
+        """Wait until a time (Unix seconds), without a process where that is longer than 10 s.
+
+        Raises:
+            Parked: let it pass; the task is started again when it is due.
+        """
+        await self._wait(until_s, "sleep", "")
+
+    async def wait_rate_limit(
+        self, scope: str, *, retry_after: float | str | None = None, rate: str | None = None
+    ) -> None:
+        """Wait for a shared rate limit; see `SyncResumableContext.wait_rate_limit`.
+
+        Raises:
+            Parked: let it pass; the task is started again when it is due.
+
+        Durable: the limit, for everybody who shares the scope.
+        """
+        wait_s = await asyncio.to_thread(waits.limit_wait_s, scope, retry_after, rate)
+        await self._wait(time.time() + wait_s, "rate_limit", scope)
+
+    async def _wait(self, until_s: float, why: str, scope: str) -> None:
+        left_s = until_s - time.time()
+        if left_s > self._park_after_s:
+            async with self._saving:
+                await self._save(waits.parking_draft(self._work))
+            await self._record(waits.parking_fact(until_s, scope))
+            raise Parked(until_s, why, scope)
+        await self._pause(left_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait in place; what was waited is counted, a stop ends it."""
+        began_s = time.monotonic()
+        await self._hold(seconds)
+        self._work.wait_s += time.monotonic() - began_s
+        await self._safe_point()
+
+    async def _hold(self, seconds: float) -> None:
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0:  # Bound: the clock
+            if self.should_stop:
+                return
+            try:
+                await asyncio.wait_for(self._woken.wait(), min(left_s, waits.LOOK_EVERY_S))
+            except TimeoutError:
+                continue
+
+    async def _limited(self, scope: str, seconds: float) -> None:
+        """Wait for a rate limit beside other items; to park is the business of `run`."""
+        wait_s = seconds
+        if scope:
+            wait_s = await asyncio.to_thread(waits.limit_wait_s, scope, seconds, None)
+        if wait_s > self._park_after_s:
+            raise Parked(time.time() + wait_s, "rate_limit", scope)
+        await self._hold(wait_s)
+        self._work.raise_if_stopped()
+
+    async def external_job(
+        self,
+        name: str,
+        submit: Callable[[str], Awaitable[Any]],
+        poll: Callable[[Any], Awaitable[Any]],
+        cancel: Callable[[Any], Awaitable[None]] | None = None,
+        *,
+        every: float = 5.0,
+    ) -> Any:
+        """Have another system do the work; see `SyncResumableContext.external_job`.
+
+        Raises:
+            StepInterrupted: the submit was begun, and its answer was lost.
+        """
+        memo = self._steps.memo(name, 1)
+        if memo is not None:
+            return memo.value
+        job_key = steps.job_key(name)
+        if job_key not in self._work.known.values:
+            await self._safe_point()
+            await self._record(*self._steps.begin(name, 1, AT_MOST_ONCE))
+            made = encode(await submit(self.idempotency_key(name)), f"the id of job {name!r}")
+            await self._record(facts.set_value(job_key, made))
+        job = self.get_intermediate_result(job_key)
+        try:
+            while (result := await poll(job)) is None:  # Bound: the other system, or a stop
+                await self._pause(every)
+        except StopRequested as stop:
+            if stop.reason == "cancel" and cancel is not None:
+                await cancel(job)
+            raise
+        await self._record(*self._steps.end(name, result, 1, ()))
+        return decode(encode(result, f"the result of job {name!r}"))
+
+
+async def _timed(
+    name: str,
+    function: Callable[..., Any],
+    timeout_s: float | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            made = function(*args, **kwargs)
+            return await made if isinstance(made, Awaitable) else made
+    except TimeoutError as error:
+        if limit.expired():
+            raise StepTimeout(f"step {name!r} took longer than {timeout_s:g} s") from error
+        raise
+
+
+class AsyncItem(Item):
+    """An item in a coroutine function."""
+
+    __slots__ = ()
+
+    async def step(self, name: str, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """Run a step inside of this item, as `ctx.step` does.
+
+        Durable: that it is done, and its result.
+        """
+        return await self.items.ctx.step(self.step_name(name), function, *args, **kw)
+
+    async def record(self, status: str, result: Any = None, error: str | None = None) -> None:
+        """Take note of how it came out, before the loop goes on.
+
+        Durable: the result.
+        """
+        self.is_recorded = True
+        await self.items.ctx.record_item(self.key, status, result, error)
+
+
+class AsyncItems(Items):
+    """The items of a coroutine function: an `async for` loop over them, or `run`."""
+
+    ctx: ResumableContext
+
+    async def __aiter__(self) -> AsyncIterator[AsyncItem]:
+        """Yield what is to be done; an item is passed when the next one is asked for.
+
+        Durable: the result of each, before the next.
+        """
+        source = iter(self._source)
+        while (item := self._next_of(source, AsyncItem)) is not None:  # Bound: the source
+            assert isinstance(item, AsyncItem)
+            yield item
+            if not item.is_recorded:
+                await item.record("pass")
+            self._tell()
+
+    async def run(
+        self, function: Callable[[Any], Awaitable[Any]], retry: RetryPolicy = RETRY
+    ) -> Tally:
+        """Await `function(value)` for each item, up to `concurrency` at once.
+
+        See `SyncItems.run` for what exceptions mean.
+
+        Raises:
+            TransientError: items are left that could not be done now.
+
+        Durable: each result, before another item takes its place.
+        """
+        flying: set[asyncio.Task[None]] = set()
+        try:
+            await self._run_all(function, retry, flying)
+        except Parked as parked:  # raised beside us: to park is the business of this coroutine
+            await asyncio.gather(*flying, return_exceptions=True)
+            await self.ctx._wait(parked.until_s, parked.reason, parked.scope)
+            self.tally.undone += 1
+        finally:
+            await asyncio.gather(*flying, return_exceptions=True)
+        if self.tally.undone:
+            raise TransientError(f"{self.tally.undone} items left: {self.tally.last_error}")
+        return self.tally
+
+    async def _run_all(
+        self,
+        function: Callable[[Any], Awaitable[Any]],
+        retry: RetryPolicy,
+        flying: set[asyncio.Task[None]],
+    ) -> None:
+        source = iter(self._source)
+        while (item := self._next_of(source, AsyncItem)) is not None:  # Bound: the source
+            flying.add(asyncio.create_task(self._do(function, item, retry)))
+            while len(flying) >= self.concurrency:  # Bound: the items in flight
+                await self._gathered(flying)
+        while flying:  # Bound: the items in flight
+            await self._gathered(flying)
+
+    async def _gathered(self, flying: set[asyncio.Task[None]]) -> None:
+        done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+        flying -= done
+        for one in done:
+            one.result()
+        self._tell(len(flying))
+        await self.ctx._safe_point()
+
+    async def _do(
+        self, function: Callable[[Any], Awaitable[Any]], item: Item, retry: RetryPolicy
+    ) -> None:
+        failures = 0
+        while True:  # Bound: the retry policy; a rate limit waits as long as it is told to
+            outcome = await self._call(function, item, failures + 1, retry)
+            if outcome.status:
+                break
+            if outcome.is_limited:
+                await self.ctx._limited(outcome.scope, outcome.delay_s)
+                continue
+            failures += 1
+            if not outcome.delay_s:
+                self.tally.undone += 1
+                self.tally.last_error = outcome.error
+                return
+            await self.ctx._hold(outcome.delay_s)
+            self.ctx._work.raise_if_stopped()
+        try:
+            await self.ctx._record_item(item.key, outcome.status, outcome.result, outcome.error)
+        except (NotJson, CheckpointTooLarge) as unfit:  # nothing of it was recorded
+            outcome = Outcome("error", error=str(unfit))
+            await self.ctx._record_item(item.key, outcome.status, None, outcome.error)
+        self.tally.add(outcome.status)
+
+    @staticmethod
+    async def _call(
+        function: Callable[[Any], Awaitable[Any]], item: Item, failures: int, retry: RetryPolicy
+    ) -> Outcome:
+        try:
+            return Outcome("pass", await function(item.value))
+        except SdkError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an item's failure is its own
+            return outcome_of(error, failures, retry)

@@ -1,0 +1,315 @@
+"""One attempt of a task, seen from inside: what is known, what is made durable, when to save.
+
+Both contexts stand on this; it waits for nothing but the disk. Facts (steps, values, items) go to
+the journal and are durable when `record` returns; the bulk state goes into a checkpoint when the
+strategy, the daemon, a stop or the author asks. What is on disk if the process dies on any line:
+every fact that was recorded, and the newest checkpoint that was published; the next attempt
+reads both here.
+Invariant: facts are applied to `known` only after they are durable.
+Read next: `context.py`, `ckptd/storage/journal.py`, `save.py`.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from ckptd.protocol.version import VERSION
+from ckptd.sdk import save as saver
+from ckptd.sdk import state as states
+from ckptd.sdk.attention import Attention
+from ckptd.sdk.declare import Task
+from ckptd.sdk.group import Appends, Recorder
+from ckptd.sdk.outcomes import (
+    CheckpointTooLarge,
+    CorruptCheckpointError,
+    LeaseLost,
+    StopRequested,
+    TransientError,
+)
+from ckptd.sdk.strategy import numbers, pace_of
+from ckptd.sdk.surroundings import Surroundings
+from ckptd.storage import manifest as seals
+from ckptd.storage.facts import Facts, read_facts
+from ckptd.storage.journal import Fact, Journal, StaleAttempt, TooLarge
+from ckptd.storage.manifest import Manifest, TooNew, sha256
+from ckptd.storage.untrusted import Damaged, NotTrusted, is_empty, is_passing, open_directory
+
+_TELL_EVERY_S: Final = 0.1  # progress is telemetry; a fast loop must not pay for it
+_CODE_CHARS: Final = 16
+
+
+class CheckpointRef(NamedTuple):
+    """A checkpoint that is durable: number, digest, bytes of its files, seconds it took."""
+
+    seq: int
+    digest: str
+    bytes: int
+    seconds: float
+
+
+class Draft(NamedTuple):
+    """A checkpoint that is collected and not written yet."""
+
+    header: Manifest
+    content: Any
+    began_s: float
+
+
+def _journal(around: Surroundings) -> Appends:
+    return Journal(around.dir, around.task, around.attempt, around.epoch)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What an attempt writes through, and its clock; `ckptd.testing` gives others."""
+
+    journal: Callable[[Surroundings], Appends] = _journal
+    save: Callable[..., saver.Saved] = saver.save
+    now_s: Callable[[], float] = time.monotonic
+
+
+class Work:
+    """The engine of one attempt. `record` may be called by many threads, the rest by one."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        task: Task,
+        given: dict[str, Any],
+        ports: Ports | None = None,
+    ) -> None:
+        """Read what earlier attempts left.
+
+        Raises:
+            StateVersionError, CorruptCheckpointError: it cannot be gone on from; nothing changed.
+            LeaseLost: a newer attempt exists. TransientError: the disk has trouble.
+        """
+        self.around, self.task, self.given = around, task, given
+        self.ports = ports or Ports()
+        self.attention = Attention(around)
+        self.known = self._read_facts()
+        self.saved = self._read_manifest()
+        self.state: Any = self._restored()
+        found = self.saved.get("cursors")
+        self.cursors: dict[str, Any] = dict(found) if isinstance(found, dict) else {}
+        self.current_step = str(self.saved.get("current_step") or "")
+        self.progress: tuple[float, float] | None = None
+        self.files_dropped: set[str] = set()
+        self.collectors: list[Callable[[], None]] = []
+        self.pauses = int(self.saved.get("pause_count") or 0)
+        self.resumes = int(self.saved.get("resume_count") or 0) + bool(self.saved)
+        self.wait_s = float(self.saved.get("wait_s") or 0.0) + self._parked_s()
+        self._told_at_s = 0.0
+        self._provenance: dict[str, Any] = {}
+        interruptions = max(0, around.attempt - 1 - self.pauses)
+        self.pace = pace_of(self.saved.get("numbers"), interruptions)
+        self.pace.began_at_s = self.pace.saved_at_s = self.ports.now_s()
+        self.pace.jitter = 0.9 + (hash((around.task, around.attempt)) % 201) / 1000
+        self.pace.resume_s = _since_process_start_s()
+        self._content = self._content_now() if self.saved else None
+        self.recorder = Recorder(self.ports.journal(around))
+        self._migrate()
+
+    # --- what is there --------------------------------------------------------------------------
+
+    def _read_facts(self) -> Facts:
+        around = self.around
+        try:
+            known = read_facts(around.dir, around.task, os.getuid(), around.attempt)
+        except (Damaged, NotTrusted) as error:
+            raise CorruptCheckpointError(f"the journal does not check: {error}") from error
+        except OSError as error:
+            raise trouble(error, "the journal cannot be read") from error
+        if known.problem:
+            raise CorruptCheckpointError(known.problem)
+        return known
+
+    def _read_manifest(self) -> Manifest:
+        """Return the manifest to go on from; its files were compared before the task started."""
+        if not self.around.last:
+            return {}
+        uid = os.getuid()
+        try:
+            fd = open_directory(self.around.last, uid)
+            try:
+                return seals.load(fd, uid)
+            finally:
+                os.close(fd)
+        except (Damaged, NotTrusted, TooNew) as error:
+            raise CorruptCheckpointError(f"{self.around.last} does not check: {error}") from error
+        except OSError as error:
+            raise trouble(error, f"{self.around.last} cannot be read") from error
+
+    def _restored(self) -> Any:
+        saved = self.saved
+        version = int(saved.get("state_version") or 0)
+        is_there = bool(saved) and (version > 0 or saved.get("state") is not None)
+        return states.restored(self.task, saved.get("state"), version, is_there=is_there)
+
+    def _migrate(self) -> None:
+        """Save state that an earlier version left as that of this one: once, and kept.
+
+        Crash: before the save, the next attempt migrates again from what is untouched.
+        """
+        version = int(self.saved.get("state_version") or 0)
+        if 0 < version < self.task.version:
+            self._provenance = {"migrated_from": version, "of": int(self.saved["seq"])}
+            self.write(self.draft())
+
+    def _parked_s(self) -> float:
+        parked_ns = self.saved.get("parked_at_ns")
+        if not isinstance(parked_ns, int) or not 0 < parked_ns < time.time_ns():
+            return 0.0
+        return (time.time_ns() - parked_ns) / 1e9
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether an earlier attempt left anything to go on from."""
+        return bool(self.saved) or self.known.has_any
+
+    # --- facts ----------------------------------------------------------------------------------
+
+    def record(self, *facts: Fact) -> None:
+        """Make facts durable, then know them.
+
+        Durable: all of them, before it returns.
+        """
+        try:
+            self.recorder.record(list(facts))
+        except StaleAttempt as error:
+            raise LeaseLost(str(error)) from error
+        except TooLarge as error:
+            raise CheckpointTooLarge(f"{error}; nothing of it was recorded") from error
+        except Damaged as error:
+            raise CorruptCheckpointError(str(error)) from error
+        except OSError as error:
+            raise trouble(error, "a fact could not be recorded") from error
+        for fact in facts:
+            self.known.take(self.around.attempt, fact)
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def draft(self, **more: Any) -> Draft:
+        """Collect what a checkpoint shall hold; runs the author's callbacks, in this thread."""
+        began_s = self.ports.now_s()
+        for collect in self.collectors:
+            collect()
+        content = self._content_now()
+        state, cursors, progress = content
+        header = {
+            "task": self.around.task,
+            "attempt": self.around.attempt,
+            "epoch": self.around.epoch,
+            "state": state,
+            "state_version": self.task.version,
+            "cursors": cursors,
+            "progress": progress,
+            "current_step": self.current_step,
+            "pause_count": self.pauses,
+            "resume_count": self.resumes,
+            "wait_s": round(self.wait_s, 3),
+            "task_name": self.task.name,
+            "task_version": self.task.version,
+            "sdk_version": VERSION,
+            "code_digest": code_digest(self.task),
+            "config_digest": sha256(seals.canonical(self.given)).hexdigest()[:_CODE_CHARS],
+            "numbers": numbers(self.task.strategy, self.pace, self.ports.now_s()),
+            **({"provenance": self._provenance} if self._provenance else {}),
+            **saver.facts_for_header(sorted(self.known.steps), self.known.values),
+            **more,
+        }
+        return Draft(header, content, began_s)
+
+    def _content_now(self) -> Any:
+        has_schema = self.task.state_schema is not None
+        done_total = self.progress and {"done": self.progress[0], "total": self.progress[1]}
+        return states.packed(self.state, has_schema=has_schema), dict(self.cursors), done_total
+
+    def is_dirty(self) -> bool:
+        """Return whether a save now would hold anything that the last one does not."""
+        if self.collectors or not is_empty(f"{self.around.dir}/stage"):
+            return True
+        state, cursors, _ = self._content_now()
+        if self._content is None:
+            return bool(state) or bool(cursors)
+        return bool((state, cursors) != self._content[:2])
+
+    def write(self, draft: Draft, *, block_from_s: float | None = None) -> CheckpointRef:
+        """Write a draft; may run in another thread than `draft` did.
+
+        Durable: the checkpoint it returns.
+        """
+        try:
+            saved = self.ports.save(self.around.dir, [], draft.header)
+        except StaleAttempt as error:
+            raise LeaseLost(str(error)) from error
+        except NotTrusted as error:
+            raise CheckpointTooLarge(f"the checkpoint cannot be sealed: {error}") from error
+        except OSError as error:
+            raise trouble(error, "the checkpoint could not be saved") from error
+        now_s = self.ports.now_s()
+        size = sum(int(entry["bytes"]) for entry in saved.manifest["files"])
+        self.saved, self.around.last, self._content = saved.manifest, saved.path, draft.content
+        cost_s = now_s - (draft.began_s if block_from_s is None else block_from_s)
+        self.pace.saved(now_s, cost_s, size)
+        self.pace.interval_s = self.task.strategy.interval_s(self.pace, now_s)
+        self._provenance = {}
+        self.around.notify("CHECKPOINT=1")
+        return CheckpointRef(saved.seq, saved.manifest["digest"], size, now_s - draft.began_s)
+
+    def is_save_due(self) -> bool:
+        """Return whether to save at this safe point, by the daemon's wish or the strategy's."""
+        if self.attention.takes_save():
+            return True
+        if not self.task.strategy.is_due(self.pace, self.ports.now_s()):
+            return False
+        if self.is_dirty():
+            return True
+        self.pace.saved_at_s = self.ports.now_s()  # nothing to save: look again an interval later
+        return False
+
+    def raise_if_stopped(self) -> None:
+        """Raise StopRequested where somebody asked."""
+        reason = self.attention.reason()
+        if reason:
+            raise StopRequested(reason)
+
+    # --- telemetry ------------------------------------------------------------------------------
+
+    def tell_progress(self, done: float, total: float, text: str) -> None:
+        """Remember how far it is, and tell the daemon now and then; never waits."""
+        self.progress = (float(done), float(total))
+        self.pace.done_share = min(1.0, done / total) if total > 0 else 0.0
+        now_s = self.ports.now_s()
+        if now_s - self._told_at_s >= _TELL_EVERY_S or (total and done >= total):
+            self._told_at_s = now_s
+            lines = [f"STATUS={text}"] if text else []
+            self.around.notify(f"PROGRESS={done:.15g}/{total:.15g}", *lines)
+
+    def close(self) -> None:
+        """Give the files back; what was recorded is on the disk already."""
+        self.recorder.close()
+        self.attention.close()
+
+
+def trouble(error: OSError, what: str) -> Exception:
+    """Return what to raise for an error of the machine: what passes is waited out."""
+    if is_passing(error):
+        return TransientError(f"{what}: {error.strerror}; it is tried again")
+    return error
+
+
+def code_digest(task: Task) -> str:
+    """Return a digest of the function's code: for people who compare, never enforced."""
+    code = getattr(task.function, "__code__", None)
+    return sha256(code.co_code).hexdigest()[:_CODE_CHARS] if code is not None else ""
+
+
+def _since_process_start_s() -> float:
+    """Return how long this process is there: what a resume cost before the work goes on."""
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+        ticks = int(file.read().rpartition(")")[2].split()[19])
+    began_s = ticks / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began_s)
