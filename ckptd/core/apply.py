@@ -15,6 +15,7 @@ from ckptd.core.records import (
     Answered,
     AnyRecord,
     CheckpointAsked,
+    CheckpointsDropped,
     DaemonStarted,
     DaemonStopped,
     Edited,
@@ -75,6 +76,8 @@ def apply(state: State, lsn: int, record: AnyRecord) -> None:
             _reset(state, record)
         case Removed():
             state.drop(_task(state, record.task))
+        case CheckpointsDropped():
+            _dropped(state, record)
         case EnvStored():
             state.envs[record.digest] = record.data
         case GroupChanged():
@@ -182,6 +185,7 @@ def _start_intent(state: State, record: StartIntent) -> None:
             stop=None,
             frozen=False,
             asked=0,
+            dropped_ns=0,
         )
     state.put(replace(task, phase=Phase.STARTING, reason="", until_ns=0, run=run))
 
@@ -267,3 +271,15 @@ def _reset(state: State, record: Reset) -> None:
         if record.fresh:
             run = replace(run, cursor="", checkpoint=0, checkpoint_ns=0)
     state.put(replace(task, phase=Phase.QUEUED, reason="", until_ns=0, run=run))
+
+
+def _dropped(state: State, record: CheckpointsDropped) -> None:
+    """Invariant: what is left of its files, deleted yet or not, is no start for a later attempt."""
+    task = _task(state, record.task)
+    run = task.run
+    assert task.phase is Phase.SUCCEEDED, f"task {task.id} is {task.phase.word}: it may go on"
+    assert run is not None, f"task {task.id} was never started"
+    run = replace(
+        run, cursor="", checkpoint=0, checkpoint_ns=0, fresh=True, dropped_ns=record.at_ns
+    )
+    state.put(replace(task, run=run))

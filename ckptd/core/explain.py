@@ -52,6 +52,12 @@ def explain(state: State, task: Task, now: Now, policy: Policy) -> str:
             text = f"frozen by a person; `ckptctl resume {task.id}`"
         case Phase.FAILED:
             text = _failed(task)
+        case Phase.SUCCEEDED if task.run is not None and task.run.dropped_ns:
+            ago = lasting((now.at_ns - task.run.dropped_ns) / 1e9)
+            text = (
+                f"succeeded; its checkpoints were deleted {ago} ago, so that "
+                f"`ckptctl retry {task.id}` starts from nothing"
+            )
         case _:
             said = _SAID.get(task.reason, task.reason)
             text = f"{task.phase.word}" + (f": {said}" if said else "")

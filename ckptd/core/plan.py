@@ -13,12 +13,22 @@ import msgspec
 
 from ckptd.core.decide import SIGKILL, Case, stop
 from ckptd.core.policy import Caller, Now, Policy
-from ckptd.core.port import Control, Delete, Deliver, Effect, Forget, Freeze, Start
+from ckptd.core.port import (
+    Control,
+    Delete,
+    Deliver,
+    DropCheckpoints,
+    Effect,
+    Forget,
+    Freeze,
+    Start,
+)
 from ckptd.core.records import (
     ACTIVE,
     ENDED,
     PENDING,
     AnyRecord,
+    CheckpointsDropped,
     Moved,
     Phase,
     Removed,
@@ -109,6 +119,8 @@ def intents(
         records += _starts(state, now, policy, starts)
     if not records:
         records += _retention(state, now, policy)
+    if not records:
+        records += _drops(state, now, policy)
     return records
 
 
@@ -220,6 +232,20 @@ def _retention(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
     return list(chosen.values())
 
 
+def _drops(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
+    """Return the giving up of checkpoints whose task succeeded long enough ago."""
+    oldest_ns = now.at_ns - int(policy.checkpoints_age_s * 1e9)
+    chosen: dict[int, AnyRecord] = {}
+    while state.spent and len(chosen) < REMOVED_PER_TURN_MAX:  # Bound: each turn pops an entry
+        at_ns, number = state.spent[0]
+        if at_ns > oldest_ns:
+            break
+        heapq.heappop(state.spent)
+        if state.is_spent(at_ns, number):
+            chosen[number] = CheckpointsDropped(number, now.at_ns)
+    return list(chosen.values())
+
+
 def wake_ns(state: State) -> int:
     """Return when the next timer is due, 0 for none."""
     while state.timers:  # Bound: stale entries are popped once
@@ -254,7 +280,16 @@ def effects(
             orders.append(Deliver(record.task, record.attempt, record.signal, record.tree))
         elif isinstance(record, Removed):
             orders.append(Delete(record.task))
+        elif isinstance(record, CheckpointsDropped):
+            orders += _drop(state.tasks.get(record.task))
     return orders
+
+
+def _drop(task: Task | None) -> list[Effect | Adopt]:
+    """Return the order to delete, unless the task was retried in the same turn: it is fresh."""
+    if task is None or task.run is None or not task.run.dropped_ns:
+        return []
+    return [DropCheckpoints(task.id, task.run.attempt)]
 
 
 def adoption(state: State, observed: Observed, now: Now) -> list[Adopt]:

@@ -37,6 +37,7 @@ class Policy(msgspec.Struct, frozen=True, gc=False):
     on_oom: str = "count"  # of a task that does not say; see ckptd/protocol/on_oom.py
     finished_max: int = 100_000
     finished_age_s: float = 30 * 86_400.0
+    checkpoints_age_s: float = 86_400.0  # after success; those of other ends stay with the task
     slots: int = 1  # what `parallel = 0` stands for: processors
     starts_per_turn_max: int = 64  # so that one turn stays short
     active_max: int = 10_000  # attempts at once over all groups: descriptors are finite

@@ -84,7 +84,17 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
     task: int
 
 
-Effect = Start | Deliver | Freeze | Control | Forget | Delete
+class DropCheckpoints(msgspec.Struct, frozen=True, gc=False):
+    """Effect: the task's checkpoints are given up; delete them, its journal and output stay.
+
+    `attempt` is its last one: what a later attempt was given is left alone.
+    """
+
+    task: int
+    attempt: int
+
+
+Effect = Start | Deliver | Freeze | Control | Forget | Delete | DropCheckpoints
 
 
 UNLIMITED = "not limited here: "

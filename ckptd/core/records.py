@@ -174,6 +174,16 @@ class Removed(Record, frozen=True, tag=15):
     at_ns: int
 
 
+class CheckpointsDropped(Record, frozen=True, tag=16):
+    """The task has succeeded and its checkpoints are given up; they may be deleted once durable.
+
+    Its journal, its output and what the log knows stay. A retry starts from nothing.
+    """
+
+    task: int
+    at_ns: int
+
+
 # --- running --------------------------------------------------------------------------------
 
 
@@ -314,6 +324,6 @@ class GroupRemoved(Record, frozen=True, tag=31):
 
 AnyRecord = (
     DaemonStarted | DaemonStopped | Answered | EnvStored | Submitted | Edited | Moved | Reset
-    | Removed | StartIntent | Started | StopIntent | SignalIntent | FreezeIntent
-    | CheckpointAsked | Marked | Ended | GroupChanged | GroupRemoved
+    | Removed | CheckpointsDropped | StartIntent | Started | StopIntent | SignalIntent
+    | FreezeIntent | CheckpointAsked | Marked | Ended | GroupChanged | GroupRemoved
 )  # fmt: skip

@@ -82,6 +82,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
     past: tuple[Past, ...] = ()
     patience_from: int = 0  # attempt at which a person said "again": limits count from there
     invocation: str = ""  # of the attempt's unit
+    dropped_ns: int = 0  # when the checkpoints were given up after its success; 0: they were not
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -213,6 +214,7 @@ class State:
         self.ready: dict[str, list[int]] = {}
         self.timers: list[tuple[int, int]] = []
         self.ended: list[tuple[int, int]] = []
+        self.spent: list[tuple[int, int]] = []  # of `ended`: succeeded, with checkpoints
         self.env_uses: dict[bytes, int] = {}
         self.env_names: dict[bytes, bytes] = {}  # one object for a million tasks
         self.by_group: dict[str, list[int]] = {}
@@ -277,6 +279,8 @@ class State:
             self.active[task.id] = None
         elif phase in ENDED and (old is None or old.phase not in ENDED):
             heapq.heappush(self.ended, (task.until_ns, task.id))
+            if has_spent(task):
+                self._enter_spent(task)
         if task.key:
             self.keys[task.uid, task.key] = task.id
         if task.env:
@@ -289,6 +293,17 @@ class State:
             heapq.heappush(self.timers, (due, task.id))
             if len(self.timers) > 2 * self._timed() + STALE_MAX:
                 self._compact_timers()
+
+    def _enter_spent(self, task: Task) -> None:
+        heapq.heappush(self.spent, (task.until_ns, task.id))
+        most = sum(counts[Phase.SUCCEEDED] for counts in self.by_group.values())
+        if len(self.spent) > 2 * most + STALE_MAX:
+            self.spent[:] = sorted({entry for entry in self.spent if self.is_spent(*entry)})
+
+    def is_spent(self, at_ns: int, number: int) -> bool:
+        """Tell whether an entry of `spent` still stands for a task that succeeded then."""
+        task = self.tasks.get(number)
+        return task is not None and has_spent(task) and task.until_ns == at_ns
 
     def _timed(self) -> int:
         """Return how many tasks can have a timer at most."""
@@ -361,6 +376,11 @@ def _counts(table: dict[K, list[int]], key: K) -> list[int]:
     if counts is None:
         counts = table[key] = [0] * len(Phase)
     return counts
+
+
+def has_spent(task: Task) -> bool:
+    """Return whether a task has succeeded and still has its checkpoints."""
+    return task.phase is Phase.SUCCEEDED and task.run is not None and task.run.checkpoint > 0
 
 
 def ready_key(task: Task) -> int:

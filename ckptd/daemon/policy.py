@@ -34,6 +34,7 @@ def policy_of(config: Config) -> Policy:
         attempts_max=config.retry.attempts_max,
         finished_max=config.retention.finished_max or UNLIMITED,
         finished_age_s=config.retention.age_s or FOR_EVER_S,
+        checkpoints_age_s=config.retention.checkpoints_age_s or FOR_EVER_S,
         slots=len(os.sched_getaffinity(0)),
         active_max=_active_max(),
         rules=Rules(

@@ -13,6 +13,7 @@ from ckptd.core.port import UNLIMITED
 from ckptd.core.records import (
     Answered,
     AnyRecord,
+    CheckpointsDropped,
     Edited,
     Ended,
     EnvStored,
@@ -168,6 +169,9 @@ class Story:
             case Removed():
                 text = f"task {record.task} forgotten, its files are deleted"
                 self._line(Kind.TASK_REMOVED, text, lsn, record.task, priority=DEBUG)
+            case CheckpointsDropped():
+                text = f"task {record.task} succeeded a while ago, its checkpoints are deleted"
+                self._line(Kind.TASK_CHANGED, text, lsn, record.task, priority=DEBUG)
             case GroupChanged():
                 text = f"group {record.name}: {record.parallel or 'as many as processors'} at once"
                 text += ", paused" if record.paused else ""

@@ -1,18 +1,19 @@
-"""Files of tasks and attempts that State does not know any more, found once after a start.
+"""Files of tasks and attempts that State does not want any more, found once after a start.
 
-Deleting follows a durable Removed or Ended; a daemon killed in between leaves files behind, and
-the next one sweeps them up here, a few names per turn. Invariant: an id from `next_id` on is not
-swept: its files cannot be there yet.
+Deleting follows a durable Removed, CheckpointsDropped or Ended; a daemon killed in between leaves
+files behind, and the next one sweeps them up here, a few names per turn. Invariant: an id from
+`next_id` on is not swept: its files cannot be there yet.
 """
 
 import os
 from collections.abc import Iterator
 
-from ckptd.core.port import Delete, Effect, Forget
+from ckptd.core.port import Delete, DropCheckpoints, Effect, Forget
 from ckptd.core.records import ACTIVE
-from ckptd.core.state import State
+from ckptd.core.state import State, Task
 from ckptd.protocol.ids import parse_attempt_name
 from ckptd.storage.disk import Disk
+from ckptd.storage.spent import is_left
 from ckptd.units import recorder
 
 
@@ -22,13 +23,22 @@ def leftovers(state: State, state_dir: str) -> Iterator[Effect | None]:
         for name in _names(f"{state_dir}/{folder}"):
             stem = name.removesuffix(suffix)
             number = int(stem) if stem.isascii() and stem.isdigit() else 0
-            gone = 0 < number < state.next_id and state.tasks.get(number) is None
-            yield Delete(number) if gone else None
+            task = state.tasks.get(number)
+            gone = 0 < number < state.next_id and task is None
+            yield Delete(number) if gone else _spent(task, f"{state_dir}/{folder}/{name}")
     attempts = (("attempts", parse_attempt_name), ("units", recorder.key_of))
     for folder, named in (*attempts, ("start", parse_attempt_name)):
         for name in _names(f"{state_dir}/{folder}"):
             found = named(name)
             yield Forget(*found) if found is not None and not _is_current(state, *found) else None
+
+
+def _spent(task: Task | None, task_dir: str) -> Effect | None:
+    """Return the deletion of checkpoints that are given up and still there."""
+    run = task.run if task is not None else None
+    if task is None or run is None or not run.dropped_ns or not is_left(task_dir):
+        return None
+    return DropCheckpoints(task.id, run.attempt)
 
 
 def set_aside(state: State, state_dir: str, disk: Disk) -> int:

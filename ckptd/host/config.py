@@ -99,10 +99,11 @@ class Retry(Table, frozen=True):
 
 
 class Retention(Table, frozen=True):
-    """[retention]: how long ended tasks are remembered."""
+    """[retention]: how long ended tasks are remembered, and what they saved is kept."""
 
     finished_max: Annotated[int, Meta(ge=0, le=100_000_000), LIVE] = 100_000
     age_s: Annotated[float, Meta(ge=0, le=100 * 366 * 86_400), LIVE] = 30 * 86_400.0
+    checkpoints_age_s: Annotated[float, Meta(ge=0, le=100 * 366 * 86_400), LIVE] = 86_400.0
 
 
 class Group(Table, frozen=True):

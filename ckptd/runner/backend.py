@@ -17,6 +17,7 @@ from ckptd.core.port import (
     Control,
     Delete,
     Deliver,
+    DropCheckpoints,
     Effect,
     EndSeen,
     Forget,
@@ -100,6 +101,9 @@ class Backend(ABC, Generic[I]):
             case Delete():
                 deletion = self._files.deletion(effect.task)
                 self._worker.submit(effect.task, deletion, lambda _: None)
+            case DropCheckpoints():
+                drop = partial(self._files.drop_checkpoints, effect.task, effect.attempt)
+                self._worker.submit(effect.task, drop, lambda _: None)
 
     def adopt(self, task: int, attempt: int) -> None:
         """Find out what became of an attempt that an earlier daemon ordered; sightings follow."""

@@ -14,6 +14,7 @@ import msgspec
 from ckptd.core.port import Control, Start
 from ckptd.storage import blobs
 from ckptd.storage.blobs import Found, Mark
+from ckptd.storage.spent import delete_spent
 from ckptd.storage.taskdir import CONTROL
 from ckptd.storage.untrusted import (
     NotTrusted,
@@ -132,6 +133,16 @@ class TaskFiles:
                 replace_small(CONTROL, data, fd, uid, is_synced=False)
             finally:
                 os.close(fd)
+
+    # --- when it is over ------------------------------------------------------------------------
+
+    def drop_checkpoints(self, task: int, attempt: int) -> None:
+        """Delete the checkpoints of a task that succeeded with `attempt`. For the worker.
+
+        Durable: nothing; what is left is found by the sweep of the next daemon.
+        """
+        with contextlib.suppress(OSError, NotTrusted):
+            delete_spent(self.directory(task), attempt, self.owner(task))
 
     # --- when it is forgotten -------------------------------------------------------------------
 

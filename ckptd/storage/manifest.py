@@ -90,7 +90,9 @@ def digest_of(manifest: Manifest) -> str:
 
 def content_digest(manifest: Manifest) -> str:
     """Return a digest of what was saved alone, equal for the same work saved twice."""
-    return sha256(canonical({key: manifest[key] for key in _CONTENT if key in manifest})).hexdigest()
+    return sha256(
+        canonical({key: manifest[key] for key in _CONTENT if key in manifest})
+    ).hexdigest()
 
 
 def seal(dir_fd: int, uid: int, header: Manifest) -> Manifest:

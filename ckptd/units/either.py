@@ -9,7 +9,7 @@ not started, and run it again.
 import os
 import select
 
-from ckptd.core.port import Delete, Effect, Forget, Runner, Sighting, Start
+from ckptd.core.port import Delete, DropCheckpoints, Effect, Forget, Runner, Sighting, Start
 from ckptd.protocol.ids import parse_attempt_name
 from ckptd.runner.fork import ForkRunner
 from ckptd.units.recorder import Records
@@ -57,7 +57,7 @@ class Either:
 
     def carry_out(self, effect: Effect) -> None:
         """Hand an effect to who runs its attempt; starts and deletions to the preferred one."""
-        if isinstance(effect, Start | Delete):
+        if isinstance(effect, Start | Delete | DropCheckpoints):
             self._first.carry_out(effect)
             return
         self._of(effect.task, effect.attempt).carry_out(effect)

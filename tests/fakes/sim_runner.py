@@ -23,6 +23,7 @@ from ckptd.core.port import (
     Control,
     Delete,
     Deliver,
+    DropCheckpoints,
     Effect,
     EndSeen,
     Forget,
@@ -347,6 +348,8 @@ class SimRunner:
             case Delete(task=task):
                 machine.checkpoints.pop(task, None)
                 machine.controls.pop(task, None)
+            case DropCheckpoints(task=task):
+                machine.checkpoints.pop(task, None)
             case _:  # asked of an attempt that is over: done already
                 pending = machine.attempts.get((effect.task, effect.attempt))
                 if isinstance(effect, Deliver) and pending and pending.step is Step.ORDERED:

@@ -1,4 +1,4 @@
-"""Log records with the fields that were appended since `records_1.txt`: still format 1.
+"""Log records, and fields of them, that were appended since `records_1.txt`: still format 1.
 
 Run once for the release; the file then stays for ever, and every later version must read it.
 """
@@ -8,7 +8,16 @@ from pathlib import Path
 import msgspec
 
 from ckptd.core.port import Identity
-from ckptd.core.records import AnyRecord, Ended, Phase, Spec, Started, Submitted, Verdict
+from ckptd.core.records import (
+    AnyRecord,
+    CheckpointsDropped,
+    Ended,
+    Phase,
+    Spec,
+    Started,
+    Submitted,
+    Verdict,
+)
 
 AT = 1_770_000_000_000_000_000
 SPEC = msgspec.Raw(
@@ -30,6 +39,7 @@ RECORDS: list[AnyRecord] = [
         1, 2, AT, "oom", 137, 9, False, AT, AT + 1, 0.5, 4096, 1.5, "cafe", "text",
         Verdict(Phase.QUEUED, "oom", 0, 1, 2, 3, 4, 5), "limit", 4 << 30,
     ),
+    CheckpointsDropped(1, AT),
 ]  # fmt: skip
 FILE = Path(__file__).parent / "records_1_appended.txt"
 

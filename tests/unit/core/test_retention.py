@@ -1,0 +1,166 @@
+"""What retention gives up, and when: the checkpoints of what succeeded, never of what may go on."""
+
+import pytest
+
+from ckptd.core import image
+from ckptd.core.apply import apply
+from ckptd.core.explain import explain
+from ckptd.core.port import Delete, DropCheckpoints, Start
+from ckptd.core.records import CheckpointsDropped, Phase, Removed
+from ckptd.core.state import STALE_MAX
+from ckptd.protocol import messages as m
+from tests.unit.core.world import World
+
+DAY_S = 86_400.0
+
+
+def ids(*numbers: int) -> m.Selector:
+    return m.Selector(ids=numbers)
+
+
+def saved_and_ended(world: World, *, code: int = 0, **spec: object) -> int:
+    number = world.submit(**spec)
+    world.begins(number)
+    world.saves(number, 7)
+    world.ends(number, code=code)
+    return number
+
+
+def retried(world: World, number: int) -> Start:
+    world.ordered(Start)
+    world.ask(m.Retry(ids(number)))
+    (start,) = world.ordered(Start)
+    assert isinstance(start, Start)
+    return start
+
+
+def test_checkpoints_are_given_up_a_day_after_success_and_once() -> None:
+    world = World()
+    number = saved_and_ended(world)
+    world.pass_time(DAY_S - 1)
+    assert world.ordered(DropCheckpoints) == []
+    assert world.task(number).run.checkpoint == 7  # type: ignore[union-attr]
+
+    world.pass_time(2)
+
+    assert world.ordered(DropCheckpoints) == [DropCheckpoints(number, 1)]
+    assert world.phase(number) is Phase.SUCCEEDED
+    world.pass_time(DAY_S)
+    assert world.ordered(DropCheckpoints) == []
+    assert sum(isinstance(record, CheckpointsDropped) for record in world.log) == 1
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled", "backoff", "running", "saved nothing"])
+def test_what_may_go_on_or_has_nothing_keeps_what_it_has(end: str) -> None:
+    world = World()
+    number = world.submit(retries=3 if end == "backoff" else 0)
+    world.begins(number)
+    if end != "saved nothing":
+        world.saves(number, 7)
+    match end:
+        case "failed" | "backoff":
+            world.ends(number, code=1)
+        case "cancelled":
+            world.ask(m.Cancel(ids(number)))
+            world.ends(number, "signal", signal=15)
+        case "saved nothing":
+            world.ends(number)
+        case _:
+            pass
+
+    world.pass_time(2 * DAY_S)
+
+    assert world.ordered(DropCheckpoints) == []
+    assert not any(isinstance(record, CheckpointsDropped) for record in world.log)
+
+
+def test_a_retry_within_the_day_goes_on_from_the_checkpoint_and_starts_the_day_anew() -> None:
+    world = World()
+    number = saved_and_ended(world)
+    world.pass_time(DAY_S - 10)
+    assert not retried(world, number).fresh
+    world.pass_time(DAY_S)
+    assert world.ordered(DropCheckpoints) == []
+    world.begins(number)
+    world.ends(number)
+    world.pass_time(DAY_S - 10)
+    assert world.ordered(DropCheckpoints) == []
+
+    world.pass_time(20)
+
+    assert world.ordered(DropCheckpoints) == [DropCheckpoints(number, 2)]
+
+
+def test_a_retry_after_the_day_starts_from_nothing_and_says_so_before() -> None:
+    world = World()
+    number = saved_and_ended(world)
+    world.pass_time(DAY_S + 3_600)
+    world.pass_time(3_600)
+    text = explain(world.state, world.task(number), world.now, world.policy)
+    assert "checkpoints were deleted 1h00m ago" in text
+    assert f"`ckptctl retry {number}` starts from nothing" in text
+
+    assert retried(world, number).fresh
+
+    world.begins(number)
+    world.saves(number, 1)
+    world.ends(number)
+    assert world.task(number).run.dropped_ns == 0  # type: ignore[union-attr]
+    world.pass_time(DAY_S)
+    assert world.ordered(DropCheckpoints)[-1] == DropCheckpoints(number, 2)
+
+
+def test_a_retry_in_the_turn_of_the_giving_up_orders_no_deletion() -> None:
+    world = World()
+    number = saved_and_ended(world)
+    world.at_ns += int(DAY_S * 1e9)
+    world.put([CheckpointsDropped(number, world.at_ns)])
+
+    assert retried(world, number).fresh
+
+    assert world.ordered(DropCheckpoints) == []
+
+
+def test_a_task_that_is_forgotten_at_the_same_time_is_deleted_as_a_whole() -> None:
+    world = World(finished_age_s=DAY_S)
+    number = saved_and_ended(world)
+
+    world.pass_time(DAY_S + 1)
+
+    assert world.ordered(Delete) == [Delete(number)]
+    assert world.ordered(DropCheckpoints) == []
+    assert sum(isinstance(record, Removed) for record in world.log) == 1
+
+
+def test_a_replayed_state_gives_up_what_the_live_one_would() -> None:
+    world = World(slots=4)
+    numbers = [saved_and_ended(world) for _ in range(3)]
+    replayed = image.load(image.chunks(world.state))
+    replayed.index()
+    successor = World(slots=4)
+    successor.state, successor.at_ns = replayed, world.at_ns
+
+    successor.pass_time(DAY_S)
+
+    dropped = successor.ordered(DropCheckpoints)
+    assert [order.task for order in dropped] == numbers  # type: ignore[union-attr]
+
+
+def test_what_waits_to_be_given_up_takes_no_memory_after_it_went() -> None:
+    world = World(checkpoints_age_s=1e9)
+    number = saved_and_ended(world)
+    for _ in range(STALE_MAX + 10):
+        retried(world, number)
+        world.begins(number)
+        world.at_ns += 1_000
+        world.ends(number)
+
+    assert len(world.state.spent) <= STALE_MAX + 2
+
+
+def test_giving_up_the_checkpoints_of_what_did_not_succeed_is_our_own_mistake() -> None:
+    world = World()
+    number = saved_and_ended(world, code=1)
+
+    with pytest.raises(AssertionError, match="it may go on"):
+        apply(world.state, world.state.lsn + 1, CheckpointsDropped(number, 1))
