@@ -11,8 +11,7 @@ A function without the decorator is a task, too: all defaults. Stdlib only; msgs
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from ckptd.protocol.limits import NAME_CHARS_MAX, RETRIES_UNLIMITED
 from ckptd.sdk.outcomes import StateVersionError
@@ -22,8 +21,7 @@ _CO_COROUTINE: Final = 0x80  # Source: inspect.CO_COROUTINE; importing inspect c
 _VERSION_MAX: Final = 1 << 31
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(NamedTuple):
     """How often a failure is forgiven, and the pauses between, doubling from `backoff` seconds.
 
     `max_failures` None: as long as there is progress. Waits for others (`TransientError`, a rate
@@ -34,12 +32,13 @@ class RetryPolicy:
     backoff: float = 1.0
     backoff_max: float = 900.0
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
+    def checked(self) -> Self:
+        """Return the policy. Raises ValueError for a value out of range."""
         if self.max_failures is not None and self.max_failures < 1:
             raise ValueError(f"max_failures is {self.max_failures}, expected at least 1 or None")
         if not 0 <= self.backoff <= self.backoff_max:
             raise ValueError(f"backoff {self.backoff} s is not between 0 and {self.backoff_max} s")
+        return self
 
     @property
     def retries(self) -> int:
@@ -77,7 +76,7 @@ class Task:
             raise ValueError(f"version {version!r} of {self.name}: expected a whole number from 1")
         self.version = version
         self.strategy = strategy or Automatic()
-        self.retry = retry or RetryPolicy()
+        self.retry = (retry or RetryPolicy()).checked()
         self.state_schema = state_schema
         self.migrations: dict[int, Callable[[Any], Any]] = {}
         self.__name__ = getattr(function, "__name__", self.name)

@@ -12,8 +12,6 @@ may kill their process, see `ckptctl batch`. Read next: `context.py`; `aio.py` h
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ckptd.sdk.declare import RetryPolicy
@@ -32,6 +30,8 @@ from ckptd.storage.facts import NAME_CHARS_MAX
 from ckptd.storage.manifest import sha256
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from ckptd.sdk.context import SyncResumableContext
 
 RETRY: Final = RetryPolicy(max_failures=5, backoff=0.5, backoff_max=60.0)
@@ -81,14 +81,16 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
-@dataclass(slots=True)
 class Item:
     """One item that has no result yet. `value` is what the source gave."""
 
-    key: str
-    value: Any
-    items: "Items" = field(repr=False)
-    is_recorded: bool = False
+    __slots__ = ("is_recorded", "items", "key", "value")
+
+    def __init__(self, key: str, value: Any, items: "Items") -> None:
+        self.key = key
+        self.value = value
+        self.items = items
+        self.is_recorded = False
 
     def step_name(self, name: str) -> str:
         """Return the name of a step inside of this item."""
@@ -120,22 +122,26 @@ class SyncItem(Item):
         self.items.ctx.record_item(self.key, status, result, error)
 
 
-@dataclass(slots=True)
 class Tally:
     """How a run over items came out; `undone` ones wait for the next attempt."""
 
-    counts: dict[str, int] = field(default_factory=dict)
-    known: int = 0
-    undone: int = 0
-    last_error: str = ""
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.known = 0
+        self.undone = 0
+        self.last_error = ""
+
+    def __repr__(self) -> str:
+        """Return the counts, as `print` shows them."""
+        told = [f"{status} {count}" for status, count in sorted(self.counts.items())]
+        return ", ".join([*told, f"known before {self.known}"])
 
     def add(self, status: str) -> None:
         """Count one."""
         self.counts[status] = self.counts.get(status, 0) + 1
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What an item came to; `delay_s` asks for another try, `status` "" for a later attempt."""
 
     status: str
@@ -259,6 +265,8 @@ class SyncItems(Items):
     def _run_many(
         self, function: Callable[[Any], Any], source: Iterator[Any], retry: RetryPolicy
     ) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  (10 ms; few need it)
+
         flying: set[Future[None]] = set()
         with ThreadPoolExecutor(self.concurrency) as pool:
             while (item := self._next_of(source, SyncItem)) is not None:  # Bound: the source
@@ -268,7 +276,9 @@ class SyncItems(Items):
             while flying:  # Bound: the items in flight
                 flying = self._gathered(flying)
 
-    def _gathered(self, flying: set[Future[None]]) -> set[Future[None]]:
+    def _gathered(self, flying: "set[Future[None]]") -> "set[Future[None]]":
+        from concurrent.futures import FIRST_COMPLETED, wait  # noqa: PLC0415  (as above)
+
         done, flying = wait(flying, return_when=FIRST_COMPLETED)
         for one in done:
             one.result()

@@ -81,6 +81,7 @@ def delay_s(error: Exception, retry: RetryPolicy | None, failures: int) -> float
     """Return the pause before a step is tried again, or None if it is not."""
     if retry is None or isinstance(error, PermanentError | SdkError):
         return None
+    retry = retry.checked()
     if failures >= (retry.max_failures or TRIES_MAX):
         return None
     asked_s = error.retry_after_s if isinstance(error, TransientError) else 0.0

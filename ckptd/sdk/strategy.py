@@ -12,7 +12,6 @@ Read next: `work.py`, which asks at every safe point.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 PRIOR_MTBF_S: Final = 86_400.0  # one interruption a day, until this task knows better
@@ -22,27 +21,27 @@ _STEP: Final = 1.5  # an interval changes by no more than this factor from save 
 _SMOOTHING: Final = 0.3  # weight of the newest cost
 
 
-@dataclass(slots=True)
 class Pace:
     """What was measured, over all attempts; seconds without `_at_` are durations.
 
     `block_s` is all time that saving kept the task from working, `wall_s` all time it ran.
     """
 
-    saves: int = 0
-    cost_s: float = 0.0  # of one save, smoothed
-    bytes: int = 0  # of the last one
-    block_s: float = 0.0
-    wall_before_s: float = 0.0  # of earlier attempts, as far as their last save
-    interruptions: int = 0
-    resume_s: float = 0.0
-    interval_s: float = 0.0  # between the last two that were wanted
-    began_at_s: float = 0.0
-    saved_at_s: float = 0.0
-    done_share: float = 0.0  # progress now, 0 to 1
-    saved_share: float = 0.0
-    items_since: int = 0
-    jitter: float = 1.0  # 0.9 to 1.1, one for each task, so that many do not save together
+    def __init__(self, interruptions: int = 0) -> None:
+        self.saves = 0
+        self.cost_s = 0.0  # of one save, smoothed
+        self.bytes = 0  # of the last one
+        self.block_s = 0.0
+        self.wall_before_s = 0.0  # of earlier attempts, as far as their last save
+        self.interruptions = interruptions
+        self.resume_s = 0.0
+        self.interval_s = 0.0  # that was aimed at after the last save
+        self.began_at_s = 0.0
+        self.saved_at_s = 0.0
+        self.done_share = 0.0  # progress now, 0 to 1
+        self.saved_share = 0.0
+        self.items_since = 0
+        self.jitter = 1.0  # 0.9 to 1.1, one for each task, so that many do not save together
 
     def wall_s(self, now_s: float) -> float:
         """Return how long the task ran, over all attempts."""
@@ -92,16 +91,14 @@ class Strategy:
         return False
 
 
-@dataclass(frozen=True, slots=True)
 class Time(Strategy):
     """Save when `interval` seconds have passed since the last save."""
 
-    interval: float = 30.0
-    name: ClassVar[str] = "time"
+    name = "time"
 
-    def __post_init__(self) -> None:
-        """Check the range."""
-        _refuse_unless(0 <= self.interval < math.inf, "interval", self.interval, "seconds >= 0")
+    def __init__(self, interval: float = 30.0) -> None:
+        _refuse_unless(0 <= interval < math.inf, "interval", interval, "seconds >= 0")
+        self.interval = interval
 
     def is_due(self, pace: Pace, now_s: float) -> bool:
         """Return whether the interval has passed."""
@@ -113,18 +110,16 @@ class Time(Strategy):
         return self.interval
 
 
-@dataclass(frozen=True, slots=True)
 class Progress(Strategy):
     """Save when progress moved by `delta` (of 1), or after so many items."""
 
-    delta: float = 0.05
-    items: int = 0
-    name: ClassVar[str] = "progress"
+    name = "progress"
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _refuse_unless(0 < self.delta <= 1, "delta", self.delta, "a share from 0 to 1")
-        _refuse_unless(self.items >= 0, "items", self.items, "a count")
+    def __init__(self, delta: float = 0.05, items: int = 0) -> None:
+        _refuse_unless(0 < delta <= 1, "delta", delta, "a share from 0 to 1")
+        _refuse_unless(items >= 0, "items", items, "a count")
+        self.delta = delta
+        self.items = items
 
     def is_due(self, pace: Pace, now_s: float) -> bool:
         """Return whether enough was done."""
@@ -134,11 +129,10 @@ class Progress(Strategy):
         return pace.done_share - pace.saved_share >= self.delta - 1e-9
 
 
-@dataclass(frozen=True, slots=True)
 class Manual(Strategy):
     """Save only when `checkpoint()` is called."""
 
-    name: ClassVar[str] = "manual"
+    name = "manual"
 
     def is_due(self, pace: Pace, now_s: float) -> bool:
         """Return False."""
@@ -146,18 +140,16 @@ class Manual(Strategy):
         return False
 
 
-@dataclass(frozen=True, slots=True)
 class Automatic(Strategy):
     """Save as often as it pays: within `budget` of the time, at most `max_loss` seconds lost."""
 
-    budget: float = 0.01
-    max_loss: float = 300.0
-    name: ClassVar[str] = "automatic"
+    name = "automatic"
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _refuse_unless(0 < self.budget <= 1, "budget", self.budget, "a share from 0 to 1")
-        _refuse_unless(1 <= self.max_loss < math.inf, "max_loss", self.max_loss, "seconds >= 1")
+    def __init__(self, budget: float = 0.01, max_loss: float = 300.0) -> None:
+        _refuse_unless(0 < budget <= 1, "budget", budget, "a share from 0 to 1")
+        _refuse_unless(1 <= max_loss < math.inf, "max_loss", max_loss, "seconds >= 1")
+        self.budget = budget
+        self.max_loss = max_loss
 
     def is_due(self, pace: Pace, now_s: float) -> bool:
         """Return whether the interval has passed; the first save of a task comes early."""
@@ -206,15 +198,14 @@ def numbers(strategy: Strategy, pace: Pace, now_s: float) -> dict[str, Any]:
 def pace_of(told: Any, interruptions: int) -> Pace:
     """Return the pace to go on with, from the numbers of the last checkpoint; hostile input."""
     known = told if isinstance(told, dict) else {}
-    return Pace(
-        saves=int(_number(known, "saves")),
-        cost_s=_number(known, "cost_s"),
-        bytes=int(_number(known, "bytes")),
-        block_s=_number(known, "block_s"),
-        wall_before_s=_number(known, "wall_s"),
-        interval_s=_number(known, "interval_s"),
-        interruptions=interruptions,
-    )
+    pace = Pace(interruptions)
+    pace.saves = int(_number(known, "saves"))
+    pace.cost_s = _number(known, "cost_s")
+    pace.bytes = int(_number(known, "bytes"))
+    pace.block_s = _number(known, "block_s")
+    pace.wall_before_s = _number(known, "wall_s")
+    pace.interval_s = _number(known, "interval_s")
+    return pace
 
 
 def _number(known: dict[str, Any], key: str) -> float:

@@ -12,7 +12,6 @@ Read next: `context.py`, `ckptd/storage/journal.py`, `save.py`.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ckptd.protocol.version import VERSION
@@ -61,8 +60,7 @@ def _journal(around: Surroundings) -> Appends:
     return Journal(around.dir, around.task, around.attempt, around.epoch)
 
 
-@dataclass(frozen=True)
-class Ports:
+class Ports(NamedTuple):
     """What an attempt writes through, and its clock; `ckptd.testing` gives others."""
 
     journal: Callable[[Surroundings], Appends] = _journal
