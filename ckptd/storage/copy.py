@@ -10,13 +10,15 @@ import fcntl
 import itertools
 import os
 import stat
-import tarfile
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from ckptd.storage.disk import append_all, sync_fd
 from ckptd.storage.manifest import Manifest, load, sha256, verify
 from ckptd.storage.taskdir import MANIFEST, numbered, opened
 from ckptd.storage.untrusted import Damaged, NotTrusted, open_directory, open_regular
+
+if TYPE_CHECKING:
+    import tarfile
 
 _FICLONE: Final = 0x40049409  # Source: linux/fs.h
 _CHUNK_BYTES: Final = 1 << 20
@@ -187,6 +189,8 @@ def write_tar(task_dir: str, owner_uid: int, seq: int, out: IO[bytes]) -> list[s
             manifest = load(fd, owner_uid)
             verify(fd, owner_uid, manifest, is_deep=True)
             names = [MANIFEST, *(entry["name"] for entry in manifest["files"])]
+            import tarfile  # noqa: PLC0415  (few copy to a tar; every task imports this)
+
             with tarfile.open(fileobj=out, mode="w|") as archive:
                 for name in names:
                     _add(archive, name, _opened(fd, _parts(name), owner_uid))
@@ -195,9 +199,9 @@ def write_tar(task_dir: str, owner_uid: int, seq: int, out: IO[bytes]) -> list[s
     return names
 
 
-def _add(archive: tarfile.TarFile, name: str, fd: int) -> None:
+def _add(archive: "tarfile.TarFile", name: str, fd: int) -> None:
     with os.fdopen(fd, "rb") as file:
-        info = tarfile.TarInfo(name)
+        info = archive.tarinfo(name)
         found = os.fstat(fd)
         info.size, info.mtime, info.mode = found.st_size, int(found.st_mtime), 0o644
         archive.addfile(info, file)
