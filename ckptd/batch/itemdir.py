@@ -1,0 +1,162 @@
+"""The private directory of an item without a result: the contract of a task, for one item.
+
+`items/<number>/` is laid out and fenced as a task's directory is, so `ckpt step`, `ckpt save` and
+`ckpt retry-after` work in an item as they do in a task, and an item that was interrupted goes on
+from its own checkpoint. It is removed once the item has a result.
+The daemon's notify socket is not handed on: an item's progress is not that of the batch.
+Read next: `ckptd/storage/taskdir.py`.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from ckptd.batch.job import Job, Setting
+from ckptd.storage import taskdir
+from ckptd.storage.blobs import Found, Mark, mark, newest_valid
+from ckptd.storage.taskdir import attempt_of, this_boot_id
+from ckptd.storage.untrusted import names_in, open_directory, remove_tree, replace_small
+
+RUN_VARIABLE: Final = "CKPTD_BATCH_RUN"  # the batch's directory: by it leftovers are found
+_NOT_FOR_ITEMS: Final = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CKPTD_")
+_KEPT: Final = ("CKPTD_SCOPES_DIR", "CKPTD_BATCH_DIR")
+_READ_BYTES_MAX: Final = 1 << 20
+
+
+class ItemDir(NamedTuple):
+    """One item's directory, ready for a run of it."""
+
+    path: str
+    number: int
+    attempt: int
+    found: Found
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[int]:
+        """Open a file for output, emptied."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(f"{self.path}/{name}", flags, 0o600)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def read(self, name: str) -> bytes:
+        """Return the end of what was printed, bounded; what was cut off is told."""
+        try:
+            fd = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return b""  # the item removed it: its own doing
+        try:
+            lost = max(0, os.fstat(fd).st_size - _READ_BYTES_MAX)
+            data = os.pread(fd, _READ_BYTES_MAX, lost)
+        finally:
+            os.close(fd)
+        return b"[%d bytes before this are left out]\n%s" % (lost, data) if lost else data
+
+    def mark(self) -> Mark:
+        """Return how far the item came by its own files, and how long it wants to wait."""
+        return mark(self.path, self.attempt, os.getuid(), this_boot_id())
+
+    def environment(self, env: Mapping[str, str], job: Job) -> dict[str, str]:
+        """Return the environment of one run of the item."""
+        made = {
+            **env,
+            "CKPTD_TASK_ID": str(self.number),
+            "CKPTD_ATTEMPT": str(self.attempt),
+            "CKPTD_EPOCH": "0",
+            "CKPTD_DIR": self.path,
+            "CKPTD_RESUME": "1" if self.found.seq else "0",
+            "CKPTD_LAST": self.found.path,
+            "CKPTD_SEQ": str(self.found.seq),
+            "CKPTD_CONTROL": f"{self.path}/{taskdir.CONTROL}",
+            "CKPTD_JOURNAL": f"{self.path}/journal/{self.attempt:06d}.j",
+            "CKPTD_LANE": str(job.lane),
+        }
+        if "\0" not in job.item.key:
+            made["CKPTD_ITEM_KEY"] = job.item.key
+        return made
+
+
+def base_environment(path: str, name: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what all items of a batch find in their environment."""
+    env = {
+        key: value
+        for key, value in environ.items()
+        if key in _KEPT or not key.startswith(_NOT_FOR_ITEMS)
+    }
+    beside = os.path.dirname(sys.executable)
+    if os.path.exists(f"{beside}/ckpt"):
+        env["PATH"] = f"{env.get('PATH') or '/usr/local/bin:/usr/bin:/bin'}:{beside}"
+    return env | {RUN_VARIABLE: path, "CKPTD_BATCH": name}
+
+
+def path_of(setting: Setting, job: Job) -> str:
+    """Return where the item's directory is, or can be made."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(f"{setting.path}/items", 0o700)
+    return f"{setting.path}/items/{job.number}"
+
+
+def make(setting: Setting, job: Job) -> ItemDir:
+    """Return the item's directory, ready for its next run; what it saved before is found.
+
+    Durable: nothing; an item that saves syncs what it needs.
+    """
+    path = path_of(setting, job)
+    attempt = _attempt_before(path) + 1
+    taskdir.prepare(path, attempt, os.getuid(), os.getgid(), fresh=False)
+    has_saved = attempt > 1 and taskdir.has_anything(path)
+    found = newest_valid(path, os.getuid(), this_boot_id()) if has_saved else Found()
+    return ItemDir(path, job.number, attempt, found)
+
+
+def _attempt_before(path: str) -> int:
+    try:
+        fd = open_directory(path, os.getuid())
+    except FileNotFoundError:
+        return 0
+    try:
+        return attempt_of(fd, os.getuid())[0]
+    finally:
+        os.close(fd)
+
+
+def ask_to_stop(path: str, numbers: list[int], data: bytes) -> None:
+    """Write the control file of items in flight; `ckpt stop?` in them says yes from now on."""
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            fd = open_directory(f"{path}/items/{number}", os.getuid())
+            try:
+                replace_small(taskdir.CONTROL, data, fd, os.getuid(), is_synced=False)
+            finally:
+                os.close(fd)
+
+
+def remove(path: str, number: int) -> None:
+    """Remove the directory of an item that has a result.
+
+    Durable: no; what is left after a crash is removed by `sweep`.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        fd = open_directory(f"{path}/items", os.getuid())
+        try:
+            remove_tree(str(number), fd)
+        finally:
+            os.close(fd)
+
+
+def sweep(path: str, kept: set[int]) -> None:
+    """Remove the directories of all items but those that have no result yet."""
+    try:
+        fd = open_directory(f"{path}/items", os.getuid())
+    except FileNotFoundError:
+        return
+    try:
+        for name in names_in(fd):
+            if not (name.isdigit() and int(name) in kept):
+                remove_tree(name, fd)
+    finally:
+        os.close(fd)
