@@ -288,7 +288,10 @@ class ResumableContext(TaskContext):
         Durable: the limit, for everybody who shares the scope.
         """
         wait_s = await asyncio.to_thread(waits.limit_wait_s, scope, retry_after, rate)
-        await self._wait(time.time() + wait_s, "rate_limit", scope)
+        while wait_s > 0:  # Bound: the limit; whoever had to wait has not had its turn yet
+            await self._wait(time.time() + wait_s, "rate_limit", scope)
+            wait_s = await asyncio.to_thread(waits.limit_wait_s, scope, None, rate)
+        await self._safe_point()
 
     async def _wait(self, until_s: float, why: str, scope: str) -> None:
         left_s = until_s - time.time()

@@ -16,6 +16,7 @@ Read next: `work.py` (the engine), `items.py`, docs/SDK.md.
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeVar
@@ -234,6 +235,10 @@ class TaskContext:
 class SyncResumableContext(TaskContext):
     """The context of a plain function."""
 
+    def __init__(self, work: Work, *, park_after_s: float = waits.PARK_AFTER_S) -> None:
+        super().__init__(work, park_after_s=park_after_s)
+        self._thread = threading.get_ident()
+
     # --- safe points ----------------------------------------------------------------------------
 
     def checkpoint(self, reason: str = "manual") -> CheckpointRef:
@@ -428,12 +433,23 @@ class SyncResumableContext(TaskContext):
 
         Durable: the limit, for everybody who shares the scope.
         """
+        is_beside = threading.get_ident() != self._thread  # of an item: saving is not its business
         wait_s = waits.limit_wait_s(scope, retry_after, rate)
-        self._wait(time.time() + wait_s, "rate_limit", scope)
+        while wait_s > 0:  # Bound: the limit; whoever had to wait has not had its turn yet
+            if is_beside:
+                self._wait_beside(wait_s, scope)
+            else:
+                self._wait(time.time() + wait_s, "rate_limit", scope)
+            wait_s = waits.limit_wait_s(scope, None, rate)
+        if not is_beside:
+            self._safe_point()
 
     def _limited(self, scope: str, seconds: float) -> None:
-        """Wait for a rate limit in a thread of an item; a stop or a park ends it by raising."""
-        wait_s = waits.limit_wait_s(scope, seconds, None) if scope else seconds
+        """Wait for a rate limit that an item came upon."""
+        self._wait_beside(waits.limit_wait_s(scope, seconds, None) if scope else seconds, scope)
+
+    def _wait_beside(self, wait_s: float, scope: str) -> None:
+        """Wait in a thread of an item; a stop or a park ends it by raising."""
         if wait_s > self._park_after_s:
             raise Parked(time.time() + wait_s, "rate_limit", scope)
         self._hold(wait_s)
