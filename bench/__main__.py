@@ -8,10 +8,11 @@ import time
 
 from bench.measures import Figure, idle, sizes, slices, starts, submits
 from bench.rig import sweep
+from bench.sdk import sdk
 from bench.units import units
 
 PARTS = {"submits": submits, "starts": starts, "sizes": sizes, "slices": slices, "idle": idle,
-         "units": units}  # fmt: skip
+         "sdk": sdk, "units": units}  # fmt: skip
 
 
 def line(figure: Figure) -> str:

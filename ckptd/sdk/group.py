@@ -7,8 +7,8 @@ Invariant: one thread at a time is in the journal; the others wait or queue. No 
 Read next: `ckptd/storage/journal.py`.
 """
 
+from _thread import allocate_lock
 from collections.abc import Sequence
-from threading import Condition
 from typing import Final, Protocol
 
 from ckptd.storage.journal import Fact, TooLarge
@@ -29,14 +29,16 @@ class Appends(Protocol):
 
 
 class _Waiting:
-    """The facts of one call on their way to the disk."""
+    """The facts of one call on their way to the disk; `gate` opens when its thread has to act."""
 
-    __slots__ = ("error", "facts", "is_settled")
+    __slots__ = ("error", "facts", "gate", "is_settled")
 
     def __init__(self, facts: list[Fact]) -> None:
         self.facts = facts
         self.is_settled = False
         self.error: BaseException | None = None
+        self.gate = allocate_lock()
+        self.gate.acquire()
 
 
 class Recorder:
@@ -44,9 +46,9 @@ class Recorder:
 
     def __init__(self, journal: Appends) -> None:
         self._journal = journal
-        self._turn = Condition()
+        self._lock = allocate_lock()  # over the queue and who writes; never over a sync
         self._queue: list[_Waiting] = []
-        self._is_writing = False
+        self._writer: _Waiting | None = None
 
     def record(self, facts: list[Fact]) -> None:
         """Make facts durable; raises what `Journal.append` raises, and then they are not there.
@@ -54,27 +56,49 @@ class Recorder:
         Durable: all of them, before it returns.
         """
         mine = _Waiting(facts)
-        with self._turn:
+        with self._lock:
             self._queue.append(mine)
-            while not mine.is_settled:  # Bound: each turn settles what was queued before it
-                if self._is_writing:
-                    self._turn.wait()
-                else:
-                    self._write_group()
+            if self._writer is None:
+                self._writer = mine
+        if self._writer is not mine:
+            self._wait(mine)
+        if not mine.is_settled:
+            self._write_group()
         if mine.error is not None:
             raise mine.error
 
+    def _wait(self, mine: _Waiting) -> None:
+        """Wait until the facts are settled, or this thread is the one to write."""
+        try:
+            mine.gate.acquire()
+        except BaseException:  # a signal's exception: nobody may wait for a writer who left
+            with self._lock:
+                if mine in self._queue:
+                    self._queue.remove(mine)
+                if self._writer is mine:
+                    self._elect()
+            raise
+
+    def _elect(self) -> None:
+        """Make the first in the queue the writer; the lock is held."""
+        self._writer = self._queue[0] if self._queue else None
+        if self._writer is not None:
+            self._writer.gate.release()
+
     def _write_group(self) -> None:
-        """Write for all who wait; the lock is released over the sync."""
-        group = self._next_group()
-        self._is_writing = True
-        self._turn.release()
+        """Write for all who wait, then hand on to the first who came meanwhile.
+
+        Invariant: the group has the caller's own facts in it: it is the first in the queue.
+        """
+        with self._lock:
+            group = self._next_group()
         try:
             _settle(self._journal, group)
         finally:
-            self._turn.acquire()
-            self._is_writing = False
-            self._turn.notify_all()
+            with self._lock:
+                self._elect()
+            for one in group[1:]:
+                one.gate.release()
 
     def _next_group(self) -> list[_Waiting]:
         count = facts = 0
@@ -87,11 +111,8 @@ class Recorder:
         return group
 
     def close(self) -> None:
-        """Close the journal; whoever records afterwards is refused by it."""
-        with self._turn:
-            while self._is_writing:  # Bound: one append
-                self._turn.wait()
-            self._journal.close()
+        """Close the journal; no thread may be recording any more."""
+        self._journal.close()
 
 
 def _settle(journal: Appends, group: Sequence[_Waiting]) -> None:
@@ -107,6 +128,5 @@ def _settle(journal: Appends, group: Sequence[_Waiting]) -> None:
     except BaseException as error:  # noqa: BLE001 - each of the callers gets it raised
         for one in group:
             one.error = error
-    finally:
-        for one in group:
-            one.is_settled = True
+    for one in group:
+        one.is_settled = True

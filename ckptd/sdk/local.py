@@ -97,6 +97,7 @@ def begin(path: str, *, fresh: bool = False, task: int = 0) -> Surroundings:
     Durable: nothing; after a crash the next attempt has the same number or a higher one.
     """
     uid = os.getuid()
+    os.makedirs(path, mode=0o700, exist_ok=True)
     attempt = _attempt_before(path, uid) + 1
     prepare(path, attempt, uid, os.getgid(), fresh=fresh)
     found = newest_valid(path, uid, this_boot_id())
