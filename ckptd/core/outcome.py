@@ -100,6 +100,7 @@ def ended(
     ]
 
 
+_ASKED_S_MIN = 1.0  # a shorter wish is a loop
 _BY_STOP = frozenset({"exit", "signal", "shutdown", "stopped"})  # may be our own stop's doing
 
 
@@ -120,9 +121,10 @@ class _Judge:
         self.mark, self.now, self.policy = mark, now, policy
         self.spec = task.unpacked()
         self.progressed = run.cursor not in ("", run.base)
-        self.failures, self.interruptions = run.failures, run.interruptions
+        self.failures = run.failures
         self.memory_bytes = 0  # the limit from now on, where it changes
         # Progress since the start proves that the task gets on: the patience counters start anew.
+        self.interruptions = 0 if self.progressed else run.interruptions
         self.stalls = 0 if self.progressed else run.stalls
         self.crashes = 0 if self.progressed else run.crashes
         self.host_deaths = 0 if self.progressed else run.host_deaths
@@ -223,10 +225,11 @@ class _Judge:
         return self._failed(crash=self.seen.cause == "oom")
 
     def _transient(self) -> Verdict:
-        self.interruptions += 1
+        asked_s = self.mark.retry_after_s if self.mark is not None else 0.0
+        # A wait that the task asked for costs nobody anything, however often: it is not counted.
+        self.interruptions += asked_s < _ASKED_S_MIN
         if self.interruptions > self.policy.interruptions_max:
             return self._next(Phase.QUARANTINED, "too many interruptions")
-        asked_s = self.mark.retry_after_s if self.mark is not None else 0.0
         if asked_s:
             floor_ns = int(min(asked_s, self.policy.retry_after_max_s) * 1e9)
             spread_ns = int(self._jitter() * floor_ns / 10)
@@ -254,7 +257,7 @@ class _Judge:
 
     def _next(self, phase: Phase, reason: str, until_ns: int = 0) -> Verdict:
         tried = self.run.attempt - self.run.patience_from
-        if phase in PENDING and tried >= self.policy.attempts_max:
+        if reason != "rate_limit" and phase in PENDING and tried >= self.policy.attempts_max:
             phase, reason, until_ns = Phase.QUARANTINED, "too many attempts", 0
         return Verdict(
             phase,

@@ -169,6 +169,33 @@ def test_transient_ends_count_no_failure() -> None:
     assert (run.failures, run.interruptions) == (0, 5)
 
 
+def test_progress_gives_patience_with_interruptions_anew() -> None:
+    world = World(interruptions_max=2)
+    number = world.submit()
+    for step in range(10):
+        world.begins(number)
+        world.saves(number, step + 1)
+        world.ends(number, code=75)
+        world.pass_time(1_000)
+    assert world.phase(number) is Phase.STARTING
+    for _ in range(2):
+        world.begins(number)
+        world.ends(number, code=75)
+        world.pass_time(1_000)
+    assert world.phase(number) is Phase.QUARANTINED
+
+
+def test_waits_that_the_task_asks_for_never_run_out() -> None:
+    world = World(interruptions_max=2, attempts_max=5)
+    number = world.submit()
+    for _ in range(10):
+        world.begins(number)
+        world.saves(number, 1, retry_s=60)
+        world.ends(number, code=75)
+        assert (world.phase(number), world.task(number).reason) == (Phase.WAITING, "rate_limit")
+        world.pass_time(1_000)
+
+
 def test_on_exit_overrides_the_meaning_of_a_code() -> None:
     world = World()
     number = world.submit(on_exit={"3": "ok"})
