@@ -162,17 +162,19 @@ class TaskContext:
         """Leave a file out of the next checkpoint."""
         self._work.files_dropped.add(_inner(name))
 
-    def on_checkpoint(self, collect: Callable[[], None]) -> None:
-        """Call `collect` before each save, to bring state and files up to date.
+    def on_checkpoint(self, collect: Callable[[], None]) -> Callable[[], None]:
+        """Call `collect` before each save, to bring state and files up to date; a decorator, too.
 
         It runs between two safe points, never beside the task's own code.
         """
         self._work.collectors.append(collect)
+        return collect
 
-    def on_restore(self, restore: Callable[[], None]) -> None:
-        """Call `restore` now if there is a checkpoint to go on from."""
+    def on_restore(self, restore: Callable[[], None]) -> Callable[[], None]:
+        """Call `restore` now if there is a checkpoint to go on from; a decorator, too."""
         if self._work.saved:
             restore()
+        return restore
 
     def idempotency_key(self, step: str, item: str | None = None) -> str:
         """Return a text to hand to another side, the same in every attempt, for ever.

@@ -31,19 +31,35 @@ INTERRUPTED: Final = 130
 
 
 class TransientError(Exception):
-    """Not now. `retry_after` is in seconds; 0 leaves the delay to the daemon."""
+    """Not now. `retry_after` is in seconds, or what a Retry-After header says in either form.
 
-    def __init__(self, text: str = "", *, retry_after: float = 0.0) -> None:
+    0, or a header that is neither, leaves the delay to the daemon.
+    """
+
+    def __init__(self, text: str = "", *, retry_after: float | str = 0.0) -> None:
         super().__init__(text or "try again later")
-        self.retry_after_s = float(retry_after)
+        self.retry_after_s = _seconds(retry_after)
 
 
 class RateLimited(TransientError):
     """The other side wants fewer requests; `scope` names who else must wait."""
 
-    def __init__(self, text: str = "", *, retry_after: float = 0.0, scope: str = "") -> None:
+    def __init__(self, text: str = "", *, retry_after: float | str = 0.0, scope: str = "") -> None:
         super().__init__(text or "rate limited", retry_after=retry_after)
         self.scope = scope
+
+
+def _seconds(retry_after: float | str) -> float:
+    if not isinstance(retry_after, str):
+        return float(retry_after)
+    import time  # noqa: PLC0415  (only where a header is handed on as it came)
+
+    from ckptd.sdk.rate import parse_retry_after  # noqa: PLC0415
+
+    try:
+        return parse_retry_after(retry_after, time.time())
+    except ValueError:  # the other side's nonsense must not hide that it wants us to wait
+        return 0.0
 
 
 class PermanentError(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ckptd.sdk import run_local
+from ckptd.sdk import RateLimited, TransientError, run_local
 
 RATE, TAKINGS = 50, 8
 AT_LEAST_S = (TAKINGS - 1) / RATE  # a burst is one taking
@@ -52,3 +52,14 @@ def test_coroutines_keep_the_rate_together(tmp_path: Path) -> None:
     began_s = time.monotonic()
     run_local(function, tmp_path / "task")
     assert time.monotonic() - began_s >= AT_LEAST_S
+
+
+@pytest.mark.parametrize(
+    ("header", "least_s", "most_s"),
+    [(7, 7, 7), ("7", 7, 7), ("Fri, 31 Dec 9999 23:59:59 GMT", 86_400, 86_400), ("soon", 0, 0)],
+)
+def test_an_error_takes_a_retry_after_header_as_it_came(
+    header: float | str, least_s: float, most_s: float
+) -> None:
+    for error in (TransientError(retry_after=header), RateLimited("slow", retry_after=header)):
+        assert least_s <= error.retry_after_s <= most_s
