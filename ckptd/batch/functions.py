@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -82,7 +83,7 @@ class _Host:
         words = (str(theirs_in), str(theirs_out), mode, str(jobs), config.python)
         try:
             self.process = subprocess.Popen(
-                host_command(knobs.interpreter or "python3", *words),
+                host_command(knobs.interpreter or sys.executable, *words),
                 cwd=setting.cwd,
                 env=setting.env,
                 stdin=subprocess.DEVNULL,
@@ -174,10 +175,9 @@ class Functions:
         return None
 
     def _may_open(self, job: Job) -> bool:
-        if self._shared == 1:
-            return len(self._hosts) < self._knobs.workers
-        jobs = 1 if job.is_suspect else self._shared
-        return all(host.jobs != jobs or host.is_ending for host in self._hosts)
+        if job.is_suspect or self._shared == 1:
+            return True  # a host of its own; the runner bounds how many items are in flight
+        return all(host.jobs == 1 or host.is_ending for host in self._hosts)
 
     def start(self, job: Job) -> Ended | None:
         """Start a job: an order to a host.

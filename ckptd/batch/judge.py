@@ -7,6 +7,7 @@
 `--on-exit 2=transient,3=skipped` changes the codes. Read next: `runner.py`.
 """
 
+import json
 import signal
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,7 +15,7 @@ from typing import Any, Final
 from ckptd.batch.itemdir import ItemDir
 from ckptd.batch.job import Ended, How, Job
 from ckptd.batch.spec import Config
-from ckptd.storage.untrusted import parse_json
+from ckptd.storage.untrusted import parse_json, refuse_deep
 
 RESULT_BYTES_MAX: Final = 256 << 10
 AGAIN_STALLS_MAX: Final = 3  # ends with 85 and nothing new before that is an error
@@ -106,8 +107,14 @@ class Judge:
                 except ValueError as bad:
                     text = f"passed, but its output is no JSON: {bad}"
                     return Ended(job, How.RESULT, "error", text=text, is_final=True)
-        if len(out) > RESULT_BYTES_MAX:
-            text = f"its result takes {len(out):,} bytes, at most {RESULT_BYTES_MAX:,} are kept"
+        try:
+            refuse_deep([[[result]]])
+            size = len(json.dumps(result))
+        except ValueError as bad:
+            text = f"its result cannot be kept: {bad}"
+            return Ended(job, How.RESULT, "error", text=text, is_final=True)
+        if size > RESULT_BYTES_MAX:
+            text = f"its result takes {size:,} bytes, at most {RESULT_BYTES_MAX:,} are kept"
             return Ended(job, How.RESULT, "error", text=text, is_final=True)
         return Ended(job, How.RESULT, "pass", result=result)
 

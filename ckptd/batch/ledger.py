@@ -12,6 +12,7 @@ holds; a torn one was never there. An `item_start` without its end, of a run wit
 is an item in flight when the runner was killed: a suspect. Read next: `choose.py`, `runner.py`.
 """
 
+import json
 import os
 import time
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,8 @@ from ckptd.storage.journal import FACTS_PER_FRAME_MAX, Bounds, Fact, Journal
 from ckptd.storage.taskdir import this_boot_id
 from ckptd.storage.untrusted import Damaged, NotTrusted
 
+_FRAME_BYTES: Final = 2 << 20  # of facts, by estimate; a frame takes twice that
+_FACT_BYTES: Final = 20_000  # of one without its result, at most: a long key in escapes, a text
 BOUNDS: Final = Bounds(4 << 30, 16 << 30)
 
 
@@ -76,14 +79,29 @@ class Ledger:
 
         Durable: all of it if `is_synced`, and everything appended before.
         """
-        for at in range(0, len(group), FACTS_PER_FRAME_MAX):
-            is_last = at + FACTS_PER_FRAME_MAX >= len(group)
-            part = group[at : at + FACTS_PER_FRAME_MAX]
-            self._journal.append(part, is_synced=is_synced and is_last)
+        parts = _frames_of(group)
+        for part in parts:
+            self._journal.append(part, is_synced=is_synced and part is parts[-1])
 
     def close(self) -> None:
         """Close; nothing is left to be written."""
         self._journal.close()
+
+
+def _frames_of(group: list[Fact]) -> list[list[Fact]]:
+    """Return a group cut into what fits a frame each; large results are rare."""
+    parts: list[list[Fact]] = []
+    room_bytes = 0
+    for fact in group:
+        size = _FACT_BYTES
+        if "result" in fact:
+            size += len(json.dumps(fact["result"]))
+        if size > room_bytes or len(parts[-1]) >= FACTS_PER_FRAME_MAX:
+            parts.append([])
+            room_bytes = _FRAME_BYTES
+        parts[-1].append(fact)
+        room_bytes -= size
+    return parts
 
 
 def begin_event(batch: Batch, items: int, jobs: int, task: int) -> Fact:
