@@ -168,7 +168,7 @@ class ResumableContext(TaskContext):
             return memo.value
         self._work.current_step = name
         await self._safe_point(force=risky and self._work.is_dirty())
-        begin = self._steps.begin(name, version, semantics)
+        begin = self._steps.begin(name, version, semantics, retry)
         if begin:
             await self._record(*begin)
         result = await self._tried(
@@ -349,7 +349,7 @@ class ResumableContext(TaskContext):
         job_key = steps.job_key(name)
         if job_key not in self._work.known.values:
             await self._safe_point()
-            await self._record(*self._steps.begin(name, 1, AT_MOST_ONCE))
+            await self._record(*self._steps.begin(name, 1, AT_MOST_ONCE, None))
             made = encode(await submit(self.idempotency_key(name)), f"the id of job {name!r}")
             await self._record(facts.set_value(job_key, made))
         job = self.get_intermediate_result(job_key)
@@ -422,7 +422,11 @@ class AsyncItems(Items):
             self._tell()
 
     async def run(
-        self, function: Callable[[Any], Awaitable[Any]], retry: RetryPolicy = RETRY
+        self,
+        function: Callable[[Any], Awaitable[Any]],
+        retry: RetryPolicy = RETRY,
+        *,
+        gives_item: bool = False,
     ) -> Tally:
         """Await `function(value)` for each item, up to `concurrency` at once.
 
@@ -433,6 +437,7 @@ class AsyncItems(Items):
 
         Durable: each result, before another item takes its place.
         """
+        function = self._given(function, gives_item=gives_item)
         flying: set[asyncio.Task[None]] = set()
         try:
             await self._run_all(function, retry, flying)
@@ -498,7 +503,7 @@ class AsyncItems(Items):
         function: Callable[[Any], Awaitable[Any]], item: Item, failures: int, retry: RetryPolicy
     ) -> Outcome:
         try:
-            return Outcome("pass", await function(item.value))
+            return Outcome("pass", await function(item))
         except SdkError:
             raise
         except Exception as error:  # noqa: BLE001 - an item's failure is its own

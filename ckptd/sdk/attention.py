@@ -24,13 +24,14 @@ class Attention:
         self._seen: tuple[int, int] = (0, 0)
         self._control: dict[str, Any] = {}
         self._is_signalled = False
+        self._before: Any = None
         self._saves_taken = self._saves_asked()
         self.wake_fd, self._byte_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def listen(self) -> None:
         """Take SIGTERM for a wish to stop; only the main thread can."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_signal)
+            self._before = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -73,12 +74,14 @@ class Attention:
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or until a signal asks to stop."""
-        select.select([self.wake_fd], [], [], max(0.0, seconds))
+        waker = select.poll()  # not select(2): a task may have more than 1,024 files open
+        waker.register(self.wake_fd, select.POLLIN)
+        waker.poll(max(0.0, seconds) * 1e3)
 
     def close(self) -> None:
         """Give the pipe back; the handler, if it is ours, goes too."""
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGTERM) == self._on_signal:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
         os.close(self.wake_fd)
         os.close(self._byte_fd)

@@ -53,6 +53,7 @@ class TaskContext:
         self._park_after_s = park_after_s
         self._steps = steps.Steps(work)
         self._has_safe_point = False
+        self._owner = threading.get_ident()
 
     # --- who and where --------------------------------------------------------------------------
 
@@ -275,8 +276,12 @@ class SyncResumableContext(TaskContext):
         return self._safe_point(force=force)
 
     def _safe_point(self, *, force: bool = False) -> bool:
+        """Invariant: state is collected in the task's own thread alone, never beside its code."""
         self._has_safe_point = True
         work = self._work
+        if threading.get_ident() != self._owner:
+            work.raise_if_stopped()
+            return False
         is_stopped = self.should_stop
         is_saved = force or work.is_save_due() or (is_stopped and work.is_dirty())
         if is_saved:
@@ -315,7 +320,7 @@ class SyncResumableContext(TaskContext):
             return memo.value  # type: ignore[no-any-return]
         self._work.current_step = name
         self._safe_point(force=risky and self._work.is_dirty())
-        begin = self._steps.begin(name, version, semantics)
+        begin = self._steps.begin(name, version, semantics, retry)
         if begin:
             self._work.record(*begin)
         result = self._tried(lambda: steps.timed(name, function, timeout, args, kwargs), retry)
@@ -336,6 +341,8 @@ class SyncResumableContext(TaskContext):
 
     def _save_after_step(self) -> None:
         work = self._work
+        if threading.get_ident() != self._owner:
+            return
         is_worth = work.task.strategy.is_worth_at_step_end(work.pace, work.ports.now_s())
         if is_worth and work.is_dirty():
             self._save(work.draft(reason="step"))
@@ -506,7 +513,7 @@ class SyncResumableContext(TaskContext):
         job_key = steps.job_key(name)
         if job_key not in self._work.known.values:
             self._safe_point()
-            self._work.record(*self._steps.begin(name, 1, AT_MOST_ONCE))
+            self._work.record(*self._steps.begin(name, 1, AT_MOST_ONCE, None))
             made = encode(submit(self.idempotency_key(name)), f"the id of job {name!r}")
             self._work.record(facts.set_value(job_key, made))
         job = self.get_intermediate_result(job_key)

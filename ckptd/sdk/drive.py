@@ -8,10 +8,15 @@ import threading
 from typing import Any
 
 from ckptd.sdk.context import SyncResumableContext
-from ckptd.sdk.outcomes import CorruptCheckpointError, StateVersionError, TransientError
+from ckptd.sdk.outcomes import (
+    CorruptCheckpointError,
+    RateLimited,
+    StateVersionError,
+    TransientError,
+)
 from ckptd.sdk.surroundings import Surroundings
 from ckptd.sdk.values import decode, encode
-from ckptd.sdk.waits import WARN_AFTER_S
+from ckptd.sdk.waits import WARN_AFTER_S, limit_wait_s
 from ckptd.sdk.work import Ports, Work
 from ckptd.storage import facts
 from ckptd.storage.journal import Journal
@@ -32,12 +37,20 @@ def drive(work: Work, *, park_after_s: float) -> Any:
         result = _called(work, park_after_s)
     except TransientError as error:
         if error.retry_after_s > 0:
-            wish_s = min(error.retry_after_s, facts.RETRY_AFTER_S_MAX)
-            work.record(facts.retry_after(wish_s, getattr(error, "scope", "")))
+            _tell_wait(work, error)
         raise
     stored = encode(result, "the result of the task")
     work.record(facts.result_made(stored))
     return decode(stored)
+
+
+def _tell_wait(work: Work, error: TransientError) -> None:
+    """Durable: the wish to wait; and for a rate limit, that of all who share its scope."""
+    scope = error.scope if isinstance(error, RateLimited) else ""
+    if scope:
+        limit_wait_s(scope, error.retry_after_s, None)
+    wish_s = min(error.retry_after_s, facts.RETRY_AFTER_S_MAX)
+    work.record(facts.retry_after(wish_s, scope))
 
 
 def _called(work: Work, park_after_s: float) -> Any:

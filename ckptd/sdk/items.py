@@ -208,6 +208,10 @@ class Items:
             return kind(key, value, self)
         return None
 
+    @staticmethod
+    def _given(function: Callable[[Any], Any], *, gives_item: bool) -> Callable[[Item], Any]:
+        return function if gives_item else lambda item: function(item.value)
+
     def _tell(self, in_flight: int = 0) -> None:
         self.ctx.set_progress(max(0, self.seen - in_flight), self.total)
 
@@ -230,10 +234,17 @@ class SyncItems(Items):
                 item.record("pass")
             self._tell()
 
-    def run(self, function: Callable[[Any], Any], retry: RetryPolicy = RETRY) -> Tally:
+    def run(
+        self,
+        function: Callable[[Any], Any],
+        retry: RetryPolicy = RETRY,
+        *,
+        gives_item: bool = False,
+    ) -> Tally:
         """Call `function(value)` for each item, in up to `concurrency` threads.
 
-        What it returns is the result. SkipItem, QuarantineItem, PermanentError choose the status;
+        With `gives_item` it gets the item, whose `step` resumes inside of it. What it returns is
+        the result. SkipItem, QuarantineItem, PermanentError choose the status;
         TransientError and RateLimited wait and try again; any other exception is an error of the
         item alone.
 
@@ -243,6 +254,7 @@ class SyncItems(Items):
         Durable: each result, before another item takes its place.
         """
         source = iter(self._source)
+        function = self._given(function, gives_item=gives_item)
         try:
             if self.concurrency == 1:
                 self._run_one_by_one(function, source, retry)
@@ -317,7 +329,7 @@ class SyncItems(Items):
         function: Callable[[Any], Any], item: Item, failures: int, retry: RetryPolicy
     ) -> Outcome:
         try:
-            return Outcome("pass", function(item.value))
+            return Outcome("pass", function(item))
         except SdkError:
             raise
         except Exception as error:  # noqa: BLE001 - an item's failure is its own

@@ -3,11 +3,14 @@
     python .../ckptd/sdk/run.py ingest:main --input '{"path": "data.csv"}'
     python .../ckptd/sdk/run.py --describe ingest:main      one line of JSON: name, version, retries
 
-Run by its path, so that an interpreter without ckptd can run it: then ckptd, and nothing else of
-where it is installed, is made importable from there. The working directory comes first on the
-path, as it does for `python -m`. Exit codes: `outcomes.exit_code_of`.
+Run by its path, so that an interpreter without ckptd can run it: ckptd, and nothing else of where
+it is installed, is made importable from here, also where the interpreter has another version: what
+reads a task's files and what started it are one. The working directory comes first on the path,
+as it does for `python -m`. Exit codes: `outcomes.exit_code_of`.
 Read next: `drive.py`.
 """
+
+from __future__ import annotations  # so that an interpreter that is too old can say so
 
 import json
 import os
@@ -15,12 +18,13 @@ import sys
 import traceback
 from typing import Any, Final
 
+_PYTHON_MIN: Final = (3, 11)
 _USAGE: Final = 64
 _BAD_DATA: Final = 65
 
 
 def _make_importable() -> None:
-    """Let `import ckptd` find this very package, whatever the interpreter has installed."""
+    """Let `import ckptd` be this very package, whatever the interpreter has installed."""
     import importlib.util  # noqa: PLC0415  (only this way of starting needs it)
 
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -162,11 +166,17 @@ def _say(text: str, code: int) -> int:
 
 def main(argv: list[str]) -> int:
     """Run `TARGET [--input JSON]` or `--describe TARGET [--input JSON]`."""
-    sys.path[0] = os.getcwd()  # not the directory of this file: its names would hide others
-    try:
-        import ckptd.sdk.outcomes  # noqa: F401, PLC0415
-    except ImportError:
-        _make_importable()
+    if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+        del sys.path[0]  # its names would hide others
+    sys.path.insert(0, os.getcwd())
+    if sys.version_info < _PYTHON_MIN:
+        found = ".".join(map(str, sys.version_info[:3]))
+        error = f"{sys.executable} is Python {found}; a task needs 3.11 or newer"
+        if argv[:1] == ["--describe"]:
+            sys.stdout.write(json.dumps({"error": error}) + "\n")
+            return 0
+        return _say(error, _BAD_DATA)
+    _make_importable()
     text = None
     if argv[-2:-1] == ["--input"]:
         text, argv = argv[-1], argv[:-2]

@@ -55,7 +55,9 @@ class Steps:
             return None
         return Memo(decode(done.get("result")))
 
-    def begin(self, name: str, version: int, semantics: str) -> list[Fact]:
+    def begin(
+        self, name: str, version: int, semantics: str, retry: RetryPolicy | None
+    ) -> list[Fact]:
         """Return what must be durable before the step runs.
 
         Raises:
@@ -65,6 +67,8 @@ class Steps:
             raise ValueError(f"semantics {semantics!r}: expected at_least_once or at_most_once")
         if semantics == "at_least_once":
             return []
+        if retry is not None:
+            raise ValueError(f"step {name!r}: at_most_once and a retry contradict each other")
         if name in self._work.known.started:
             raise StepInterrupted(name)
         return [facts.step_start(name, version)]
