@@ -1,6 +1,7 @@
-"""Make a checkpoint from inside the task: copy, seal, publish, prune; valid at once.
+"""Make a checkpoint from inside the task: take, seal, publish, prune; valid at once.
 
-    ckpt/.leftover-new-4711/   copies and MANIFEST.json, synced
+    stage/, or copies of files, and what is carried on from the generation before
+      -> ckpt/.leftover-new-4711/   and MANIFEST.json, synced
       -> rename -> ckpt/00000008/ -> sync of ckpt/ -> prune to two
 
 All or nothing: before the rename the generation before is the newest, after the sync the new
@@ -15,18 +16,19 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from ckptd.sdk.surroundings import Surroundings
-from ckptd.storage.blobs import pruned
-from ckptd.storage.copy import copy_in
+from ckptd.storage.blobs import newest_sealed, pruned
+from ckptd.storage.copy import carry_on, copy_in
 from ckptd.storage.disk import sync_fd
 from ckptd.storage.facts import read_facts
 from ckptd.storage.journal import StaleAttempt
-from ckptd.storage.manifest import EMPTY, Manifest, seal
+from ckptd.storage.manifest import EMPTY, TEMPORARY, Manifest, load, seal
 from ckptd.storage.taskdir import (
     LEFTOVER,
+    MANIFEST,
     attempt_of,
     fence,
     number_after,
@@ -45,40 +47,171 @@ class Saved(NamedTuple):
     seq: int
     path: str
     manifest: Manifest
+    size_bytes: int = 0  # of all its files
+    took_s: float = 0.0  # from `begin` to durable, waiting for an earlier save included
 
 
-def save(task_dir: str, files: list[str], header: dict[str, Any]) -> Saved:
+def save(
+    task_dir: str, files: Sequence[str], header: dict[str, Any], carry: Sequence[str] = ()
+) -> Saved:
     """Save files, or without any what lies in `stage/`, as the next generation.
 
     `header` is what the manifest says beside the files: task, attempt, epoch, state, progress,
-    steps, results and so on (`manifest.EMPTY` lists them all).
+    steps, results and so on (`manifest.EMPTY` lists them all); what else is in it is kept there.
+    `carry` names files of the newest valid generation that are to be in this one as they are.
 
     Raises:
         StaleAttempt: a newer attempt exists. NotTrusted: not regular files, or too many.
+        FileExistsError: a file to carry is also new. Damaged: it is not what was saved.
         OSError: a file is missing or the disk refuses; the generation before stays the newest.
 
     Durable: the whole checkpoint and its name.
     """
-    uid = os.getuid()
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(f"{task_dir}/ckpt", 0o700)
-    with opened(task_dir, uid) as (task_fd, ckpt_fd):
-        fcntl.flock(ckpt_fd, fcntl.LOCK_EX)  # until the descriptor is closed
-        attempt = int(header.get("attempt", 0))
-        name = f"{LEFTOVER}new-{os.getpid()}"
-        remove_tree(name, ckpt_fd)
+    return begin(task_dir, files, int(header.get("attempt", 0)), carry).finish(header)
+
+
+def begin(task_dir: str, files: Sequence[str], attempt: int, carry: Sequence[str] = ()) -> "Saving":
+    """Take what is to be saved, with the arguments and errors of `save`.
+
+    When it returns, `stage/` is free for the next one, and the files may be changed. What is long,
+    syncing and hashing, is left to `finish`. One save of a task at a time: a second one waits here.
+
+    Durable: nothing yet.
+    """
+    return Saving(task_dir, files, attempt, carry)
+
+
+class Saving:
+    """A save under way, ended once by `finish` or `drop`, in whichever thread."""
+
+    def __init__(
+        self, task_dir: str, files: Sequence[str], attempt: int, carry: Sequence[str]
+    ) -> None:
+        self._task_dir, self._attempt, self._uid = task_dir, attempt, os.getuid()
+        self._began_s = time.monotonic()
+        self._name = f"{LEFTOVER}new-{os.getpid()}"
+        self._is_staged = False
+        self._is_over = False
+        self._carried: dict[str, Manifest] = {}
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{task_dir}/ckpt", 0o700)
+        self._open = contextlib.ExitStack()
+        self._task_fd, self._ckpt_fd = self._open.enter_context(opened(task_dir, self._uid))
         try:
-            _fill(name, files, attempt, task_fd, ckpt_fd)
-            manifest = _publish(name, task_fd, ckpt_fd, header)
+            fcntl.flock(self._ckpt_fd, fcntl.LOCK_EX)  # until the descriptor is closed
+            remove_tree(self._name, self._ckpt_fd)
+            self._fill(files, carry)
         except BaseException:
-            _take_back(name, files, attempt, task_fd, ckpt_fd)
+            self.drop()
             raise
-        sync_fd(ckpt_fd)
-        sync_fd(task_fd)
-        with contextlib.suppress(OSError, NotTrusted):  # saved is saved; the next one prunes again
-            pruned(task_fd, ckpt_fd, uid)
-    seq = int(manifest["seq"])
-    return Saved(seq, f"{task_dir}/ckpt/{seq:08d}", manifest)
+
+    def finish(self, header: dict[str, Any]) -> Saved:
+        """Seal and publish; return once it is durable. Raises as `save` does.
+
+        Durable: the whole checkpoint and its name.
+        """
+        assert not self._is_over, "a save is finished once"
+        self._is_over = True
+        with self._open:
+            try:
+                manifest = self._publish(header)
+            except BaseException:
+                self._take_back()
+                raise
+            sync_fd(self._ckpt_fd)
+            sync_fd(self._task_fd)
+            with contextlib.suppress(OSError, NotTrusted):  # saved is saved; the next one prunes
+                pruned(self._task_fd, self._ckpt_fd, self._uid)
+        seq = int(manifest["seq"])
+        size_bytes = sum(int(entry["bytes"]) for entry in manifest["files"])
+        took_s = time.monotonic() - self._began_s
+        return Saved(seq, f"{self._task_dir}/ckpt/{seq:08d}", manifest, size_bytes, took_s)
+
+    def drop(self) -> None:
+        """Give it up, if it is not over; what was staged goes back, unless there is newer."""
+        if not self._is_over:
+            self._is_over = True
+            with self._open:
+                self._take_back()
+
+    # --- taking --------------------------------------------------------------------------------
+
+    def _fill(self, files: Sequence[str], carry: Sequence[str]) -> None:
+        with _as_newest(self._task_fd, self._uid, self._attempt):
+            if not files and not is_empty("stage", self._task_fd):
+                # Crash: what was staged is lost, as it is when a task dies before it publishes.
+                os.rename("stage", self._name, src_dir_fd=self._task_fd, dst_dir_fd=self._ckpt_fd)
+                self._is_staged = True
+                os.mkdir("stage", 0o700, dir_fd=self._task_fd)
+            else:
+                os.mkdir(self._name, 0o700, dir_fd=self._ckpt_fd)
+        new_fd = open_directory(self._name, self._uid, self._ckpt_fd)
+        try:
+            for path in files:
+                copy_in(path, new_fd)
+            if carry:
+                self._carry_over(carry, new_fd)
+        finally:
+            os.close(new_fd)
+
+    def _carry_over(self, names: Sequence[str], new_fd: int) -> None:
+        seq, path = newest_sealed(self._task_dir, self._uid)
+        if not seq:
+            raise FileNotFoundError(errno.ENOENT, "no checkpoint to carry it on from", names[0])
+        old_fd = open_directory(os.path.basename(path), self._uid, self._ckpt_fd)
+        try:
+            lying = {entry["name"]: entry for entry in load(old_fd, self._uid)["files"]}
+            for name in names:
+                if name not in lying:
+                    raise FileNotFoundError(errno.ENOENT, f"not in checkpoint {seq}", name)
+                carry_on(old_fd, lying[name], self._uid, new_fd)
+                self._carried[name] = lying[name]
+        finally:
+            os.close(old_fd)
+
+    def _take_back(self) -> None:
+        """Leave nothing behind of a save that failed; what was staged goes back to the stage."""
+        with contextlib.suppress(OSError):  # what cannot go back stays for the next prune
+            if self._is_staged:
+                self._strip()
+                with (
+                    contextlib.suppress(StaleAttempt),
+                    _as_newest(self._task_fd, self._uid, self._attempt),
+                ):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rmdir("stage", dir_fd=self._task_fd)
+                    os.rename(
+                        self._name, "stage", src_dir_fd=self._ckpt_fd, dst_dir_fd=self._task_fd
+                    )
+            remove_tree(self._name, self._ckpt_fd)
+
+    def _strip(self) -> None:
+        """Take away what we put beside what was staged: a plain `mv` may publish it next."""
+        for name in (*self._carried, MANIFEST, TEMPORARY):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._name}/{name}", dir_fd=self._ckpt_fd)
+
+    # --- publishing ----------------------------------------------------------------------------
+
+    def _publish(self, header: dict[str, Any]) -> Manifest:
+        """Crash: a sealed generation without a number; the next save starts over."""
+        ckpt_fd = self._ckpt_fd
+        new_fd = open_directory(self._name, self._uid, ckpt_fd)
+        try:
+            for _ in range(_COLLISIONS_MAX):  # Bound: only a plain `mv` beside us takes a number
+                own = {
+                    "seq": number_after(ckpt_fd),
+                    "parent": max((number for number, _ in numbered(ckpt_fd)), default=0),
+                    "at_ns": time.time_ns(),
+                    "boot_id": this_boot_id(),
+                }
+                manifest = seal(new_fd, self._uid, {**EMPTY, **header, **own}, self._carried)
+                with _as_newest(self._task_fd, self._uid, self._attempt):  # sealing took its time
+                    if _renamed(self._name, f"{own['seq']:08d}", ckpt_fd):
+                        return manifest
+        finally:
+            os.close(new_fd)
+        raise OSError(errno.EEXIST, "something else publishes checkpoints at the same time")
 
 
 @contextlib.contextmanager
@@ -96,53 +229,6 @@ def _as_newest(task_fd: int, uid: int, attempt: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(task_fd, fcntl.LOCK_UN)
-
-
-def _fill(name: str, files: list[str], attempt: int, task_fd: int, ckpt_fd: int) -> None:
-    uid = os.getuid()
-    with _as_newest(task_fd, uid, attempt):
-        if not files and not is_empty("stage", task_fd):
-            # Crash: what was staged is lost, as it is when a task dies before it publishes.
-            os.rename("stage", name, src_dir_fd=task_fd, dst_dir_fd=ckpt_fd)
-            os.mkdir("stage", 0o700, dir_fd=task_fd)
-            return
-    os.mkdir(name, 0o700, dir_fd=ckpt_fd)
-    new_fd = open_directory(name, uid, ckpt_fd)
-    try:
-        for path in files:
-            copy_in(path, new_fd)
-    finally:
-        os.close(new_fd)
-
-
-def _take_back(name: str, files: list[str], attempt: int, task_fd: int, ckpt_fd: int) -> None:
-    """Leave nothing behind of a save that failed; what was staged goes back to the stage."""
-    with contextlib.suppress(OSError):  # what cannot go back stays for the next prune
-        if not files:
-            with contextlib.suppress(StaleAttempt), _as_newest(task_fd, os.getuid(), attempt):
-                with contextlib.suppress(FileNotFoundError):
-                    os.rmdir("stage", dir_fd=task_fd)
-                os.rename(name, "stage", src_dir_fd=ckpt_fd, dst_dir_fd=task_fd)
-        remove_tree(name, ckpt_fd)
-
-
-def _publish(name: str, task_fd: int, ckpt_fd: int, header: dict[str, Any]) -> Manifest:
-    """Crash: a sealed generation without a number; the next save starts over."""
-    uid = os.getuid()
-    new_fd = open_directory(name, uid, ckpt_fd)
-    try:
-        for _ in range(_COLLISIONS_MAX):  # Bound: only a plain `mv` beside us can take a number
-            seq = number_after(ckpt_fd)
-            newest = max((number for number, _ in numbered(ckpt_fd)), default=0)
-            parent = int(header.get("parent") or newest)  # an edit names what it was made of
-            own = {"seq": seq, "parent": parent, "at_ns": time.time_ns(), "boot_id": this_boot_id()}
-            manifest = seal(new_fd, uid, {**EMPTY, **header, **own})
-            with _as_newest(task_fd, uid, int(header.get("attempt", 0))):  # copying took its time
-                if _renamed(name, f"{seq:08d}", ckpt_fd):
-                    return manifest
-    finally:
-        os.close(new_fd)
-    raise OSError(errno.EEXIST, "something else publishes checkpoints at the same time")
 
 
 def _renamed(name: str, number: str, ckpt_fd: int) -> bool:
@@ -163,7 +249,7 @@ def facts_for_header(steps: list[str], results: dict[str, Any]) -> dict[str, Any
 
 def save_from(
     around: Surroundings,
-    files: list[str],
+    files: Sequence[str],
     state: Any,
     progress: tuple[float, float] | None,
 ) -> Saved:

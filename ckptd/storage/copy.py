@@ -1,4 +1,4 @@
-"""Copy files into a checkpoint and out of it: reflinks where the file system has them.
+"""Copy files into a checkpoint, on to the next one and out of it: reflinks where there are such.
 
 Out means `ckpt restore` and `ckptctl checkpoint export`: only files that the manifest names, each
 compared with its digest while it is copied, never through a link. Stdlib only.
@@ -60,11 +60,18 @@ def _copy_file(path: str, name: str, dir_fd: int) -> None:
 
 
 def _clone(source: int, target: int) -> None:
+    if not _is_shared(source, target):
+        while _copied(source, target):  # Bound: until the source ends
+            pass
+
+
+def _is_shared(source: int, target: int) -> bool:
+    """Return whether the target has the source's blocks now; a write to either copies them."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
-        while _copied(source, target):  # Bound: until the source ends
-            pass
+        return False
+    return True
 
 
 def _copied(source: int, target: int) -> int:
@@ -76,6 +83,66 @@ def _copied(source: int, target: int) -> int:
         chunk = os.read(source, _CHUNK_BYTES)
         append_all(target, chunk)
         return len(chunk)
+
+
+def carry_on(generation_fd: int, entry: Manifest, uid: int, dir_fd: int) -> None:
+    """Give a new checkpoint a file of a sealed one, as that one's manifest has it in `entry`.
+
+    Blocks are shared where the file system can (reflink), and the file is not read: it has not
+    changed since it was sealed. Elsewhere it is copied, and compared while it is.
+    Never a hard link: a task that writes into what it published, as a database does that is
+    opened there, would damage both generations that are kept.
+    Invariant: the digest stays that of the first save, so what the disk loses is found at resume.
+
+    Raises:
+        FileExistsError: there is a new file of that name. Damaged: it differs from its digest.
+
+    Durable: no; sealing syncs it.
+    """
+    *folders, name = _parts(entry["name"])
+    source = _opened(generation_fd, [*folders, name], uid)
+    try:
+        folder_fd = _made_below(dir_fd, folders, uid)
+        try:
+            _carry_one(source, folder_fd, name, entry, _sealed_ns(generation_fd))
+        finally:
+            os.close(folder_fd)
+    finally:
+        os.close(source)
+
+
+def _sealed_ns(generation_fd: int) -> int:
+    return os.stat(MANIFEST, dir_fd=generation_fd, follow_symlinks=False).st_mtime_ns
+
+
+def _made_below(dir_fd: int, folders: list[str], uid: int) -> int:
+    """Return a descriptor of a directory some levels down, made where it was missing."""
+    at = os.dup(dir_fd)
+    try:
+        for folder in folders:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o700, dir_fd=at)
+            below = open_directory(folder, uid, at)
+            os.close(at)
+            at = below
+    except BaseException:
+        os.close(at)
+        raise
+    return at
+
+
+def _carry_one(source: int, folder_fd: int, name: str, entry: Manifest, sealed_ns: int) -> None:
+    found = os.fstat(source)
+    is_as_sealed = found.st_ctime_ns < sealed_ns and found.st_size == entry["bytes"]
+    target = os.open(name, _CREATE, (found.st_mode & 0o777) | 0o600, dir_fd=folder_fd)
+    try:
+        if not (is_as_sealed and _is_shared(source, target)):
+            _copy_compared(source, target, entry)
+    except BaseException:
+        os.unlink(name, dir_fd=folder_fd)
+        raise
+    finally:
+        os.close(target)
 
 
 def copy_out(task_dir: str, owner_uid: int, seq: int, into: str) -> list[str]:

@@ -11,8 +11,11 @@ manifest was written, the manifest was synced before it got its name. `digest` i
 the rest as JSON with sorted keys and no spaces. Stdlib only. Read next: `blobs.py`.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptd.storage.disk import sync_fd
@@ -42,6 +45,7 @@ HASHED_BYTES_MAX: Final = 1 << 40  # in one checkpoint; minutes of reading
 HOLE_BYTES_MAX: Final = 64 << 20
 _PACKED_MAX: Final = 16  # a file system that compresses may store so many bytes in one
 _CHUNK_BYTES: Final = 1 << 20
+_LARGE_BYTES: Final = 16 << 20  # from here on a thread is cheap
 _CONTENT: Final = (
     "files", "state", "state_version", "steps", "current_step", "results", "cursors"
 )  # fmt: skip
@@ -63,6 +67,7 @@ EMPTY: Final[Manifest] = {
     "wait_s": 0.0,
 }
 
+_NONE: Final[Mapping[str, Manifest]] = MappingProxyType({})
 _TYPES: Final[Manifest] = {**EMPTY, "seq": 0, "at_ns": 0, "boot_id": ""}
 
 
@@ -95,8 +100,12 @@ def content_digest(manifest: Manifest) -> str:
     ).hexdigest()
 
 
-def seal(dir_fd: int, uid: int, header: Manifest) -> Manifest:
+def seal(
+    dir_fd: int, uid: int, header: Manifest, known: Mapping[str, Manifest] = _NONE
+) -> Manifest:
     """Sync and digest every file below, then write the manifest: from here on it is valid.
+
+    `known` has entries of files that `copy.carry_on` put there: synced, not read again.
 
     Raises:
         NotTrusted: something in it is not a regular file of `uid`, or a bound is passed.
@@ -108,7 +117,7 @@ def seal(dir_fd: int, uid: int, header: Manifest) -> Manifest:
     left_bytes = HASHED_BYTES_MAX
     for leaf in walk(dir_fd, uid):
         if not _is_own(leaf):
-            files.append(_sealed(leaf, uid, left_bytes))
+            files.append(_sealed(leaf, uid, left_bytes, known.get(leaf.path)))
             left_bytes -= files[-1].get("bytes", 0)
     if len(files) > FILES_MAX:
         raise NotTrusted(f"more than {FILES_MAX} files in one checkpoint")
@@ -130,17 +139,55 @@ def _is_own(leaf: Leaf) -> bool:
     return leaf.path in {MANIFEST, TEMPORARY, ""}
 
 
-def _sealed(leaf: Leaf, uid: int, left_bytes: int) -> Manifest:
+def _sealed(leaf: Leaf, uid: int, left_bytes: int, known: Manifest | None) -> Manifest:
     if not leaf.name:
         sync_fd(leaf.parent_fd)
         return {}
     fd = open_regular(leaf.name, uid, leaf.parent_fd)
     try:
-        sync_fd(fd)
-        size, sha256 = _read_digest(fd, leaf.path, left_bytes)
+        size = os.fstat(fd).st_size
+        if known is not None and known["bytes"] == size <= left_bytes:
+            sync_fd(fd)
+            return known
+        with _syncing(fd, size):
+            size, sha256 = _read_digest(fd, leaf.path, left_bytes)
     finally:
         os.close(fd)
     return {"name": leaf.path, "bytes": size, "sha256": sha256}
+
+
+@contextlib.contextmanager
+def _syncing(fd: int, size: int) -> Iterator[None]:
+    """Sync a file; a large one while the block reads it: neither waits for the other, or the GIL.
+
+    Durable: its content, at the end of the block.
+    """
+    if size < _LARGE_BYTES:
+        sync_fd(fd)
+        yield
+        return
+    import threading  # noqa: PLC0415 - most checkpoints are small
+
+    failures: list[OSError] = []
+
+    def sync() -> None:
+        try:
+            sync_fd(fd)
+        except OSError as error:
+            failures.append(error)
+
+    beside = threading.Thread(target=sync, name="sync")
+    try:
+        beside.start()
+    except RuntimeError:  # no more threads are allowed here
+        sync()
+    try:
+        yield
+    finally:
+        if beside.ident is not None:
+            beside.join()
+    if failures:
+        raise failures[0]
 
 
 def _read_digest(fd: int, path: str, left_bytes: int) -> tuple[int, str]:
@@ -152,9 +199,10 @@ def _read_digest(fd: int, path: str, left_bytes: int) -> tuple[int, str]:
     if size > left_bytes:
         raise NotTrusted(f"more than {HASHED_BYTES_MAX} bytes in one checkpoint")
     running, done = sha256(), 0
-    while chunk := os.read(fd, _CHUNK_BYTES):  # Bound: stops when the file outgrows its size
-        running.update(chunk)
-        done += len(chunk)
+    room = memoryview(bytearray(min(_CHUNK_BYTES, size + 1)))
+    while count := os.readv(fd, [room]):  # Bound: stops when the file outgrows its size
+        running.update(room[:count])
+        done += count
         if done > size:
             break
     if done != size:

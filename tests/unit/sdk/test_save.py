@@ -1,0 +1,281 @@
+"""Saving from inside the task: no copy of what is staged, carrying on, in whichever thread."""
+
+import fcntl
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from ckptd.sdk.save import Saving, begin, save
+from ckptd.storage import facts
+from ckptd.storage.blobs import generations
+from ckptd.storage.manifest import load
+from ckptd.storage.untrusted import Damaged, NotTrusted
+from tests.task_world import TaskWorld
+
+HEADER = {"attempt": 1}
+LARGE_BYTES = 20 << 20
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> TaskWorld:
+    return TaskWorld(tmp_path)
+
+
+def stage(world: TaskWorld, **files: str) -> None:
+    for name, text in files.items():
+        world.path("stage", name).write_text(text)
+
+
+def staged(world: TaskWorld) -> list[str]:
+    return sorted(os.listdir(world.path("stage")))
+
+
+def numbers(world: TaskWorld) -> list[str]:
+    return sorted(os.listdir(world.path("ckpt")))
+
+
+def manifest(world: TaskWorld, name: str) -> dict[str, dict[str, object]]:
+    fd = os.open(world.path("ckpt", name), os.O_RDONLY)
+    try:
+        return {entry["name"]: entry for entry in load(fd, world.uid)["files"]}
+    finally:
+        os.close(fd)
+
+
+def faults(world: TaskWorld) -> dict[int, str]:
+    return {one.seq: one.fault for one in generations(world.dir, world.uid, verify=True)}
+
+
+# --- what is staged -------------------------------------------------------------------------------
+
+
+def test_what_was_staged_is_published_as_it_is_and_not_copied(world: TaskWorld) -> None:
+    path = world.path("stage", "weights")
+    path.write_bytes(os.urandom(1 << 20) * (LARGE_BYTES >> 20))
+    inode, digest = path.stat().st_ino, sha256(path.read_bytes()).hexdigest()
+
+    saved = save(world.dir, [], HEADER)
+
+    assert Path(saved.path, "weights").stat().st_ino == inode
+    assert manifest(world, "00000001")["weights"]["sha256"] == digest
+    assert saved.size_bytes == LARGE_BYTES
+    assert saved.took_s > 0
+    assert world.newest().seq == 1
+
+
+def test_members_that_the_manifest_does_not_know_are_kept_and_sealed(world: TaskWorld) -> None:
+    mine = {"numbers": {"cost_s": 0.5}, "task_name": "train", "task_version": 3, "state": {"n": 1}}
+
+    saved = save(world.dir, [], {**HEADER, **mine, "seq": 99, "parent": 99})
+
+    assert {key: saved.manifest[key] for key in mine} == mine
+    assert (saved.seq, saved.manifest["parent"]) == (1, 0)
+    assert faults(world) == {1: ""}
+
+
+def test_a_save_that_failed_leaves_the_stage_as_it_was(world: TaskWorld) -> None:
+    stage(world, a="1")
+    deep = world.path("stage", *("d" * 10))
+    deep.mkdir(parents=True)
+
+    with pytest.raises(NotTrusted, match="deep"):
+        save(world.dir, [], HEADER)
+
+    assert staged(world) == ["a", "d"]
+    assert numbers(world) == []
+
+
+# --- what is carried on ---------------------------------------------------------------------------
+
+
+def test_a_file_that_did_not_change_is_carried_on_with_its_digest(world: TaskWorld) -> None:
+    world.path("stage", "model").mkdir()
+    stage(world, state="1")
+    world.path("stage", "model", "w.bin").write_bytes(b"w" * 70_000)
+    save(world.dir, [], HEADER)
+    before = manifest(world, "00000001")["model/w.bin"]
+    stage(world, state="2")
+
+    save(world.dir, [], HEADER, carry=["model/w.bin"])
+
+    assert manifest(world, "00000002")["model/w.bin"] == before
+    assert world.path("ckpt", "00000002", "model", "w.bin").read_bytes() == b"w" * 70_000
+    assert world.path("ckpt", "00000002", "state").read_text() == "2"
+    assert faults(world) == {1: "", 2: ""}
+
+
+def test_one_bad_write_never_damages_both_generations(world: TaskWorld) -> None:
+    stage(world, weights="w" * 1_000)
+    save(world.dir, [], HEADER)
+    save(world.dir, [], HEADER, carry=["weights"])
+    assert world.path("ckpt", "00000001", "weights").stat().st_nlink == 1
+
+    with world.path("ckpt", "00000002", "weights").open("r+") as file:
+        file.write("x")
+
+    assert faults(world) == {1: "", 2: "weights: the digest differs"}
+    world.begin()
+    assert world.newest().seq == 1
+
+
+def test_what_was_changed_after_its_seal_is_not_carried_on_as_good(world: TaskWorld) -> None:
+    stage(world, weights="w" * 1_000)
+    save(world.dir, [], HEADER)
+    with world.path("ckpt", "00000001", "weights").open("r+") as file:
+        file.write("x")
+    stage(world, state="2")
+
+    with pytest.raises(Damaged, match="weights: the digest differs"):
+        save(world.dir, [], HEADER, carry=["weights"])
+
+    assert staged(world) == ["state"]
+    assert numbers(world) == ["00000001"]
+
+
+@pytest.mark.parametrize("saved_before", [True, False])
+def test_what_is_not_there_cannot_be_carried_on(world: TaskWorld, *, saved_before: bool) -> None:
+    if saved_before:
+        stage(world, state="1")
+        save(world.dir, [], HEADER)
+    stage(world, state="2")
+
+    with pytest.raises(FileNotFoundError, match=r"checkpoint.*weights"):
+        save(world.dir, [], HEADER, carry=["weights"])
+
+    assert staged(world) == ["state"]
+
+
+def test_a_new_file_is_never_replaced_by_an_old_one(world: TaskWorld) -> None:
+    stage(world, other="1", weights="old")
+    save(world.dir, [], HEADER)
+    stage(world, weights="new")
+
+    with pytest.raises(FileExistsError):
+        save(world.dir, [], HEADER, carry=["other", "weights"])
+
+    assert staged(world) == ["weights"]
+    assert world.path("stage", "weights").read_text() == "new"
+
+
+def test_a_name_that_leads_elsewhere_is_not_carried_on(world: TaskWorld) -> None:
+    stage(world, state="1")
+    save(world.dir, [], HEADER)
+
+    with pytest.raises(FileNotFoundError):
+        save(world.dir, [], HEADER, carry=["../../attempt.json"])
+
+
+@pytest.fixture
+def btrfs(tmp_path: Path) -> Iterator[Path]:
+    """A file system with reflinks."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    for order in (["mkfs.btrfs", "-q", str(image)], ["mount", "-o", "loop", str(image), str(disk)]):
+        try:
+            subprocess.run(order, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"needs root and btrfs: {error}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.root
+def test_where_blocks_can_be_shared_a_large_file_is_carried_on_without_a_copy(btrfs: Path) -> None:
+    def free_bytes() -> int:
+        os.sync()
+        return os.statvfs(btrfs).f_bavail * os.statvfs(btrfs).f_frsize
+
+    world = TaskWorld(btrfs)
+    world.path("stage", "weights").write_bytes(os.urandom(LARGE_BYTES))
+    save(world.dir, [], HEADER)
+    before = free_bytes()
+
+    save(world.dir, [], HEADER, carry=["weights"])
+
+    assert before - free_bytes() < LARGE_BYTES // 4
+    with world.path("ckpt", "00000002", "weights").open("r+b") as file:
+        file.write(b"bad")
+    assert faults(world) == {1: "", 2: "weights: the digest differs"}
+
+
+# --- in the background ----------------------------------------------------------------------------
+
+
+def is_locked(world: TaskWorld) -> bool:
+    fd = os.open(world.path("ckpt"), os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def test_the_stage_is_free_once_a_save_has_begun(world: TaskWorld) -> None:
+    stage(world, state="1")
+    saving = begin(world.dir, [], 1)
+    stage(world, state="2")
+    assert is_locked(world), "one at a time"
+
+    assert saving.finish(HEADER).seq == 1
+
+    assert not is_locked(world)
+    assert world.path("ckpt", "00000001", "state").read_text() == "1"
+    assert staged(world) == ["state"]
+    assert save(world.dir, [], HEADER).seq == 2
+
+
+def test_a_save_finishes_in_one_thread_while_facts_are_appended_in_another(
+    world: TaskWorld,
+) -> None:
+    journal = world.journal()
+    seqs: list[int] = []
+
+    def finish(saving: Saving) -> None:
+        seqs.append(saving.finish(HEADER).seq)
+
+    recorded = 0
+    for number in range(1, 6):
+        world.path("stage", "weights").write_bytes(os.urandom(LARGE_BYTES // 4))
+        thread = threading.Thread(target=finish, args=(begin(world.dir, [], 1),))
+        thread.start()
+        while thread.is_alive() or recorded < number * 5:  # Bound: the save ends
+            journal.append([facts.item_done(str(recorded), "pass")])
+            recorded += 1
+        thread.join()
+
+    assert seqs == [1, 2, 3, 4, 5]
+    assert len(world.facts().items) == recorded
+    assert faults(world) == {4: "", 5: ""}
+
+
+def test_a_save_that_is_dropped_gives_the_stage_back(world: TaskWorld) -> None:
+    stage(world, state="1")
+    saving = begin(world.dir, [], 1)
+
+    saving.drop()
+    saving.drop()
+
+    assert staged(world) == ["state"]
+    assert not is_locked(world)
+    assert numbers(world) == []
+
+
+def test_a_dropped_save_takes_the_place_of_nothing_newer(world: TaskWorld) -> None:
+    stage(world, state="1")
+    saving = begin(world.dir, [], 1)
+    stage(world, state="2")
+
+    saving.drop()
+
+    assert world.path("stage", "state").read_text() == "2"
+    assert save(world.dir, [], HEADER).seq == 1
+    assert numbers(world) == ["00000001"], "what could not go back is pruned"
