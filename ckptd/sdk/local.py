@@ -2,6 +2,7 @@
 
     run_local(ingest, "work/ingest", path="data.csv")      again after a crash: it goes on
     run_local(ingest, "work/ingest", path="data.csv")      once it is done: its result, at once
+    run_local(ingest, "work/ingest", again=True, ...)      once it is done: one more time
 
 One process at a time: a lock says so. Read next: `drive.py`, `ckptd/testing.py`.
 """
@@ -36,6 +37,7 @@ def run_local(
     directory: str | os.PathLike[str],
     *,
     fresh: bool = False,
+    again: bool = False,
     park_after: float = _NEVER_S,
     ports: Ports | None = None,
     **given: Any,
@@ -43,7 +45,8 @@ def run_local(
     """Run a task in a directory of its own, from where it was; return its result.
 
     Waits are waited in place, unless `park_after` (seconds) says otherwise. `fresh` archives what
-    is there and starts over.
+    is there and starts over; `again` does so only where the task is done, as a nightly run wants
+    it: what was interrupted is gone on with, what was done is done anew.
 
     Raises:
         AlreadyRunning: another process is at it. StopRequested: SIGTERM, at a safe point.
@@ -55,8 +58,10 @@ def run_local(
     task = as_task(function)
     path = os.path.abspath(os.fspath(directory))
     with _locked(path):
-        around = begin(path, fresh=fresh)
-        work = opened(around, task, given, ports)
+        work = opened(begin(path, fresh=fresh), task, given, ports)
+        if again and work.known.result:
+            work.close()
+            work = opened(begin(path, fresh=True), task, given, ports)
         try:
             work.attention.listen()
             return drive(work, park_after_s=park_after)

@@ -1,0 +1,30 @@
+"""`run_local(again=True)`: what was interrupted is gone on with, what was done is done anew."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptd.sdk import run_local
+
+
+def test_again_resumes_what_was_interrupted_and_repeats_what_was_done(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def function(ctx: Any, *, fails: bool) -> int:
+        ctx.step("first", ran.append, "first")
+        if fails:
+            raise RuntimeError("on the way")
+        ctx.step("second", ran.append, "second")
+        return len(ran)
+
+    def run(*, fails: bool = False, again: bool = True) -> Any:
+        return run_local(function, tmp_path / "task", again=again, fails=fails)
+
+    with pytest.raises(RuntimeError):
+        run(fails=True)
+    assert run() == 2  # went on
+    assert run(again=False) == 2  # remembered
+    assert run() == 4  # anew
+    assert ran == ["first", "second"] * 2
+    assert (tmp_path / "task" / "archive").is_dir()
