@@ -203,6 +203,8 @@ def test_where_blocks_can_be_shared_a_large_file_is_carried_on_without_a_copy(bt
     with world.path("ckpt", "00000002", "weights").open("r+b") as file:
         file.write(b"bad")
     assert faults(world) == {1: "", 2: "weights: the digest differs"}
+    with pytest.raises(Damaged, match="weights: the digest differs"):
+        save(world.dir, [], HEADER, carry=["weights"])
 
 
 # --- in the background ----------------------------------------------------------------------------
