@@ -25,7 +25,7 @@ from ckptd.batch import itemdir
 from ckptd.batch.job import Ended, How, Job, Setting
 from ckptd.batch.judge import Judge
 from ckptd.batch.place import Item, canonical
-from ckptd.batch.refusal import FAILED, Refused
+from ckptd.batch.refusal import Refused
 from ckptd.batch.spec import Config
 
 KILL_AFTER_S: Final = 5.0  # between SIGTERM and SIGKILL of an item whose time is over
@@ -91,7 +91,7 @@ def check_program(config: Config, env: dict[str, str]) -> None:
         is_there = os.path.exists(where)
         why = "is not executable" if is_there else "is not there"
         place = config.cwd if "/" in name else "PATH"
-        raise Refused(f"the program {name!r} {why} (looked in {place})", code=FAILED)
+        raise Refused(f"the program {name!r} {why} (looked in {place})", "nothing was run")
 
 
 class _Running(NamedTuple):
@@ -125,6 +125,7 @@ class Commands:
             words = self._template.words(job.item)
         except KeyError as missing:
             return Ended(job, How.RESULT, "error", text=f"the item has no field {missing}")
+        job.has_dir = True
         place = itemdir.make(self._setting, job)
         try:
             process = self._spawned(words, place, job)
@@ -150,6 +151,9 @@ class Commands:
                 stderr=err,
                 process_group=0,
             )
+
+    def send(self) -> None:
+        """Do nothing: a process was started at once."""
 
     def take(self, fd: int, events: int) -> Sequence[Ended] | None:
         """Return the end that a pidfd tells of; None where it is not one of ours."""

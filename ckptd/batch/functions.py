@@ -73,6 +73,7 @@ class _Host:
         self.running: dict[int, Job] = {}
         self.is_ending = False  # by our hand: nobody in it is to blame
         self.is_ready = False
+        self.is_full = False  # its pipe takes nothing more for now
         self.bad = ""
         self.is_async = False
         self._rest = b""
@@ -104,8 +105,12 @@ class _Host:
         self.pid_fd = os.pidfd_open(self.process.pid)
 
     def say(self, message: dict[str, Any]) -> None:
+        """Take a message in; it leaves with the next `flush`."""
         self._unsent += json.dumps(message).encode() + b"\n"
-        self.flush()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
 
     def flush(self) -> bool:
         """Send what the pipe takes; return whether anything is left."""
@@ -188,11 +193,17 @@ class Functions:
         host = self._free(job) or self._opened(1 if job.is_suspect else self._shared)
         order: dict[str, Any] = {"n": job.number, "item": job.item.value}
         if self._wants_context:
+            job.has_dir = True
             order |= {"dir": itemdir.path_of(self._setting, job), "task": job.number}
         host.running[job.number] = job
         host.say(order)
-        self._watch(host)
         return None
+
+    def send(self) -> None:
+        """Let the orders of this turn go out, one write a host."""
+        for host in self._hosts:
+            if host.has_unsent:
+                self._watch(host)
 
     def _opened(self, jobs: int) -> _Host:
         host = _Host(self._setting, self._config, self._knobs, jobs)
@@ -205,7 +216,10 @@ class Functions:
         return host
 
     def _watch(self, host: _Host) -> None:
-        self._epoll.modify(host.to_fd, select.EPOLLOUT if host.flush() else 0)
+        is_full = host.flush()
+        if is_full != host.is_full:
+            host.is_full = is_full
+            self._epoll.modify(host.to_fd, select.EPOLLOUT if is_full else 0)
 
     def take(self, fd: int, events: int) -> Sequence[Ended] | None:
         """Return the ends that a descriptor tells of; None where it is not one of ours.
@@ -275,6 +289,7 @@ class Functions:
             if job.number in host.running:
                 if host.is_async:
                     host.say({"cancel": job.number})
+                    self._watch(host)
                 else:
                     host.is_ending = True
                     host.kill()

@@ -38,6 +38,7 @@ class Job:
     alone_deaths: int = 0  # workers and runners that died while it was alone in them
     is_suspect: bool = False  # shares no worker any more
     is_alone: bool = False  # shares nothing: runs while nothing else does
+    has_dir: bool = False  # a private directory was made for it
     transients: int = 0
     agains: int = 0
     cursor: str = ""  # how far it came by its own checkpoints
@@ -83,6 +84,10 @@ class Workers(Protocol):
 
     def start(self, job: Job) -> Ended | None:
         """Start a job; return its end where it cannot even be started."""
+        ...
+
+    def send(self) -> None:
+        """Let what was started in this turn go out."""
         ...
 
     def take(self, fd: int, events: int) -> Sequence[Ended] | None:

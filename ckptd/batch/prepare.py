@@ -9,13 +9,16 @@ Read next: `source.py`, `choose.py`.
 """
 
 import os
+import sys
 import time
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from ckptd.batch import ledger, place, source, spec
+from ckptd.batch import itemdir, ledger, place, source, spec
 from ckptd.batch.choose import check_only, check_statuses, choose
+from ckptd.batch.command import check_program
+from ckptd.batch.functions import check_function
 from ckptd.batch.place import Accepted, Batch, Item, Next
 from ckptd.batch.refusal import BAD_DATA, CONFLICT, Refused, count
 from ckptd.batch.spec import Spec
@@ -60,6 +63,7 @@ def prepare(name: str, given: Any, wishes: Wishes) -> dict[str, Any]:
         before.batch.knobs if before.batch else None,
     )
     _settle_cwd(wanted, before.batch)
+    _look_at_program(name, path, wanted)
     items, taken = _items_of(wanted, before, wishes)
     batch = _merged(name, wanted, before, wishes, list(items))
     batch.items = len(items)
@@ -93,6 +97,15 @@ def _settle_cwd(wanted: Spec, before: Batch | None) -> None:
     config.cwd = os.path.abspath(config.cwd)
     if not os.path.isdir(config.cwd):
         raise Refused(f"the working directory {config.cwd} is not there", "nothing was changed")
+
+
+def _look_at_program(name: str, path: str, wanted: Spec) -> None:
+    """Refuse a program or a function that is not there, before anything is submitted."""
+    env = itemdir.base_environment(path, name, os.environ)
+    if wanted.config.argv:
+        check_program(wanted.config, env)
+    else:
+        check_function(wanted.config, wanted.knobs.interpreter or sys.executable, env)
 
 
 def _items_of(

@@ -121,7 +121,11 @@ class _Run:
         if not os.path.isdir(self.setting.cwd):
             raise Refused(f"the working directory {self.setting.cwd} is gone", code=FAILED)
         if self.batch.config.argv:
-            check_program(self.batch.config, self.setting.env)
+            try:
+                check_program(self.batch.config, self.setting.env)
+            except Refused as refused:
+                refused.code = FAILED  # under the daemon 1 says: a person must look
+                raise
         jobs = [self._job(item) for item in self.chosen.todo]
         poison = [job for job in jobs if job.alone_deaths >= DEATHS_MAX]
         self.contact.learnt(sum(job.run_deaths + job.alone_deaths for job in jobs))
@@ -194,6 +198,7 @@ class _Run:
         before = self.known.flying.get(item.key)
         result = self.known.items.get(item.key)
         told = before or result or {}
+        job.has_dir = before is not None
         job.lane, job.tries = int(told.get("lane", -1)), int(told.get("tries", 0))
         if before is not None:
             job.run_deaths = int(before.get("run_deaths", 0))

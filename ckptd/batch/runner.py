@@ -198,6 +198,7 @@ class Runner:
             end = self._workers.start(job)
             if end is not None:
                 self._late.append(end)
+        self._workers.send()
         self._show(time.monotonic())
 
     # --- gather ----------------------------------------------------------------------------------
@@ -340,7 +341,8 @@ class Runner:
             if end.out or end.err:
                 self._meter.clear()
             self._printed.tell(end, status, float(fact["seconds"]))
-            itemdir.remove(self._setting.path, end.job.number)
+            if end.job.has_dir:
+                itemdir.remove(self._setting.path, end.job.number)
         if told:
             self._meter.ended(self._tally.done, now_s)
         if self._tally.bad > self._tally.allowed and not self._stop_why:
