@@ -70,7 +70,8 @@ def batch_run_options(parser: argparse.ArgumentParser) -> None:
 
 def batch_run(call: Call) -> int:
     """Make a batch ready and work it off here, with the exit code that it comes to."""
-    call.takes()
+    if not call.args.dry_run:
+        call.takes()
     name, made = batch_spec.batch_of(call.args, has_stdin=_has_stdin())
     return _run_here(call, _prepared(call, name, made, []))
 
@@ -127,7 +128,7 @@ def _run_here(call: Call, ready: Ready) -> int:
     if call.args.dry_run:
         return _told_dry(call, ready)
     call.note(ready_text(ready))
-    return become(["run", ready["dir"], *(["--quiet"] if call.style.is_quiet else [])])
+    return become(["run", ready["dir"]])
 
 
 def _submit(call: Call, name: str, prepared: Callable[[list[str]], Ready], cwd: str) -> int:

@@ -20,13 +20,13 @@ PAINT: Final = {
 }  # fmt: skip
 """ANSI colour of a status or state."""
 _ENDS: Final = {
-    "done": "all done",
-    "max_errors": "stopped: too many errors",
-    "limit": "stopped: as many as --limit says",
-    "interrupted": "interrupted",
-    "stopped": "asked to stop",
+    "finished": "did what was asked for",
+    "max_errors": "stopped at --max-errors",
+    "interrupt": "interrupted",
+    "terminated": "was told to stop",
     "parked": "parked until it may go on",
-    "preflight": "the preflight refused",
+    "no_wait": "would have had to wait",
+    "refused": "could not go on",
 }
 
 
@@ -63,7 +63,7 @@ def end_text(run: Run) -> str:
     """Return how a run of the runner ended; without an orderly end it was killed."""
     if not run.ended_ns:
         return "killed"
-    return words.clean(_ENDS.get(run.end, run.end))
+    return words.clean(_ENDS.get(run.end) or f"stopped ({run.end})")
 
 
 def paint_of(batch: Batch, task: TaskRow | None) -> str:

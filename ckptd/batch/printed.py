@@ -19,6 +19,11 @@ LOG_BYTES_MAX: Final = 16 << 20
 _KEY_CHARS: Final = 200
 
 
+def shown_key(key: str) -> str:
+    """Return a key as the line above an item's output shows it."""
+    return "".join(char if char.isprintable() else "?" for char in key[:_KEY_CHARS])
+
+
 class Printed:
     """The way out for everything that items print."""
 
@@ -51,7 +56,7 @@ class Printed:
 
     def _log(self, end: Ended, status: str, seconds: float) -> None:
         job, lane = end.job, end.job.lane
-        key = "".join(c if c.isprintable() else "?" for c in job.item.key[:_KEY_CHARS])
+        key = shown_key(job.item.key)
         said = f"{status}, try {job.tries} of run {self._run}, {seconds:.2f} s"
         why = f" ({end.text})" if end.text else ""
         parts = [f"--- {key}: {said}{why}\n".encode(errors="replace")]

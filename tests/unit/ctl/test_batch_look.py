@@ -80,7 +80,7 @@ def test_one_batch_in_detail_says_what_went_wrong_and_what_to_do(look: Look) -> 
         done("host-b", "error", text="host-b: no route"),
         facts.run_event("pause", why="rate_limit", scope="", seconds=5.0, until_ns=1),
         facts.run_event("resume", waited_s=65.0),
-        end="interrupted",
+        end="interrupt",
     )
     text = look("status", "census")[1]
     assert "2 of 3 done (66%)" in text

@@ -1,0 +1,186 @@
+"""batch submit, run, retry, wait as processes: a scripted daemon and real directories."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckptd.batch import place
+from ckptd.protocol import messages as m
+from tests.unit.ctl.batches import done, made, names_in, ran
+from tests.unit.ctl.conftest import Scripted, ctl
+from tests.unit.ctl.rows import page, row
+
+NOBODY = "ipc:///nonexistent/ctl.sock"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CKPTD_BATCH_DIR", str(tmp_path / "batches"))
+    return tmp_path / "batches"
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> str:
+    (tmp_path / "items").write_text("a\nb\nc\n")
+    return str(tmp_path / "items")
+
+
+def test_submit_makes_the_batch_ready_and_submits_one_task(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    daemon = scripted({"status": lambda _: page(), "submit": lambda _: m.Submitted((7,), (True,))})
+    code, out, err = ctl(daemon.endpoint, "batch", "submit", "-n", "census", "-i", items, "true")
+    assert (code, out) == (0, "7\n")
+    assert "batch census: 3 items, 3 to do" in err
+    asked = next(args for _, verb, args in daemon.requests if verb == "submit")
+    assert isinstance(asked, m.Submit)
+    (task,) = asked.tasks
+    assert task.argv[-4:] == ("-m", "ckptd.batch", "run", str(root / "census"))
+    assert task.labels == {"batch": "census"}
+    assert asked.env["CKPTD_BATCH_DIR"] == str(root)
+    assert place.load(str(root / "census")).config.argv == ["true"]
+
+
+def test_two_who_submit_at_once_ask_under_one_key_and_the_next_run_under_another(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    ended: list[m.TaskRow] = []
+
+    def status(asked: m.Message) -> m.TaskPage:
+        assert isinstance(asked, m.Status)
+        return page() if asked.select.phases else page(*ended)
+
+    daemon = scripted({"status": status, "submit": lambda _: m.Submitted((7,), (True,))})
+    for _ in range(2):
+        ctl(daemon.endpoint, "batch", "submit", "-n", "census", "-i", items, "true")
+    ended.append(row(7, "failed", name="batch:census"))
+    ctl(daemon.endpoint, "batch", "retry", "census")
+    asked = [args for _, verb, args in daemon.requests if verb == "submit"]
+    first, second, third = (args.tasks[0].key for args in asked if isinstance(args, m.Submit))
+    assert first == second != third
+
+
+def test_the_same_again_while_it_is_under_way_is_the_same_task(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    active = row(7, name="batch:census", labels={"batch": "census"})
+    daemon = scripted({"status": lambda _: page(active)})
+    made("census", ["a", "b", "c"], argv=["true"], cwd=str(Path.cwd()))
+    line = ("batch", "submit", "-n", "census", "-i", items, "true")
+    code, out, err = ctl(daemon.endpoint, *line)
+    assert (code, out) == (0, "7\n")
+    assert "task 7 is running with the same items already" in err
+    assert not daemon.asked("submit")
+
+
+def test_anything_else_while_it_is_under_way_is_a_conflict_that_names_the_task(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    made("census", ["a", "b"], argv=["true"], cwd=str(Path.cwd()))
+    before = (root / "census" / "items.jsonl").read_bytes()
+    active = row(7, name="batch:census")
+    daemon = scripted({"status": lambda _: page(active)})
+    for more in ([], ["--retry-errors"], ["--fresh"]):
+        line = ("batch", "submit", "-n", "census", *more, "-i", items, "true")
+        code, out, err = ctl(daemon.endpoint, *line)
+        assert (code, out) == (5, "")
+        assert "task 7 is running" in err
+        assert "ckptctl batch wait census" in err
+    assert (root / "census" / "items.jsonl").read_bytes() == before
+
+
+def test_a_batch_whose_task_is_stuck_says_how_it_goes_on(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    made("census", ["a"], argv=["true"], cwd=str(Path.cwd()))
+    daemon = scripted({"status": lambda _: page(row(7, "quarantined", name="batch:census"))})
+    code, _, err = ctl(daemon.endpoint, "batch", "retry", "census")
+    assert code == 5
+    assert "ckptctl release 7" in err
+
+
+def test_a_changed_command_stops_with_a_diff_and_changes_nothing(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    daemon = scripted({"status": lambda _: page(), "submit": lambda _: m.Submitted((7,), (True,))})
+    line = ["batch", "submit", "-n", "census", "-i", items]
+    assert ctl(daemon.endpoint, *line, "true")[0] == 0
+    code, _, err = ctl(daemon.endpoint, *line, "false")
+    assert code == 5
+    assert '- argv: ["true"]' in err
+    assert '+ argv: ["false"]' in err
+    assert "--accept-config" in err
+    assert place.load(str(root / "census")).config.argv == ["true"]
+    assert ctl(daemon.endpoint, *line, "--accept-config", "false")[0] == 0
+    assert place.load(str(root / "census")).config.argv == ["false"]
+
+
+def test_without_a_daemon_a_submit_changes_nothing(root: Path, items: str) -> None:
+    code, _, err = ctl(NOBODY, "batch", "submit", "-i", items, "true", "--answer-within", "1s")
+    assert code == 2
+    assert not root.exists()
+    assert "ckptctl:" in err
+
+
+def test_a_dry_run_tells_what_would_run_and_makes_nothing(root: Path, items: str) -> None:
+    code, out, err = ctl(NOBODY, "batch", "submit", "-n", "x", "-i", items, "--dry-run", "true")
+    assert (code, out) == (0, "a\nb\nc\n")
+    assert "nothing was changed" in err
+    assert not root.exists()
+    line = ("batch", "run", "-n", "x", "-i", items, "--dry-run", "-o", "json", "true")
+    assert json.loads(ctl(NOBODY, *line)[1])["batch"]["would_run"] == ["a", "b", "c"]
+
+
+def test_items_come_through_a_pipe_unasked(root: Path) -> None:
+    line = ("batch", "run", "-n", "x", "--dry-run", "true")
+    assert ctl(NOBODY, *line, stdin="x y\nz\n")[1] == "x y\nz\n"
+    code, _, err = ctl(NOBODY, *line, stdin="")
+    assert code == 65
+    assert "there are no items" in err
+
+
+def test_nothing_left_to_do_is_said_and_no_task_is_made(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    daemon = scripted({"status": lambda _: page()})
+    path = made("census", ["a"])
+    ran(path, done("a", "error"))
+    code, out, err = ctl(daemon.endpoint, "batch", "retry", "census")
+    assert (code, out) == (0, "")
+    assert "nothing is left to do" in err
+    assert ctl(daemon.endpoint, "batch", "retry", "census", "--wait")[0] == 1  # it has an error
+
+
+def test_retry_goes_on_with_what_was_submitted(scripted: Scripted, root: Path) -> None:
+    daemon = scripted({"status": lambda _: page(), "submit": lambda _: m.Submitted((9,), (True,))})
+    path = made("census", ["a", "b"], jobs=3)
+    ran(path, done("a", "error"), done("b"))
+    assert ctl(daemon.endpoint, "batch", "retry", "census", "--errors", "-q")[1] == "9\n"
+    batch = place.load(path)
+    assert (batch.next.statuses, batch.knobs.jobs) == (["error"], 3)
+    code, _, err = ctl(daemon.endpoint, "batch", "retry", "census", "--only", "c")
+    assert code == 4
+    assert "no item has the key 'c'" in err
+    assert ctl(daemon.endpoint, "batch", "retry", "cesnus")[0] == 4
+    assert names_in(root) == {"census"}
+
+
+def test_waiting_for_a_batch_gives_its_exit_code(scripted: Scripted, root: Path) -> None:
+    path = made("census", ["a", "b"])
+    failed = row(7, "failed", name="batch:census", cause="exit", code=1)
+    looks: list[int] = []
+
+    def wait(_: m.Message) -> m.Waited:
+        looks.append(1)
+        if len(looks) == 1:
+            return m.Waited(False, (row(7, name="batch:census"),))
+        ran(path, done("a"), done("b", "fail"))
+        return m.Waited(True, (failed,))
+
+    active = row(7, name="batch:census")
+    daemon = scripted({"status": lambda _: page(active), "wait": wait})
+    code, out, err = ctl(daemon.endpoint, "batch", "wait", "census")
+    assert (code, out) == (1, "")
+    assert "2/2 done, pass 1, fail 1" in err
+    assert ctl(daemon.endpoint, "batch", "wait", "census")[0] == 1  # at rest: at once
