@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptd.sdk.aio import ResumableContext as ResumableContext
-    from ckptd.sdk.context import ResumePoint as ResumePoint
     from ckptd.sdk.context import SyncResumableContext as SyncResumableContext
-    from ckptd.sdk.context import TaskContext as TaskContext
     from ckptd.sdk.declare import RetryPolicy as RetryPolicy
     from ckptd.sdk.declare import task as task
     from ckptd.sdk.local import AlreadyRunning as AlreadyRunning
     from ckptd.sdk.local import run_local as run_local
+    from ckptd.sdk.members import ResumePoint as ResumePoint
+    from ckptd.sdk.members import TaskContext as TaskContext
     from ckptd.sdk.outcomes import CheckpointTooLarge as CheckpointTooLarge
     from ckptd.sdk.outcomes import CorruptCheckpointError as CorruptCheckpointError
     from ckptd.sdk.outcomes import DuplicateStepError as DuplicateStepError
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "aio": "ResumableContext",
-    "context": "ResumePoint SyncResumableContext TaskContext",
+    "context": "SyncResumableContext",
+    "members": "ResumePoint TaskContext",
     "declare": "RetryPolicy task",
     "local": "AlreadyRunning run_local",
     "outcomes": "CheckpointTooLarge CorruptCheckpointError DuplicateStepError LeaseLost NotJson"

@@ -11,17 +11,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from ckptd.sdk import steps, waits
-from ckptd.sdk.context import AT_LEAST_ONCE, AT_MOST_ONCE, TaskContext
+from ckptd.sdk.aio_items import AsyncItems
+from ckptd.sdk.context import AT_LEAST_ONCE, AT_MOST_ONCE
 from ckptd.sdk.declare import RetryPolicy
-from ckptd.sdk.items import RETRY, Item, Items, Keys, Outcome, Tally, outcome_of, size_of
+from ckptd.sdk.items import Keys, size_of
+from ckptd.sdk.members import TaskContext
 from ckptd.sdk.outcomes import (
     CheckpointTooLarge,
-    NotJson,
     Parked,
-    SdkError,
     StepTimeout,
     StopRequested,
-    TransientError,
 )
 from ckptd.sdk.values import decode, encode
 from ckptd.sdk.work import CheckpointRef, Draft, Work
@@ -41,7 +40,9 @@ def run_async(work: Work, park_after_s: float) -> Any:
         loop.add_reader(work.attention.wake_fd, ctx._wake)
         warning = loop.call_later(waits.WARN_AFTER_S, ctx._warn_without_safe_point)
         try:
-            return await work.task.function(ctx, **work.given)
+            result = await work.task.function(ctx, **work.given)
+            await ctx._settled()
+            return result
         finally:
             warning.cancel()
             loop.remove_reader(work.attention.wake_fd)
@@ -58,6 +59,7 @@ class ResumableContext(TaskContext):
         self._flusher: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
         self._woken = asyncio.Event()
+        self._behind: asyncio.Task[CheckpointRef] | None = None
 
     def _wake(self) -> None:
         self._woken.set()
@@ -103,7 +105,18 @@ class ResumableContext(TaskContext):
                 settled.set_exception(error)
 
     async def _save(self, draft: Draft) -> CheckpointRef:
+        await self._settled()
         return await asyncio.to_thread(self._work.write, draft)
+
+    async def _save_behind(self, draft: Draft) -> None:
+        """Save beside the work; the next save waits for it."""
+        await self._settled()
+        self._behind = asyncio.create_task(asyncio.to_thread(self._work.write, draft))
+
+    async def _settled(self) -> None:
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            await behind
 
     # --- safe points ----------------------------------------------------------------------------
 
@@ -137,7 +150,9 @@ class ResumableContext(TaskContext):
         async with self._saving:
             is_stopped = self.should_stop
             if force or work.is_save_due() or (is_stopped and work.is_dirty()):
-                await self._save(work.draft(reason="stop" if is_stopped else "strategy"))
+                draft = work.draft(reason="stop" if is_stopped else "strategy")
+                is_behind = work.saves_behind and not (is_stopped or force)
+                await (self._save_behind(draft) if is_behind else self._save(draft))
                 is_saved = True
         work.raise_if_stopped()
         return is_saved
@@ -225,7 +240,7 @@ class ResumableContext(TaskContext):
 
     def items(
         self, source: Iterable[Any], key: Any = None, concurrency: int = 1, name: str = ""
-    ) -> "AsyncItems":
+    ) -> AsyncItems:
         """Return those of `source` that have no result yet; `key` is a function or a field.
 
         Two sources with the same keys in one task need a `name` each.
@@ -380,131 +395,3 @@ async def _timed(
         if limit.expired():
             raise StepTimeout(f"step {name!r} took longer than {timeout_s:g} s") from error
         raise
-
-
-class AsyncItem(Item):
-    """An item in a coroutine function."""
-
-    __slots__ = ()
-
-    async def step(self, name: str, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """Run a step inside of this item, as `ctx.step` does.
-
-        Durable: that it is done, and its result.
-        """
-        return await self.items.ctx.step(self.step_name(name), function, *args, **kw)
-
-    async def record(self, status: str, result: Any = None, error: str | None = None) -> None:
-        """Take note of how it came out, before the loop goes on.
-
-        Durable: the result.
-        """
-        self.is_recorded = True
-        await self.items.ctx.record_item(self.key, status, result, error)
-
-
-class AsyncItems(Items):
-    """The items of a coroutine function: an `async for` loop over them, or `run`."""
-
-    ctx: ResumableContext
-
-    async def __aiter__(self) -> AsyncIterator[AsyncItem]:
-        """Yield what is to be done; an item is passed when the next one is asked for.
-
-        Durable: the result of each, before the next.
-        """
-        source = iter(self._source)
-        while (item := self._next_of(source, AsyncItem)) is not None:  # Bound: the source
-            assert isinstance(item, AsyncItem)
-            yield item
-            if not item.is_recorded:
-                await item.record("pass")
-            self._tell()
-
-    async def run(
-        self,
-        function: Callable[[Any], Awaitable[Any]],
-        retry: RetryPolicy = RETRY,
-        *,
-        gives_item: bool = False,
-    ) -> Tally:
-        """Await `function(value)` for each item, up to `concurrency` at once.
-
-        See `SyncItems.run` for what exceptions mean.
-
-        Raises:
-            TransientError: items are left that could not be done now.
-
-        Durable: each result, before another item takes its place.
-        """
-        function = self._given(function, gives_item=gives_item)
-        flying: set[asyncio.Task[None]] = set()
-        try:
-            await self._run_all(function, retry, flying)
-        except Parked as parked:  # raised beside us: to park is the business of this coroutine
-            await asyncio.gather(*flying, return_exceptions=True)
-            await self.ctx._wait(parked.until_s, parked.reason, parked.scope)
-            self.tally.undone += 1
-        finally:
-            await asyncio.gather(*flying, return_exceptions=True)
-        if self.tally.undone:
-            raise TransientError(f"{self.tally.undone} items left: {self.tally.last_error}")
-        return self.tally
-
-    async def _run_all(
-        self,
-        function: Callable[[Any], Awaitable[Any]],
-        retry: RetryPolicy,
-        flying: set[asyncio.Task[None]],
-    ) -> None:
-        source = iter(self._source)
-        while (item := self._next_of(source, AsyncItem)) is not None:  # Bound: the source
-            flying.add(asyncio.create_task(self._do(function, item, retry)))
-            while len(flying) >= self.concurrency:  # Bound: the items in flight
-                await self._gathered(flying)
-        while flying:  # Bound: the items in flight
-            await self._gathered(flying)
-
-    async def _gathered(self, flying: set[asyncio.Task[None]]) -> None:
-        done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-        flying -= done
-        for one in done:
-            one.result()
-        self._tell(len(flying))
-        await self.ctx._safe_point()
-
-    async def _do(
-        self, function: Callable[[Any], Awaitable[Any]], item: Item, retry: RetryPolicy
-    ) -> None:
-        failures = 0
-        while True:  # Bound: the retry policy; a rate limit waits as long as it is told to
-            outcome = await self._call(function, item, failures + 1, retry)
-            if outcome.status:
-                break
-            if outcome.is_limited:
-                await self.ctx._limited(outcome.scope, outcome.delay_s)
-                continue
-            failures += 1
-            if not outcome.delay_s:
-                self.tally.undone += 1
-                self.tally.last_error = outcome.error
-                return
-            await self.ctx._hold(outcome.delay_s)
-            self.ctx._work.raise_if_stopped()
-        try:
-            await self.ctx._record_item(item.key, outcome.status, outcome.result, outcome.error)
-        except (NotJson, CheckpointTooLarge) as unfit:  # nothing of it was recorded
-            outcome = Outcome("error", error=str(unfit))
-            await self.ctx._record_item(item.key, outcome.status, None, outcome.error)
-        self.tally.add(outcome.status)
-
-    @staticmethod
-    async def _call(
-        function: Callable[[Any], Awaitable[Any]], item: Item, failures: int, retry: RetryPolicy
-    ) -> Outcome:
-        try:
-            return Outcome("pass", await function(item))
-        except SdkError:
-            raise
-        except Exception as error:  # noqa: BLE001 - an item's failure is its own
-            return outcome_of(error, failures, retry)

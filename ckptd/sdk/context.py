@@ -1,7 +1,7 @@
 """What a task's function gets: `ctx`.
 
-Here are the members that both contexts share, and the synchronous context; `aio.py` has the
-asynchronous one, with the same names.
+Here is the synchronous context; `aio.py` has the asynchronous one, with the same names, and
+`members.py` what both share.
 
     def ingest(ctx, path):
         for row in ctx.track(rows(path), key=lambda row: row["id"]):
@@ -14,233 +14,27 @@ Invariant: a completed step, item or intermediate result is durable before its c
 Read next: `work.py` (the engine), `items.py`, docs/SDK.md.
 """
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from ckptd.sdk import steps, waits
 from ckptd.sdk.declare import RetryPolicy
-from ckptd.sdk.items import Keys, SyncItems, key_of, size_of
+from ckptd.sdk.items import Keys, SyncItems, size_of
+from ckptd.sdk.members import TaskContext
 from ckptd.sdk.outcomes import Parked, StopRequested
-from ckptd.sdk.state import Cursor
 from ckptd.sdk.values import decode, encode
-from ckptd.sdk.work import CheckpointRef, Draft, Work
+from ckptd.sdk.work import CheckpointRef, Draft, Pending
 from ckptd.storage import facts
-from ckptd.storage.journal import Fact
 
 T = TypeVar("T")
 AT_LEAST_ONCE: Final = "at_least_once"
 AT_MOST_ONCE: Final = "at_most_once"
 
 
-class ResumePoint(NamedTuple):
-    """Where this attempt goes on from; `checkpoint` is 0 where only facts are there."""
-
-    checkpoint: int
-    at_s: float
-    step: str
-    progress: tuple[float, float] | None
-
-
-class TaskContext:
-    """The members that need no waiting; base of both contexts."""
-
-    def __init__(self, work: Work, *, park_after_s: float = waits.PARK_AFTER_S) -> None:
-        self._work = work
-        self._park_after_s = park_after_s
-        self._steps = steps.Steps(work)
-        self._has_safe_point = False
-        self._owner = threading.get_ident()
-
-    # --- who and where --------------------------------------------------------------------------
-
-    @property
-    def task_id(self) -> int:
-        """The task's number; 0 without a daemon."""
-        return self._work.around.task
-
-    @property
-    def attempt(self) -> int:
-        """Which start of the task this is, from 1."""
-        return self._work.around.attempt
-
-    @property
-    def epoch(self) -> int:
-        """The fencing token to hand to external stores; grows with each reign of a daemon."""
-        return self._work.around.epoch
-
-    @property
-    def resumed(self) -> bool:
-        """Whether an earlier attempt left anything durable."""
-        return self._work.is_resumed
-
-    @property
-    def resume_point(self) -> ResumePoint | None:
-        """Where this attempt goes on from; None on a first start."""
-        if not self.resumed:
-            return None
-        saved = self._work.saved
-        told = saved.get("progress")
-        is_told = isinstance(told, dict)
-        progress = (float(told["done"]), float(told["total"])) if is_told and told else None
-        at_s = float(saved.get("at_ns") or 0) / 1e9
-        return ResumePoint(int(saved.get("seq") or 0), at_s, self._work.current_step, progress)
-
-    @property
-    def input(self) -> dict[str, Any]:
-        """The input as it was submitted."""
-        return dict(self._work.given)
-
-    @property
-    def deadline(self) -> float | None:
-        """Unix seconds at which the task is stopped, or None."""
-        return float(self._work.around.deadline_s) or None
-
-    @property
-    def node(self) -> str:
-        """The host's name."""
-        return os.uname().nodename
-
-    @property
-    def directory(self) -> str:
-        """The task's private directory, kept over all attempts."""
-        return self._work.around.dir
-
-    # --- what is remembered ---------------------------------------------------------------------
-
-    def was_step_completed(self, name: str) -> bool:
-        """Return whether a step of this name is completed, whenever that was."""
-        return name in self._work.known.steps
-
-    def get_intermediate_result(self, key: str, default: Any = None) -> Any:
-        """Return a stored value, or the default."""
-        values = self._work.known.values
-        return decode(values[key]) if key in values else default
-
-    @property
-    def state(self) -> Any:
-        """The bulk state: a dict, or an object of the task's schema; saved by the strategy."""
-        return self._work.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        if self._work.task.state_schema is None:
-            self._work.state.replace(value)
-        else:
-            self._work.state = value
-
-    def cursor(self, name: str, start: Any = 0) -> Cursor:
-        """Return a position that is saved with the state; `start` where there is none yet."""
-        self._work.cursors.setdefault(name, encode(start, f"the cursor {name!r}"))
-        return Cursor(self._work.cursors, name)
-
-    def file(self, name: str) -> str:
-        """Return the path to write a file to that becomes part of the next checkpoint.
-
-        It goes in with everything else that is staged, or not at all. What is not written anew is
-        carried over from the checkpoint before.
-        """
-        path = os.path.join(self._work.around.dir, "stage", _inner(name))
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        return path
-
-    def saved_file(self, name: str) -> str | None:
-        """Return the path of a file in the newest checkpoint, or None; read it, never write it."""
-        if not self._work.around.last:
-            return None
-        path = os.path.join(self._work.around.last, _inner(name))
-        return path if os.path.exists(path) else None
-
-    def files(self, prefix: str = "") -> list[str]:
-        """Return the names of the files in the newest checkpoint."""
-        names = (entry["name"] for entry in self._work.saved.get("files", []))
-        return sorted(name for name in names if name.startswith(prefix))
-
-    def drop_file(self, name: str) -> None:
-        """Leave a file out of the next checkpoint."""
-        self._work.files_dropped.add(_inner(name))
-
-    def on_checkpoint(self, collect: Callable[[], None]) -> Callable[[], None]:
-        """Call `collect` before each save, to bring state and files up to date; a decorator, too.
-
-        It runs between two safe points, never beside the task's own code.
-        """
-        self._work.collectors.append(collect)
-        return collect
-
-    def on_restore(self, restore: Callable[[], None]) -> Callable[[], None]:
-        """Call `restore` now if there is a checkpoint to go on from; a decorator, too."""
-        if self._work.saved:
-            restore()
-        return restore
-
-    def idempotency_key(self, step: str, item: str | None = None) -> str:
-        """Return a text to hand to another side, the same in every attempt, for ever.
-
-        Durable: the secret that it is made with, before the first one is returned.
-        """
-        return steps.idempotency_key(self._work, step, item)
-
-    # --- stopping and telling -------------------------------------------------------------------
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether somebody asked the task to stop."""
-        return bool(self._work.attention.reason())
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why: cancel, timeout, deadline, shutdown, terminated; None where nobody asked."""
-        return self._work.attention.reason() or None
-
-    @property
-    def grace_left(self) -> float:
-        """Seconds until the task is killed; infinite where nobody asked it to stop."""
-        return self._work.attention.grace_left_s()
-
-    def set_progress(
-        self, done: float, total: float | None = None, unit: str = "", message: str = ""
-    ) -> None:
-        """Tell how far the work is; telemetry, and what `Progress` goes by."""
-        facts.progress_made(done, total or 0.0)  # checks the range
-        text = " ".join(part for part in (message, unit and f"({unit})") if part)
-        self._work.tell_progress(done, total or 0.0, text)
-
-    # --- for both contexts ----------------------------------------------------------------------
-
-    @staticmethod
-    def _item_fact(key: str, status: str, result: Any = None, error: str | None = None) -> Fact:
-        stored = encode(result, f"the result of item {key!r}")
-        return facts.item_done(key_of(key), status, stored, (error or "")[:500])
-
-    def _completed(self, step: str | None, progress: Any) -> list[Fact]:
-        """Return what `checkpoint_if_needed` makes durable always; takes note of the progress."""
-        if progress is not None:
-            done, total = progress if isinstance(progress, tuple | list) else (progress, 1.0)
-            self.set_progress(done, total)
-        if step is None or self.was_step_completed(step):
-            return []
-        return [facts.step_done(step)]
-
-    def _warn_without_safe_point(self) -> None:
-        work = self._work
-        if not (self._has_safe_point or work.pace.saves or work.known.count):
-            sys.stderr.write(
-                f"ckptd: {work.task.name} runs for {waits.WARN_AFTER_S:.0f} s without a step, item "
-                "or safe point: after a crash it would start from zero; call "
-                "ctx.checkpoint_if_needed()\n"
-            )
-
-
 class SyncResumableContext(TaskContext):
     """The context of a plain function."""
-
-    def __init__(self, work: Work, *, park_after_s: float = waits.PARK_AFTER_S) -> None:
-        super().__init__(work, park_after_s=park_after_s)
-        self._thread = threading.get_ident()
 
     # --- safe points ----------------------------------------------------------------------------
 
@@ -254,6 +48,13 @@ class SyncResumableContext(TaskContext):
         Durable: the checkpoint it returns.
         """
         return self._save(self._work.draft(reason=reason))
+
+    def checkpoint_behind(self, reason: str = "manual") -> Pending:
+        """Take state and staged files now, and save them beside the work; `.wait()` for the end.
+
+        One is on its way at a time: the next save waits for it, and so does the end of the task.
+        """
+        return self._work.write_behind(self._work.draft(reason=reason))
 
     def _save(self, draft: Draft) -> CheckpointRef:
         return self._work.write(draft)
@@ -284,7 +85,9 @@ class SyncResumableContext(TaskContext):
             return False
         is_stopped = self.should_stop
         is_saved = force or work.is_save_due() or (is_stopped and work.is_dirty())
-        if is_saved:
+        if is_saved and work.saves_behind and not (is_stopped or force):
+            work.write_behind(work.draft(reason="strategy"))
+        elif is_saved:
             self._save(work.draft(reason="stop" if is_stopped else "strategy"))
         work.raise_if_stopped()
         return is_saved
@@ -442,7 +245,7 @@ class SyncResumableContext(TaskContext):
 
         Durable: the limit, for everybody who shares the scope.
         """
-        is_beside = threading.get_ident() != self._thread  # of an item: saving is not its business
+        is_beside = threading.get_ident() != self._owner  # of an item: saving is not its business
         wait_s = waits.limit_wait_s(scope, retry_after, rate)
         while wait_s > 0:  # Bound: the limit; whoever had to wait has not had its turn yet
             if is_beside:
@@ -536,11 +339,3 @@ class SyncResumableContext(TaskContext):
                 cancel(job)
             raise
         return result
-
-
-def _inner(name: str) -> str:
-    """Return a name that stays inside of a checkpoint."""
-    parts = name.split("/")
-    if not name or any(part in {"", ".", ".."} for part in parts) or name.startswith("MANIFEST."):
-        raise ValueError(f"{name!r} cannot be a file's name in a checkpoint: a/b.bin can")
-    return name

@@ -39,6 +39,7 @@ def drive(work: Work, *, park_after_s: float) -> Any:
         if error.retry_after_s > 0:
             _tell_wait(work, error)
         raise
+    work.settle()
     stored = encode(result, "the result of the task")
     work.record(facts.result_made(stored))
     return decode(stored)

@@ -9,9 +9,11 @@ Invariant: facts are applied to `known` only after they are durable.
 Read next: `context.py`, `ckptd/storage/journal.py`, `save.py`.
 """
 
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from ckptd.protocol.version import VERSION
@@ -56,15 +58,47 @@ class Draft(NamedTuple):
     began_s: float
 
 
+class Pending:
+    """A checkpoint on its way to the disk, in a thread of its own."""
+
+    def __init__(self, finish: Callable[[], CheckpointRef]) -> None:
+        self._finish = finish
+        self._ref: CheckpointRef | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._ref = self._finish()
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it raised
+            self._error = error
+
+    def wait(self) -> CheckpointRef:
+        """Return it once it is durable; raises what `checkpoint` raises.
+
+        Durable: the checkpoint it returns.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._ref is not None
+        return self._ref
+
+
 def _journal(around: Surroundings) -> Appends:
     return Journal(around.dir, around.task, around.attempt, around.epoch)
+
+
+def _finished(saving: saver.Saving, header: Manifest) -> saver.Saved:
+    return saving.finish(header)
 
 
 class Ports(NamedTuple):
     """What an attempt writes through, and its clock; `ckptd.testing` gives others."""
 
     journal: Callable[[Surroundings], Appends] = _journal
-    save: Callable[..., saver.Saved] = saver.save
+    save: Callable[[saver.Saving, Manifest], saver.Saved] = _finished
     now_s: Callable[[], float] = time.monotonic
 
 
@@ -96,6 +130,8 @@ class Work:
         self.progress: tuple[float, float] | None = None
         self.files_dropped: set[str] = set()
         self.collectors: list[Callable[[], None]] = []
+        self.saves_behind = False  # strategy's saves: an author's collector allows it
+        self._pending: Pending | None = None
         self.pauses = int(self.saved.get("pause_count") or 0)
         self.resumes = int(self.saved.get("resume_count") or 0) + bool(self.saved)
         self.wait_s = float(self.saved.get("wait_s") or 0.0) + self._parked_s()
@@ -174,16 +210,8 @@ class Work:
 
         Durable: all of them, before it returns.
         """
-        try:
+        with _told_as_ours("a fact could not be recorded"):
             self.recorder.record(list(facts))
-        except StaleAttempt as error:
-            raise LeaseLost(str(error)) from error
-        except TooLarge as error:
-            raise CheckpointTooLarge(f"{error}; nothing of it was recorded") from error
-        except Damaged as error:
-            raise CorruptCheckpointError(str(error)) from error
-        except OSError as error:
-            raise trouble(error, "a fact could not be recorded") from error
         for fact in facts:
             self.known.take(self.around.attempt, fact)
 
@@ -234,28 +262,63 @@ class Work:
             return bool(state) or bool(cursors)
         return bool((state, cursors) != self._content[:2])
 
-    def write(self, draft: Draft, *, block_from_s: float | None = None) -> CheckpointRef:
+    def write(self, draft: Draft) -> CheckpointRef:
         """Write a draft; may run in another thread than `draft` did.
+
+        Raises:
+            CheckpointTooLarge, CorruptCheckpointError, LeaseLost, TransientError: the one before
+            stands.
 
         Durable: the checkpoint it returns.
         """
-        try:
-            saved = self.ports.save(self.around.dir, [], draft.header)
-        except StaleAttempt as error:
-            raise LeaseLost(str(error)) from error
-        except NotTrusted as error:
-            raise CheckpointTooLarge(f"the checkpoint cannot be sealed: {error}") from error
-        except OSError as error:
-            raise trouble(error, "the checkpoint could not be saved") from error
+        self.settle()
+        with _told_as_ours("the checkpoint could not be saved"):
+            saving = self._begin()
+        return self._finish(draft, saving, None)
+
+    def write_behind(self, draft: Draft) -> Pending:
+        """Take what is staged and return; sealing and syncing go on in a thread, one at a time."""
+        self.settle()
+        with _told_as_ours("the checkpoint could not be saved"):
+            saving = self._begin()
         now_s = self.ports.now_s()
-        size = sum(int(entry["bytes"]) for entry in saved.manifest["files"])
+        self.pace.saved_at_s = now_s
+        self._pending = Pending(lambda: self._finish(draft, saving, now_s - draft.began_s))
+        return self._pending
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is on its way; raises what became of it.
+
+        Durable: that checkpoint.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.wait()
+
+    def _begin(self) -> saver.Saving:
+        """Take the stage, and carry on what the newest checkpoint has that was not written anew."""
+        stage = f"{self.around.dir}/stage"
+        names = (str(entry["name"]) for entry in self.saved.get("files", []))
+        carry = [
+            name
+            for name in names
+            if name not in self.files_dropped and not os.path.lexists(f"{stage}/{name}")
+        ]
+        return saver.begin(self.around.dir, [], self.around.attempt, carry)
+
+    def _finish(self, draft: Draft, saving: saver.Saving, block_s: float | None) -> CheckpointRef:
+        """Durable: the checkpoint it returns."""
+        with _told_as_ours("the checkpoint could not be saved"):
+            saved = self.ports.save(saving, draft.header)
+        now_s = self.ports.now_s()
+        took_s = now_s - draft.began_s
         self.saved, self.around.last, self._content = saved.manifest, saved.path, draft.content
-        cost_s = now_s - (draft.began_s if block_from_s is None else block_from_s)
-        self.pace.saved(now_s, cost_s, size)
+        self.files_dropped.clear()
+        self.pace.saved(now_s, took_s if block_s is None else block_s, saved.size_bytes)
         self.pace.interval_s = self.task.strategy.interval_s(self.pace, now_s)
         self._provenance = {}
         self.around.notify("CHECKPOINT=1")
-        return CheckpointRef(saved.seq, saved.manifest["digest"], size, now_s - draft.began_s)
+        return CheckpointRef(saved.seq, saved.manifest["digest"], saved.size_bytes, took_s)
 
     def is_save_due(self) -> bool:
         """Return whether to save at this safe point, by the daemon's wish or the strategy's."""
@@ -288,8 +351,27 @@ class Work:
 
     def close(self) -> None:
         """Give the files back; what was recorded is on the disk already."""
+        with contextlib.suppress(Exception):  # `settle` tells; here it only must not run on
+            self.settle()
         self.recorder.close()
         self.attention.close()
+
+
+@contextlib.contextmanager
+def _told_as_ours(what: str) -> Iterator[None]:
+    """Raise what the storage raises as what an author knows."""
+    try:
+        yield
+    except StaleAttempt as error:
+        raise LeaseLost(str(error)) from error
+    except TooLarge as error:
+        raise CheckpointTooLarge(f"{error}; nothing of it was recorded") from error
+    except NotTrusted as error:
+        raise CheckpointTooLarge(f"{what}: {error}") from error
+    except Damaged as error:
+        raise CorruptCheckpointError(f"{what}: {error}") from error
+    except OSError as error:
+        raise trouble(error, what) from error
 
 
 def trouble(error: OSError, what: str) -> Exception:
