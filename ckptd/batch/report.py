@@ -169,8 +169,8 @@ def is_todo(batch: place.Batch, key: str, result: dict[str, Any] | None) -> bool
 
 
 def _source_text(batch: place.Batch) -> str:
-    """Return how the items were given, as far as it matters to who looks."""
-    parts = [_SOURCES.get(batch.config.format, "lines")]
+    """Return how the items were given, "" for plain lines."""
+    parts = [_SOURCES[batch.config.format]] if batch.config.format in _SOURCES else []
     if batch.config.key:
         parts.append(f"told apart by {batch.config.key!r}")
     return ", ".join(parts)

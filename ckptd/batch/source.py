@@ -301,7 +301,7 @@ class _CsvLines:
     """The lines of a CSV file as text; knows where the row under way began, and bounds it."""
 
     def __init__(self, file: IO[bytes], source: Source) -> None:
-        csv.field_size_limit(ITEM_BYTES_MAX)
+        csv.field_size_limit(2 * ITEM_BYTES_MAX)  # rows are bounded below, with their line
         self.number = 0
         self.began = 1
         self.row_bytes = 0
@@ -313,7 +313,7 @@ class _CsvLines:
 
     def __next__(self) -> str:
         self.number, line = next(self._lines)
-        self.row_bytes += len(line)
+        self.row_bytes += len(line) + 1
         if self.row_bytes > ITEM_BYTES_MAX:
             raise _Bad(
                 self.began,
