@@ -133,6 +133,7 @@ def run(target: str, text: str) -> int:
     from ckptd.sdk.outcomes import StopRequested, exit_code_of  # noqa: PLC0415
     from ckptd.sdk.surroundings import NotATask, Surroundings  # noqa: PLC0415
     from ckptd.sdk.waits import PARK_AFTER_S  # noqa: PLC0415
+    from ckptd.sdk.work import since_process_start_s  # noqa: PLC0415
 
     try:
         around = Surroundings()
@@ -146,6 +147,7 @@ def run(target: str, text: str) -> int:
         return _say(str(error), exit_code_of(error))
     try:
         work.attention.listen()
+        work.pace.resume_s = since_process_start_s()
         if work.known.result:
             _say("it has its result already; `ckptctl retry --fresh` starts over", 0)
         drive(work, park_after_s=PARK_AFTER_S)

@@ -118,6 +118,7 @@ class Work:
             StateVersionError, CorruptCheckpointError: it cannot be gone on from; nothing changed.
             LeaseLost: a newer attempt exists. TransientError: the disk has trouble.
         """
+        began_s = time.monotonic()
         self.around, self.task, self.given = around, task, given
         self.ports = ports or Ports()
         self.attention = Attention(around)
@@ -141,7 +142,7 @@ class Work:
         self.pace = pace_of(self.saved.get("numbers"), interruptions)
         self.pace.began_at_s = self.pace.saved_at_s = self.ports.now_s()
         self.pace.jitter = 0.9 + (hash((around.task, around.attempt)) % 201) / 1000
-        self.pace.resume_s = _since_process_start_s()
+        self.pace.resume_s = time.monotonic() - began_s
         self._content = self._content_now() if self.saved else None
         self.recorder = Recorder(self.ports.journal(around))
         self._migrate()
@@ -387,7 +388,7 @@ def code_digest(task: Task) -> str:
     return sha256(code.co_code).hexdigest()[:_CODE_CHARS] if code is not None else ""
 
 
-def _since_process_start_s() -> float:
+def since_process_start_s() -> float:
     """Return how long this process is there: what a resume cost before the work goes on."""
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
         ticks = int(file.read().rpartition(")")[2].split()[19])
