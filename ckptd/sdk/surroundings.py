@@ -97,8 +97,8 @@ def _number(environ: Mapping[str, str], name: str, default: int | None) -> int:
     if not text and default is not None:
         return default
     try:
-        return int(float(text))
-    except ValueError:
+        return int(text) if text.isdecimal() else int(float(text))  # an item's id has 60 bits
+    except (ValueError, OverflowError):
         raise NotATask(f"{name} is {text!r}, expected a number") from None
 
 
