@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -145,21 +145,32 @@ def _edited(before: dict[str, dict[str, Any]]) -> dict[str, Any]:
     head = "# Change, save and leave. Durations in seconds or as 90s 5m 2h; retries: failures\n"
     head += "# allowed beyond the first; memory in bytes or as 512M 2G; 0: no limit.\n"
     head += "# What you leave as it is stays as it is.\n\n"
+    text = head + tomli_w.dumps({"task": before})
+    tasks = edited_text(text, "TOML", tomllib.loads).get("task", {})
+    return tasks if isinstance(tasks, dict) else {}
+
+
+def edited_text(text: str, language: str, parse: Callable[[str], Any]) -> Any:
+    """Let a person change a text in their editor until it can be parsed; returns it parsed.
+
+    Raises:
+        BadRequest: they gave up, or the editor failed.
+    """
     editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-    fd, path = tempfile.mkstemp(".toml", "ckptctl-")
+    fd, path = tempfile.mkstemp(f".{language.lower()}", "ckptctl-")
     with open(fd, "w", encoding="utf-8") as file:
-        file.write(head + tomli_w.dumps({"task": before}))
+        file.write(text)
     while True:  # Bound: a person says when to give up
         _run_editor(editor, path)
         try:
-            tasks = tomllib.loads(spec.read_text(path)).get("task", {})
-        except tomllib.TOMLDecodeError as bad:
-            if not _wants_again(f"not TOML: {bad}"):
-                text = f"not TOML, nothing was changed: {bad}"
-                raise BadRequest(text, f"what you wrote is kept in {path}") from bad
+            parsed = parse(spec.read_text(path))
+        except ValueError as bad:
+            if not _wants_again(f"not {language}: {bad}"):
+                refusal = f"not {language}, nothing was changed: {bad}"
+                raise BadRequest(refusal, f"what you wrote is kept in {path}") from bad
         else:
             os.unlink(path)
-            return tasks if isinstance(tasks, dict) else {}
+            return parsed
 
 
 def _wants_again(problem: str) -> bool:

@@ -1,24 +1,15 @@
-"""Verbs of groups, checkpoints and the quarantine. Read next: `change.py`."""
+"""Verbs of groups and the quarantine. Read next: `checkpoint.py`."""
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from ckptctl import selectors, units, words
 from ckptctl.call import Call
-from ckptctl.change import change
-from ckptctl.render import Column, Listing, facts_lines, json_text, plain
-from ckptctl.units import SECOND_NS, age_text
-from ckptd.protocol.errors import BadRequest, Conflict, Corrupt, Denied, NotFound
+from ckptctl.render import Column, Listing, json_text, plain
+from ckptd.protocol.errors import BadRequest, Conflict, NotFound
 from ckptd.protocol.messages import (
-    CheckpointList,
-    CheckpointNow,
-    CheckpointRow,
-    Checkpoints,
     Done,
     Empty,
     GroupRemove,
@@ -164,141 +155,3 @@ def quarantine_ls(call: Call) -> int:
     else:
         call.aside("nothing is in quarantine")
     return 0
-
-
-# --- checkpoints ------------------------------------------------------------------------------
-
-
-def checkpoint_now_options(parser: argparse.ArgumentParser) -> None:
-    """Add the selection."""
-    selectors.add_options(parser)
-
-
-def checkpoint_now(call: Call) -> int:
-    """Ask running tasks to save and go on."""
-    return change(call, "checkpoint_now", CheckpointNow(call.select()))
-
-
-def checkpoint_ls_options(parser: argparse.ArgumentParser) -> None:
-    """Add the one task."""
-    selectors.add_options(parser, many=False)
-
-
-checkpoint_verify_options = checkpoint_ls_options
-
-
-def checkpoint_ls(call: Call) -> int:
-    """List the generations of a task."""
-    task = call.one_id(call.select(default_last=True))
-    return _list(call, task, verify=False)
-
-
-def checkpoint_verify(call: Call) -> int:
-    """Read every byte of every generation; 1 if one is bad."""
-    task = call.one_id(call.select(default_last=True))
-    return _list(call, task, verify=True)
-
-
-def _list(call: Call, task: int, *, verify: bool) -> int:
-    rows = call.ask("checkpoints", Checkpoints(task, verify), CheckpointList).checkpoints
-    now_ns = time.time_ns()
-    columns = (
-        Column("seq", lambda row: str(row.seq), is_right=True),
-        Column("state", _validity, paint=lambda row: "32" if row.valid else "31"),
-        Column("attempt", lambda row: str(row.attempt or ""), "try", is_right=True),
-        Column("age", lambda row: age_text((now_ns - row.at_ns) / SECOND_NS) if row.at_ns else "",
-               is_right=True),
-        Column("bytes", lambda row: units.size_text(row.bytes), "size", is_right=True),
-        Column("files", lambda row: words.clean(" ".join(row.files)), shrink=10),
-        Column("problem", lambda row: words.clean(row.problem), shrink=12),
-        Column("path", lambda row: words.clean(row.path), is_wide=True),
-        Column("digest", lambda row: row.digest, is_wide=True),
-    )  # fmt: skip
-    call.show(Listing("checkpoints", rows, columns, lambda row: str(row.seq), {"task": task}))
-    if not rows:
-        call.aside(f"task {task} has no checkpoint yet")
-    return 1 if verify and any(not row.valid for row in rows) else 0
-
-
-def _validity(row: CheckpointRow) -> str:
-    return ("valid" if row.sealed else "valid, not sealed yet") if row.valid else "bad"
-
-
-def checkpoint_show_options(parser: argparse.ArgumentParser) -> None:
-    """Add task and generation."""
-    parser.add_argument("task", metavar="TASK", help="7, @last, key:K")
-    parser.add_argument("seq", metavar="SEQ", nargs="?", type=int, help="default: newest valid")
-
-
-def checkpoint_show(call: Call) -> int:
-    """Show one generation."""
-    row = _generation(call)
-    if not call.is_for_people:
-        call.out([json_text({"checkpoint": plain(row)})])
-        return 0
-    facts = [
-        ("checkpoint", str(row.seq)),
-        ("state", _validity(row)),
-        ("problem", words.clean(row.problem)),
-        ("saved", units.clock_text(row.at_ns, utc=call.clock_utc)),
-        ("attempt", str(row.attempt or "")),
-        ("size", f"{units.size_text(row.bytes)}, files: {len(row.files)}"),
-        ("digest", row.digest),
-        ("path", words.clean(row.path)),
-    ]
-    call.out(facts_lines(facts, call.style))
-    call.out(f"  {words.clean(name)}" for name in row.files)
-    return 0
-
-
-def _generation(call: Call) -> CheckpointRow:
-    call.args.tasks = [call.args.task]
-    task = call.one_id(call.select())
-    rows = call.ask("checkpoints", Checkpoints(task), CheckpointList).checkpoints
-    wanted = call.args.seq
-    for row in rows:
-        if row.seq == wanted or (wanted is None and row.valid):
-            return row
-    known = ", ".join(str(row.seq) for row in rows) or "none"
-    what = "valid checkpoint" if wanted is None else f"checkpoint {wanted}"
-    raise NotFound(
-        f"task {task} has no {what} (there are: {known})", f"ckptctl checkpoint ls {task}"
-    )
-
-
-def checkpoint_export_options(parser: argparse.ArgumentParser) -> None:
-    """Add task, generation and the place to copy to."""
-    parser.add_argument("task", metavar="TASK", help="7, @last, key:K")
-    parser.add_argument("seq", metavar="SEQ", nargs="?", type=int, help="default: newest valid")
-    parser.add_argument("directory", metavar="DIR", help="a directory that does not exist yet")
-
-
-def checkpoint_export(call: Call) -> int:
-    """Copy the files of one generation to a new directory."""
-    call.takes("json")
-    target = call.args.directory
-    if os.path.lexists(target):
-        raise Conflict(f"{target} exists already", "name a directory that does not exist yet")
-    row = _generation(call)
-    if not _copied(row, target):  # the task saved twice meanwhile: this one was cleared away
-        row = _generation(call)
-        if not _copied(row, target):
-            raise NotFound(f"checkpoint {row.seq} is gone", "name one, or pause the task first")
-    call.note(f"checkpoint {row.seq}, {units.size_text(row.bytes)}, is in {target}")
-    if call.style.form == "json":
-        call.out([json_text({"checkpoint": plain(row), "directory": os.path.abspath(target)})])
-    elif not call.is_for_people:
-        call.out([target])
-    return 0
-
-
-def _copied(row: CheckpointRow, target: str) -> bool:
-    """Copy a generation, all or nothing. Returns False where it vanished."""
-    task_dir = os.path.dirname(os.path.dirname(row.path))
-    command = [sys.executable, "-P", "-m", "ckptd.sdk.export", task_dir, str(row.seq), target]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode in (0, NotFound.exit_code):
-        return done.returncode == 0
-    if done.returncode == Corrupt.exit_code:
-        raise Corrupt(done.stderr.strip(), "see: ckptctl checkpoint verify")
-    raise Denied(done.stderr.strip(), "the files belong to the task's user: copy as that user")

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from ckptd.protocol import on_oom
 from ckptd.protocol.errors import BadRequest
@@ -138,6 +138,20 @@ def parse_pairs(words: Iterable[str], what: str) -> dict[str, str]:
             raise BadRequest(f"not a {what}: {word!r}", "write it as KEY=VALUE")
         pairs[key] = value
     return pairs
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text. Raises ValueError, also for NaN and what is too deep."""
+    import json  # noqa: PLC0415 (for few verbs only)
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except RecursionError as bad:
+        raise ValueError("nested too deeply") from bad
+    return value
 
 
 def duration_text(seconds: float) -> str:
