@@ -74,7 +74,8 @@ def begin(task_dir: str, files: Sequence[str], attempt: int, carry: Sequence[str
     """Take what is to be saved, with the arguments and errors of `save`.
 
     When it returns, `stage/` is free for the next one, and the files may be changed. What is long,
-    syncing and hashing, is left to `finish`. One save of a task at a time: a second one waits here.
+    carrying on, syncing and hashing, is left to `finish`. One save of a task at a time: a second
+    one waits here.
 
     Durable: nothing yet.
     """
@@ -92,7 +93,9 @@ class Saving:
         self._name = f"{LEFTOVER}new-{os.getpid()}"
         self._is_staged = False
         self._is_over = False
+        self._wanted: dict[str, Manifest] = {}  # to be carried on from `_old_fd`
         self._carried: dict[str, Manifest] = {}
+        self._old_fd = -1
         with contextlib.suppress(FileExistsError):
             os.mkdir(f"{task_dir}/ckpt", 0o700)
         self._open = contextlib.ExitStack()
@@ -145,29 +148,28 @@ class Saving:
                 os.mkdir("stage", 0o700, dir_fd=self._task_fd)
             else:
                 os.mkdir(self._name, 0o700, dir_fd=self._ckpt_fd)
-        new_fd = open_directory(self._name, self._uid, self._ckpt_fd)
-        try:
-            for path in files:
-                copy_in(path, new_fd)
-            if carry:
-                self._carry_over(carry, new_fd)
-        finally:
-            os.close(new_fd)
+        if files:
+            new_fd = open_directory(self._name, self._uid, self._ckpt_fd)
+            try:
+                for path in files:
+                    copy_in(path, new_fd)
+            finally:
+                os.close(new_fd)
+        if carry:
+            self._find(carry)
 
-    def _carry_over(self, names: Sequence[str], new_fd: int) -> None:
+    def _find(self, names: Sequence[str]) -> None:
+        """Find what is to be carried on. Who holds our lock keeps its generation from the prune."""
         seq, path = newest_sealed(self._task_dir, self._uid)
         if not seq:
             raise FileNotFoundError(errno.ENOENT, "no checkpoint to carry it on from", names[0])
-        old_fd = open_directory(os.path.basename(path), self._uid, self._ckpt_fd)
-        try:
-            lying = {entry["name"]: entry for entry in load(old_fd, self._uid)["files"]}
-            for name in names:
-                if name not in lying:
-                    raise FileNotFoundError(errno.ENOENT, f"not in checkpoint {seq}", name)
-                carry_on(old_fd, lying[name], self._uid, new_fd)
-                self._carried[name] = lying[name]
-        finally:
-            os.close(old_fd)
+        self._old_fd = open_directory(os.path.basename(path), self._uid, self._ckpt_fd)
+        self._open.callback(os.close, self._old_fd)
+        lying = {entry["name"]: entry for entry in load(self._old_fd, self._uid)["files"]}
+        for name in names:
+            if name not in lying:
+                raise FileNotFoundError(errno.ENOENT, f"not in checkpoint {seq}", name)
+            self._wanted[name] = lying[name]
 
     def _take_back(self) -> None:
         """Leave nothing behind of a save that failed; what was staged goes back to the stage."""
@@ -198,6 +200,9 @@ class Saving:
         ckpt_fd = self._ckpt_fd
         new_fd = open_directory(self._name, self._uid, ckpt_fd)
         try:
+            for name, entry in self._wanted.items():
+                carry_on(self._old_fd, entry, self._uid, new_fd)
+                self._carried[name] = entry
             for _ in range(_COLLISIONS_MAX):  # Bound: only a plain `mv` beside us takes a number
                 own = {
                     "seq": number_after(ckpt_fd),

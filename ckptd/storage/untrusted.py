@@ -139,12 +139,21 @@ def replace_small(name: str, data: bytes, dir_fd: int, uid: int, *, is_synced: b
 def names_in(dir_fd: int) -> list[str]:
     """Return the names in a directory, unordered; more than ENTRIES_MAX raises NotTrusted."""
     names: list[str] = []
+    _rewind(dir_fd)
     with os.scandir(dir_fd) as entries:
         for entry in entries:
             names.append(entry.name)
             if len(names) > ENTRIES_MAX:
                 raise NotTrusted(f"more than {ENTRIES_MAX} names in one directory")
     return names
+
+
+def _rewind(dir_fd: int) -> None:
+    """Make an open directory show what came into it since.
+
+    Source: btrfs since Linux 6.6 lists up to the newest name of when it was opened or rewound.
+    """
+    os.lseek(dir_fd, 0, os.SEEK_SET)
 
 
 def is_empty(name: str, dir_fd: int | None = None) -> bool:
@@ -247,6 +256,7 @@ def remove_tree(name: str, dir_fd: int) -> None:
 
 def _flatten(root_fd: int, stem: str) -> bool:
     """Unlink a directory's files and lift what its directories hold into it; True once empty."""
+    _rewind(root_fd)
     found = os.listdir(root_fd)
     for serial, name in enumerate(found):
         if not _unlinked(name, root_fd):

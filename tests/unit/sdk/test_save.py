@@ -2,17 +2,14 @@
 
 import fcntl
 import os
-import subprocess
 import threading
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from ckptd.sdk.save import Saving, begin, save
-from ckptd.storage import facts
-from ckptd.storage.blobs import generations
+from ckptd.storage import blobs, facts
 from ckptd.storage.manifest import load
 from ckptd.storage.untrusted import Damaged, NotTrusted
 from tests.task_world import TaskWorld
@@ -48,7 +45,7 @@ def manifest(world: TaskWorld, name: str) -> dict[str, dict[str, object]]:
 
 
 def faults(world: TaskWorld) -> dict[int, str]:
-    return {one.seq: one.fault for one in generations(world.dir, world.uid, verify=True)}
+    return {one.seq: one.fault for one in blobs.generations(world.dir, world.uid, verify=True)}
 
 
 # --- what is staged -------------------------------------------------------------------------------
@@ -170,43 +167,6 @@ def test_a_name_that_leads_elsewhere_is_not_carried_on(world: TaskWorld) -> None
         save(world.dir, [], HEADER, carry=["../../attempt.json"])
 
 
-@pytest.fixture
-def btrfs(tmp_path: Path) -> Iterator[Path]:
-    """A file system with reflinks."""
-    image, disk = tmp_path / "image", tmp_path / "disk"
-    disk.mkdir()
-    with image.open("wb") as file:
-        file.truncate(256 << 20)
-    for order in (["mkfs.btrfs", "-q", str(image)], ["mount", "-o", "loop", str(image), str(disk)]):
-        try:
-            subprocess.run(order, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"needs root and btrfs: {error}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-@pytest.mark.root
-def test_where_blocks_can_be_shared_a_large_file_is_carried_on_without_a_copy(btrfs: Path) -> None:
-    def free_bytes() -> int:
-        os.sync()
-        return os.statvfs(btrfs).f_bavail * os.statvfs(btrfs).f_frsize
-
-    world = TaskWorld(btrfs)
-    world.path("stage", "weights").write_bytes(os.urandom(LARGE_BYTES))
-    save(world.dir, [], HEADER)
-    before = free_bytes()
-
-    save(world.dir, [], HEADER, carry=["weights"])
-
-    assert before - free_bytes() < LARGE_BYTES // 4
-    with world.path("ckpt", "00000002", "weights").open("r+b") as file:
-        file.write(b"bad")
-    assert faults(world) == {1: "", 2: "weights: the digest differs"}
-    with pytest.raises(Damaged, match="weights: the digest differs"):
-        save(world.dir, [], HEADER, carry=["weights"])
-
-
 # --- in the background ----------------------------------------------------------------------------
 
 
@@ -233,6 +193,21 @@ def test_the_stage_is_free_once_a_save_has_begun(world: TaskWorld) -> None:
     assert world.path("ckpt", "00000001", "state").read_text() == "1"
     assert staged(world) == ["state"]
     assert save(world.dir, [], HEADER).seq == 2
+
+
+def test_what_is_carried_on_is_known_at_the_beginning_and_copied_at_the_end(
+    world: TaskWorld,
+) -> None:
+    stage(world, weights="w", state="1")
+    save(world.dir, [], HEADER)
+    stage(world, state="2")
+
+    saving = begin(world.dir, [], 1, carry=["weights"])
+
+    assert not list(world.path("ckpt").glob(".leftover-*/weights"))
+    assert blobs.prune(world.dir, world.uid) == [], "who saves keeps what it carries on"
+    assert saving.finish(HEADER).size_bytes == 2
+    assert faults(world) == {1: "", 2: ""}
 
 
 def test_a_save_finishes_in_one_thread_while_facts_are_appended_in_another(
