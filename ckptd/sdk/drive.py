@@ -17,7 +17,7 @@ from ckptd.sdk.outcomes import (
 from ckptd.sdk.surroundings import Surroundings
 from ckptd.sdk.values import decode, encode
 from ckptd.sdk.waits import WARN_AFTER_S, limit_wait_s
-from ckptd.sdk.work import Ports, Work
+from ckptd.sdk.work import Ports, Work, input_digest
 from ckptd.storage import facts
 from ckptd.storage.journal import Journal
 
@@ -27,12 +27,13 @@ def drive(work: Work, *, park_after_s: float) -> Any:
 
     Raises:
         StopRequested: asked to stop, or parked. TransientError: its wish to wait is durable.
+        ValueError: it has a result already, of other input.
         Whatever else the function raises.
 
     Durable: the result.
     """
     if work.known.result:
-        return decode(work.known.result["value"])
+        return _remembered(work)
     try:
         result = _called(work, park_after_s)
     except TransientError as error:
@@ -41,8 +42,18 @@ def drive(work: Work, *, park_after_s: float) -> Any:
         raise
     work.settle()
     stored = encode(result, "the result of the task")
-    work.record(facts.result_made(stored))
+    work.record({**facts.result_made(stored), "input": input_digest(work.given)})
     return decode(stored)
+
+
+def _remembered(work: Work) -> Any:
+    """Return the result that an earlier attempt came to, from the same input."""
+    if work.known.result.get("input", "") not in {"", input_digest(work.given)}:
+        raise ValueError(
+            f"the task in {work.around.dir} is done, and not with the input that is given now: "
+            "use another directory, or again=True to start over"
+        )
+    return decode(work.known.result["value"])
 
 
 def _tell_wait(work: Work, error: TransientError) -> None:

@@ -10,6 +10,7 @@ Read next: `context.py`, `ckptd/storage/journal.py`, `save.py`.
 """
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -241,7 +242,7 @@ class Work:
             "task_version": self.task.version,
             "sdk_version": VERSION,
             "code_digest": code_digest(self.task),
-            "config_digest": sha256(seals.canonical(self.given)).hexdigest()[:_CODE_CHARS],
+            "config_digest": input_digest(self.given),
             "numbers": numbers(self.task.strategy, self.pace, self.ports.now_s()),
             **({"provenance": self._provenance} if self._provenance else {}),
             **saver.facts_for_header(sorted(self.known.steps), self.known.values),
@@ -380,6 +381,16 @@ def trouble(error: OSError, what: str) -> Exception:
     if is_passing(error):
         return TransientError(f"{what}: {error.strerror}; it is tried again")
     return error
+
+
+def input_digest(given: dict[str, Any]) -> str:
+    """Return a digest of the input. Without a daemon it may be anything, not JSON alone."""
+    text = json.dumps(given, sort_keys=True, default=_plain)
+    return sha256(text.encode()).hexdigest()[:_CODE_CHARS]
+
+
+def _plain(value: Any) -> str:
+    return os.fspath(value) if isinstance(value, os.PathLike) else type(value).__name__
 
 
 def code_digest(task: Task) -> str:

@@ -28,3 +28,16 @@ def test_again_resumes_what_was_interrupted_and_repeats_what_was_done(tmp_path: 
     assert run() == 4  # anew
     assert ran == ["first", "second"] * 2
     assert (tmp_path / "task" / "archive").is_dir()
+
+
+def test_a_result_is_not_handed_out_for_other_input(tmp_path: Path) -> None:
+    def function(ctx: Any, path: Any) -> str:
+        ctx.checkpoint()
+        return str(path)
+
+    folder = tmp_path / "task"
+    assert run_local(function, folder, path=Path("a.csv")) == "a.csv"
+    assert run_local(function, folder, path="a.csv") == "a.csv"
+    with pytest.raises(ValueError, match="not with the input that is given now"):
+        run_local(function, folder, path="b.csv")
+    assert run_local(function, folder, again=True, path="b.csv") == "b.csv"
