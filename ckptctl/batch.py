@@ -119,8 +119,9 @@ def _prepared(call: Call, name: str, made: dict[str, Any], more: list[str]) -> R
         ready = ask_json([*words_, "--spec", text])
     else:
         ready = ask_json([*words_, "--spec", "-"], text.encode())
-    for warning in ready["warnings"]:
-        call.note(words.clean(warning))
+    if "--dry-run" not in more:
+        for warning in ready["warnings"]:
+            call.note(words.clean(warning))
     return ready
 
 
@@ -193,8 +194,6 @@ def ready_text(ready: Ready) -> str:
         parts.append(f"{ready['new']} of them new")
     if ready["done"]:
         parts.append(f"{ready['done']} done")
-    if ready["vanished"]:
-        parts.append(f"{ready['vanished']} no longer among them")
     parts.append(f"{ready['todo']} to do")
     return f"batch {ready['name']}: {', '.join(parts)}"
 

@@ -67,6 +67,7 @@ class Batch(msgspec.Struct, frozen=True):
     pause_count: int = 0
     resume_count: int = 0
     wait_s: float = 0.0
+    paused_until_ns: int = 0  # of a pause that is not over; 0: none
     archived: int = 0
     bytes: int = 0
     troubles: tuple[Trouble, ...] = ()

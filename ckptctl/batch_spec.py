@@ -84,7 +84,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--capture", choices=CAPTURES, metavar="WHAT",
-        help="kept of its output: last line (default), all, json (last line, read as JSON), none",
+        help="kept of its output: last line (default), all, json (all of it, as JSON), none",
     )  # fmt: skip
 
 

@@ -84,8 +84,8 @@ def counts_text(batch: Batch) -> str:
 
 
 def rate_text(batch: Batch) -> str:
-    """Return results a second, a minute or an hour, whichever reads best."""
-    rate = batch.rate_per_s
+    """Return results a second, a minute or an hour, whichever reads best; "" at rest."""
+    rate = batch.rate_per_s if batch.is_locked else 0.0
     for each_s, unit in ((1, "s"), (60, "m"), (3600, "h")):
         if rate * each_s >= 1:
             value = rate * each_s
@@ -95,7 +95,7 @@ def rate_text(batch: Batch) -> str:
 
 def eta_text(batch: Batch) -> str:
     """Return the time that is left at the rate of late, "" where nobody works."""
-    if not batch.todo or batch.rate_per_s <= 0:
+    if not batch.todo or not batch.is_locked or batch.rate_per_s <= 0:
         return ""
     return duration_text(batch.todo / batch.rate_per_s)
 
@@ -120,12 +120,13 @@ def runs_text(batch: Batch, *, utc: bool) -> str:
     return f"{len(batch.runs)}, {began}, ended{took}: {end_text(last)}"
 
 
-def pauses_text(batch: Batch) -> str:
+def pauses_text(batch: Batch, *, utc: bool) -> str:
     """Return how often and how long it waited for permission to go on."""
     if not batch.pause_count:
         return ""
-    times = f"{batch.pause_count}, went on {batch.resume_count} times"
-    return f"{times}, {duration_text(batch.wait_s)} waited in all"
+    until = clock_text(batch.paused_until_ns, utc=utc)
+    now = f", this one until {until}" if until else ""
+    return f"{batch.pause_count}{now}; {duration_text(batch.wait_s)} waited in all"
 
 
 def next_steps(batch: Batch, task: TaskRow | None) -> list[str]:

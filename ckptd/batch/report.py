@@ -131,7 +131,8 @@ def _told(path: str, batch: place.Batch, known: Facts) -> dict[str, Any]:
         if result is not None:
             counts[result["status"]] += 1
     held = place.holder(path)
-    waits = ledger.waits(known, time.time_ns() if held else 0)
+    until_ns = paused_until_ns(known)
+    waits = ledger.waits(known, min(time.time_ns(), until_ns))
     config = batch.config
     return {
         "name": batch.name,
@@ -153,7 +154,7 @@ def _told(path: str, batch: place.Batch, known: Facts) -> dict[str, Any]:
         "pause_count": waits.pause_count,
         "resume_count": waits.resume_count,
         "wait_s": waits.total_wait_s,
-        "paused_until_ns": paused_until_ns(known),
+        "paused_until_ns": until_ns,
         "archived": len(archives(path)),
         "bytes": bytes_of(path),
     }

@@ -87,7 +87,7 @@ def test_one_batch_in_detail_says_what_went_wrong_and_what_to_do(look: Look) -> 
     assert "error 2" in text
     assert "wc -c" in text
     assert "unfinished: interrupted" in text
-    assert "1, went on 1 times, 1m05s waited in all" in text
+    assert "1; 1m05s waited in all" in text
     assert "{}: no route" in text  # both are one kind of trouble, told once
     assert "to go on: ckptctl batch retry census" in text
 
