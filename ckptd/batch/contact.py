@@ -66,11 +66,11 @@ class Contact:
         except BlockingIOError:
             return
 
-    def stop_reason(self, now_s: float) -> str:
+    def stop_reason(self, now_s: float, *, looks_now: bool = False) -> str:
         """Return why to stop, "" while nobody asks for it."""
         if self.interrupts:
             return "interrupt"
-        if self._around is not None and now_s - self._looked_s >= _LOOK_S:
+        if self._around is not None and (looks_now or now_s - self._looked_s >= _LOOK_S):
             self._looked_s = now_s
             self._reason = self._around.stop_reason() or self._reason
         return self._reason

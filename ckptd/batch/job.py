@@ -1,11 +1,14 @@
-"""One item in play, what became of it, and the port that both kinds of workers fill.
+"""One item in play, the line it waits in, and the port that both kinds of workers fill.
 
 Commands are processes, one for each item; functions run in host processes, one or many at once.
 The runner knows neither: it starts jobs, waits for descriptors, takes ends.
 Read next: `command.py`, `functions.py` (the two), `runner.py` (who uses them).
 """
 
-from collections.abc import Sequence
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, NamedTuple, Protocol
@@ -63,6 +66,12 @@ class Ended(NamedTuple):
     out: bytes = b""
     err: bytes = b""
 
+    @property
+    def is_bad(self) -> bool:
+        """Return whether a stop that we do not know of yet would explain it."""
+        died = self.how in (How.DIED, How.SUSPECT)
+        return died or (self.how is How.RESULT and self.status in ("fail", "error"))
+
 
 @dataclass(slots=True)
 class Setting:
@@ -105,3 +114,58 @@ class Workers(Protocol):
     def close(self) -> None:
         """Leave nothing behind that runs."""
         ...
+
+
+class Line:
+    """The items that wait: who comes next, and who may not share."""
+
+    def __init__(self, jobs: list[Job], lanes: int) -> None:
+        self._ready = deque(job for job in jobs if not job.is_alone)
+        self._alone = deque(job for job in jobs if job.is_alone)
+        self._delayed: list[tuple[float, int, Job]] = []
+        self._serial = itertools.count()
+        self._lanes = set(range(lanes))
+        self.flying: dict[int, Job] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._ready or self._alone or self._delayed)
+
+    def again(self, job: Job, not_before_s: float = 0.0) -> None:
+        """Put a job back in front, or away for a while."""
+        if not_before_s:
+            job.not_before_s = not_before_s
+            heapq.heappush(self._delayed, (not_before_s, next(self._serial), job))
+        elif job.is_alone:
+            self._alone.appendleft(job)
+        else:
+            self._ready.appendleft(job)
+
+    def next(self, now_s: float, can_start: Callable[[Job], bool]) -> Job | None:
+        """Return who may start now, taken out of the line; in the end with `flies` or `again`."""
+        while self._delayed and self._delayed[0][0] <= now_s:
+            self.again(heapq.heappop(self._delayed)[2])
+        if any(job.is_alone for job in self.flying.values()):
+            return None
+        if self._alone:
+            fits = not self.flying and can_start(self._alone[0])
+            return self._alone.popleft() if fits else None
+        if self._ready and can_start(self._ready[0]):
+            return self._ready.popleft()
+        return None
+
+    def due_s(self) -> float:
+        """Return when the first of those put away comes back; 0 where one could start now."""
+        if self._ready or self._alone or not self._delayed:
+            return 0.0
+        return self._delayed[0][0]
+
+    def flies(self, job: Job) -> None:
+        """Give a job a lane: its own of before, where that is free."""
+        job.lane = job.lane if job.lane in self._lanes else min(self._lanes)
+        self._lanes.discard(job.lane)
+        self.flying[job.number] = job
+
+    def landed(self, job: Job) -> None:
+        """Take the lane back."""
+        self._lanes.add(job.lane)
+        del self.flying[job.number]

@@ -2,7 +2,8 @@
 
     exit 0    pass                       exit 75   not now: all of the scope backs off
     exit 1    fail                       exit 85   checkpointed: started again at once
-    others    error                      SIGKILL, SIGSEGV and their like: it killed its worker
+    others    error                      SIGKILL, SIGSEGV and their like: it killed its worker,
+                                         or somebody did: it runs again, but not for ever
 
 `--on-exit 2=transient,3=skipped` changes the codes. Read next: `runner.py`.
 """
@@ -21,9 +22,13 @@ RESULT_BYTES_MAX: Final = 256 << 10
 AGAIN_STALLS_MAX: Final = 3  # ends with 85 and nothing new before that is an error
 _LINE_CHARS_MAX: Final = 500
 _USUAL: Final = {0: "pass", 1: "fail", 75: "transient", 85: "again"}
-_CRASHES: Final = frozenset(
+_DEATHS: Final = frozenset(
     (
         signal.SIGKILL,
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGQUIT,
         signal.SIGSEGV,
         signal.SIGABRT,
         signal.SIGBUS,
@@ -69,7 +74,7 @@ class Judge:
         if job.is_signalled and code != 0:
             return Ended(job, How.INNOCENT)
         if code < 0:
-            how = How.DIED if -code in _CRASHES else How.RESULT
+            how = How.DIED if -code in _DEATHS else How.RESULT
             return Ended(job, how, "error", text=f"killed by {signal_name(-code)}")
         meaning = self._meaning.get(code, "error")
         if meaning == "transient":

@@ -28,6 +28,33 @@ def span(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+class Tally:
+    """How many items have which result, and how many a run may spoil."""
+
+    def __init__(self, counts: dict[str, int], total: int, bad: int, allowed: float) -> None:
+        self.counts = counts
+        self.total = total
+        self.bad = bad  # of this selection; counted before they are told
+        self.allowed = allowed
+        self.ran = 0
+
+    @property
+    def done(self) -> int:
+        """Return how many items have a result."""
+        return sum(self.counts.values())
+
+    def took(self, before: str, status: str) -> None:
+        """Count a result; `before` is the status that it replaces."""
+        if before:
+            self.counts[before] -= 1
+        self.counts[status] = self.counts.get(status, 0) + 1
+        self.ran += 1
+
+    def seen(self) -> dict[str, int]:
+        """Return the counts that are not zero."""
+        return {status: number for status, number in self.counts.items() if number}
+
+
 class Meter:
     """What is seen of a batch while it runs."""
 

@@ -39,6 +39,7 @@ class Pace:
         self._rate = parse_rate(knobs.rate)
         self._bucket = Bucket(self.scope)
         self._until_s = time.monotonic() + self._bucket.wait_s()
+        self._limited_s = self._until_s  # the same, the rate's own spacing aside
         self._looked_s = 0.0
         self._in_a_row = 0  # limits hit without a success between
         self._successes = 0
@@ -53,7 +54,7 @@ class Pace:
         """Return for how long nothing may start, as far as is known without taking anything."""
         if self._is_shared and now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
-            self._until_s = max(self._until_s, now_s + self._bucket.wait_s())
+            self._limited(self._bucket.wait_s(), now_s)
         return max(0.0, self._until_s - now_s)
 
     def take(self, now_s: float) -> float:
@@ -82,14 +83,22 @@ class Pace:
         if scope and scope != self.scope:
             with contextlib.suppress(ValueError):  # a name that the item made up
                 Bucket(scope).block(wait_s)
-        self._until_s = max(self._until_s, now_s + wait_s)
+        self._limited(wait_s, now_s)
         return wait_s
 
     def hold(self, seconds: float, why: str, now_s: float) -> None:
         """Let nothing start for some seconds: a preflight said so."""
         self.why = why
         self._bucket.block(seconds)
+        self._limited(seconds, now_s)
+
+    def is_limited(self, now_s: float) -> bool:
+        """Return whether it is more than the rate that keeps the next item back."""
+        return self._limited_s > now_s
+
+    def _limited(self, seconds: float, now_s: float) -> None:
         self._until_s = max(self._until_s, now_s + seconds)
+        self._limited_s = max(self._limited_s, now_s + seconds)
 
     def succeeded(self) -> None:
         """Take note of an item that met no limit."""

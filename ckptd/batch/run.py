@@ -21,9 +21,9 @@ from ckptd.batch.choose import BAD, choose, errors_allowed
 from ckptd.batch.command import Commands, check_program, fields_of
 from ckptd.batch.contact import Contact
 from ckptd.batch.functions import Functions
-from ckptd.batch.job import Job, Setting, Workers
+from ckptd.batch.job import Job, Line, Setting, Workers
 from ckptd.batch.ledger import Ledger
-from ckptd.batch.meter import Meter
+from ckptd.batch.meter import Meter, Tally
 from ckptd.batch.pace import Pace
 from ckptd.batch.place import Batch, Item, Next
 from ckptd.batch.printed import Printed
@@ -36,7 +36,7 @@ from ckptd.batch.refusal import (
     Refused,
     count,
 )
-from ckptd.batch.runner import DEATHS_MAX, Line, Parts, Runner, Tally
+from ckptd.batch.runner import DEATHS_MAX, Parts, Runner
 from ckptd.storage import facts
 from ckptd.storage.journal import Fact, StaleAttempt, TooLarge
 from ckptd.storage.taskdir import this_boot_id
@@ -142,7 +142,7 @@ class _Run:
         finally:
             opened.close()
         self._end_leftovers("left their items' groups")
-        if why == "finished":
+        if why == "finished" and not self.chosen.left:
             self._spend(run_number)
         if why == "parked":
             self.contact.park(runner.wait_left_s, self.batch.knobs.scope)
@@ -226,6 +226,7 @@ class _Run:
         return group
 
     def _count(self, poison: list[Job]) -> None:
+        self.tally.bad += len(poison)
         for job in poison:
             self.tally.took(self._status_of(job.item.key), "quarantined")
             self.meter.say(f"quarantined {job.item.key[:80]!r}: its runners died with it alone")
@@ -257,7 +258,9 @@ class _Run:
         """Print how it came out; return the exit code."""
         tally, left = self.tally, len(self.items) - self.tally.done
         said = ", ".join(f"{number:,} {status}" for status, number in tally.seen().items())
-        text = f"{_WORDS.get(why, f'stopped ({why})')}: {count(tally.total, 'item')}"
+        is_cut = why == "finished" and bool(self.chosen.left)
+        how = "stopped at --limit" if is_cut else _WORDS.get(why, f"stopped ({why})")
+        text = f"{how}: {count(tally.total, 'item')}"
         text += f", {said}" if said else ""
         text += f", {left:,} to do" if left else ""
         text += f"; ran {tally.ran:,} in {seconds:.1f} s" if tally.ran else "; nothing to run"

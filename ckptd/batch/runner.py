@@ -11,23 +11,20 @@ every item in flight named. Those ride unsynced: a power cut forgets them, and b
 Read next: `run.py` (before and after), `job.py`, `pace.py`.
 """
 
-import heapq
-import itertools
 import json
 import select
 import signal
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from ckptd.batch import itemdir, ledger
 from ckptd.batch.choose import BAD
 from ckptd.batch.contact import Contact
-from ckptd.batch.job import Ended, How, Job, Setting, Workers
+from ckptd.batch.job import Ended, How, Job, Line, Setting, Workers
 from ckptd.batch.ledger import Ledger
-from ckptd.batch.meter import Meter, span
+from ckptd.batch.meter import Meter, Tally, span
 from ckptd.batch.pace import Pace
 from ckptd.batch.preflight import Preflight
 from ckptd.batch.printed import Printed
@@ -44,89 +41,6 @@ _PAUSE_S: Final = 1.0  # a shorter wait is no pause
 _KILL_S: Final = 2.0  # between SIGTERM and SIGKILL when we are stopped
 _IDLE_S: Final = 0.5
 _TEXT_CHARS_MAX: Final = 2_000
-
-
-class Tally:
-    """How many items have which result, and how many a run may spoil."""
-
-    def __init__(self, counts: dict[str, int], total: int, bad: int, allowed: float) -> None:
-        self.counts = counts
-        self.total = total
-        self.bad = bad  # of this selection
-        self.allowed = allowed
-        self.ran = 0
-
-    @property
-    def done(self) -> int:
-        """Return how many items have a result."""
-        return sum(self.counts.values())
-
-    def took(self, before: str, status: str) -> None:
-        """Count a result; `before` is the status that it replaces."""
-        if before:
-            self.counts[before] -= 1
-        self.counts[status] = self.counts.get(status, 0) + 1
-        self.bad += status in BAD
-        self.ran += 1
-
-    def seen(self) -> dict[str, int]:
-        """Return the counts that are not zero."""
-        return {status: number for status, number in self.counts.items() if number}
-
-
-class Line:
-    """The items that wait: who comes next, and who may not share."""
-
-    def __init__(self, jobs: list[Job], lanes: int) -> None:
-        self._ready = deque(job for job in jobs if not job.is_alone)
-        self._alone = deque(job for job in jobs if job.is_alone)
-        self._delayed: list[tuple[float, int, Job]] = []
-        self._serial = itertools.count()
-        self._lanes = set(range(lanes))
-        self.flying: dict[int, Job] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._ready or self._alone or self._delayed)
-
-    def again(self, job: Job, not_before_s: float = 0.0) -> None:
-        """Put a job back in front, or away for a while."""
-        if not_before_s:
-            job.not_before_s = not_before_s
-            heapq.heappush(self._delayed, (not_before_s, next(self._serial), job))
-        elif job.is_alone:
-            self._alone.appendleft(job)
-        else:
-            self._ready.appendleft(job)
-
-    def next(self, now_s: float, can_start: Callable[[Job], bool]) -> Job | None:
-        """Return who may start now, taken out of the line; in the end with `flies` or `again`."""
-        while self._delayed and self._delayed[0][0] <= now_s:
-            self.again(heapq.heappop(self._delayed)[2])
-        if any(job.is_alone for job in self.flying.values()):
-            return None
-        if self._alone:
-            fits = not self.flying and can_start(self._alone[0])
-            return self._alone.popleft() if fits else None
-        if self._ready and can_start(self._ready[0]):
-            return self._ready.popleft()
-        return None
-
-    def due_s(self) -> float:
-        """Return when the first of those put away comes back; 0 where one could start now."""
-        if self._ready or self._alone or not self._delayed:
-            return 0.0
-        return self._delayed[0][0]
-
-    def flies(self, job: Job) -> None:
-        """Give a job a lane: its own of before, where that is free."""
-        job.lane = job.lane if job.lane in self._lanes else min(self._lanes)
-        self._lanes.discard(job.lane)
-        self.flying[job.number] = job
-
-    def landed(self, job: Job) -> None:
-        """Take the lane back."""
-        self._lanes.add(job.lane)
-        del self.flying[job.number]
 
 
 @dataclass(slots=True)
@@ -185,10 +99,11 @@ class Runner:
     def _turn(self) -> None:
         ends = self._gathered()
         now_s = time.monotonic()
-        self._heed(now_s)
+        self._heed(now_s, looks_now=any(end.is_bad for end in ends))
         self._expire(now_s)
         results = [self._judged(end, now_s) for end in ends]
         told = [(end, fact) for end, fact in zip(ends, results, strict=True) if fact is not None]
+        self._count_bad(fact for _, fact in told)
         starts = self._starts(now_s)
         group = [fact for _, fact in told] + self._facts + [self._start_of(job) for job in starts]
         self._facts = []
@@ -235,7 +150,9 @@ class Runner:
         """Return the fact for the ledger; None where the item runs again."""
         job = end.job
         self._line.landed(job)
-        match end.how:
+        # A stop of the daemon's goes to the whole tree: what it did to an item is not its doing.
+        is_stopped = end.is_bad and bool(self._stop_why) and self._contact.is_under_daemon
+        match How.INNOCENT if is_stopped and not job.is_timed_out else end.how:
             case How.RESULT:
                 return self._result(end, now_s)
             case How.TRANSIENT:
@@ -282,6 +199,14 @@ class Runner:
             tries=job.tries,
             seconds=round(now_s - job.began_s, 6),
         )
+
+    def _count_bad(self, found: Iterable[Fact]) -> None:
+        """Hand out nothing more once there are more bad results than were allowed."""
+        tally = self._tally
+        tally.bad += sum(fact["status"] in BAD for fact in found)
+        if tally.bad > tally.allowed and not self._stop_why:
+            self._stop_why = "max_errors"
+            self._meter.say(f"stops: {tally.bad} bad results are more than --max-errors")
 
     # --- start -----------------------------------------------------------------------------------
 
@@ -345,9 +270,6 @@ class Runner:
                 itemdir.remove(self._setting.path, end.job.number)
         if told:
             self._meter.ended(self._tally.done, now_s)
-        if self._tally.bad > self._tally.allowed and not self._stop_why:
-            self._stop_why = "max_errors"
-            self._meter.say(f"stops: {self._tally.bad} bad results are more than --max-errors")
         if self._printed.is_unread and not self._stop_why:
             self._contact.interrupts += 1
 
@@ -368,9 +290,11 @@ class Runner:
         if not self._line:
             return "finished"
         wait_s = self._wait_s(now_s)
-        if wait_s >= _PAUSE_S and not self._paused_s:
+        is_long = wait_s > self._knobs.park_after_s
+        is_pause = is_long or (wait_s >= _PAUSE_S and self._pace.is_limited(now_s))
+        if is_pause and not self._paused_s:
             self._pause(wait_s, now_s)
-        if wait_s > self._knobs.park_after_s:
+        if is_long:
             if self._contact.is_under_daemon:
                 self.wait_left_s = wait_s
                 return "parked"
@@ -414,9 +338,9 @@ class Runner:
         if self._preflight is not None and now_s >= self._preflight.ends_s:
             self._preflight.expire()
 
-    def _heed(self, now_s: float) -> None:
+    def _heed(self, now_s: float, *, looks_now: bool) -> None:
         """Stop where somebody asks for it: leave, then SIGTERM, then SIGKILL."""
-        reason = self._contact.stop_reason(now_s)
+        reason = self._contact.stop_reason(now_s, looks_now=looks_now)
         if reason and self._stop_why in ("", "max_errors"):
             self._begin_to_stop(reason, now_s)
         elif self._kill_s and (now_s >= self._kill_s or self._contact.interrupts > self._rung + 1):
@@ -432,9 +356,6 @@ class Runner:
         flying = self._line.flying
         deadline = {"stop": reason, "deadline": time.time() + grace_s, "checkpoint": 0}
         itemdir.ask_to_stop(self._setting.path, list(flying), json.dumps(deadline).encode())
-        if self._contact.is_under_daemon:
-            for job in flying.values():
-                job.is_signalled = True  # the daemon's SIGTERM goes to the whole tree
         if self._preflight is not None:
             self._preflight.stop()
         if flying:
