@@ -3,20 +3,22 @@
 import argparse
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from ckptctl import selectors, units, words
+from ckptctl import saving, selectors, units, words
 from ckptctl.call import Call
 from ckptctl.picture import Picture, labels_text, task_listing
 from ckptctl.render import Column, facts_lines, json_line, json_text, plain, table_lines
 from ckptctl.units import SECOND_NS, duration_text
-from ckptd.protocol.errors import NotFound
+from ckptd.protocol.errors import CkptdError, NotFound
 from ckptd.protocol.messages import (
     PHASES,
     AttemptRow,
+    CheckpointList,
+    Checkpoints,
     Empty,
     Selector,
     Show,
@@ -40,18 +42,52 @@ def show_options(parser: argparse.ArgumentParser) -> None:
 def show(call: Call) -> int:
     """Show all about tasks."""
     details = _details(call)
-    if not call.is_for_people:
-        rows = [plain(detail) for detail in details]
-        if call.style.form == "json":
-            call.out([json_text({"tasks": rows})])
-        elif call.style.form == "jsonl":
-            call.out(json_line(detail) for detail in details)
-        else:
-            call.show(task_listing(Picture([d.row for d in details], {}), time.time_ns()))
+    is_data = not call.is_for_people
+    if is_data and call.style.form not in ("json", "jsonl"):
+        call.show(task_listing(Picture([d.row for d in details], {}), time.time_ns()))
         return 0
-    for place, detail in enumerate(details):
-        call.out([*([""] if place else []), *_detail_lines(call, detail)])
+    saved = [_saved(call, detail) for detail in details]
+    if is_data:
+        rows = [
+            {**plain(detail), "saving": dict(one.numbers), "result": one.result_value()}
+            for detail, one in zip(details, saved, strict=True)
+        ]
+        call.out(
+            [json_text({"tasks": rows})] if call.style.form == "json" else map(json_line, rows)
+        )
+        return 0
+    for place, (detail, one) in enumerate(zip(details, saved, strict=True)):
+        call.out([*([""] if place else []), *_detail_lines(call, detail, one)])
     return 0
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What a task's own files add to what the daemon knows of it."""
+
+    numbers: Mapping[str, float | str] = {}
+    result: str = ""  # JSON, "" for none
+
+    def result_value(self) -> Any:
+        """Return the result, None for none or null."""
+        try:
+            return msgspec.json.decode(self.result) if self.result else None
+        except msgspec.DecodeError:  # such as half a pair of surrogates: still worth showing
+            return self.result
+
+
+def _saved(call: Call, detail: TaskDetail) -> Saved:
+    """Ask for what saving cost and what a task came to, where there can be any of it."""
+    row = detail.row
+    is_over = row.phase == "succeeded"
+    if not (row.checkpoint or is_over):
+        return Saved()
+    try:
+        found = call.ask("checkpoints", Checkpoints(row.id, result=is_over), CheckpointList)
+    except CkptdError as refused:  # all else is worth telling
+        call.note(f"the files of task {row.id} cannot be looked at: {refused.message}")
+        return Saved()
+    numbers = next((one.numbers for one in found.checkpoints if one.valid), {})
+    return Saved(numbers, found.result)
 
 
 def _details(call: Call) -> tuple[TaskDetail, ...]:
@@ -73,11 +109,17 @@ def _details(call: Call) -> tuple[TaskDetail, ...]:
     return details
 
 
-def _detail_lines(call: Call, detail: TaskDetail) -> list[str]:
+def _detail_lines(call: Call, detail: TaskDetail, saved: Saved) -> list[str]:
     row = detail.row
-    lines = facts_lines(_facts(call, detail, time.time_ns()), call.style)
+    facts = _facts(call, detail, time.time_ns())
+    if saved.result:
+        facts.append(("result", saving.bounded(saved.result, saving.RESULT_CHARS_MAX)))
+    lines = facts_lines(facts, call.style)
     if detail.attempts:
         lines += ["", *_titled(call, "attempts", _attempt_lines(call, detail.attempts))]
+    how = facts_lines(saving.number_facts(saved.numbers, detail.attempts), call.style)
+    if how:
+        lines += ["", *_titled(call, "saving", how)]
     if detail.env is not None:
         pairs = [f"{name}={words.clean(value)}" for name, value in sorted(detail.env.items())]
         lines += ["", *_titled(call, "environment", pairs)]
@@ -170,7 +212,7 @@ def _attempt_lines(call: Call, attempts: Sequence[AttemptRow]) -> list[str]:
         Column("time", runtime, is_right=True),
         Column("end", end),
         Column("from", lambda row: f"checkpoint {row.checkpoint}" if row.checkpoint else ""),
-        Column("lost", lambda row: duration_text(row.lost_s) if row.lost_s else ""),
+        Column("lost", lambda row: saving.short_text(row.lost_s) if row.lost_s else ""),
         Column("cpu", lambda row: duration_text(row.cpu_s) if row.cpu_s else "", is_right=True),
         Column("memory", lambda row: units.size_text(row.rss_bytes) if row.rss_bytes else ""),
         Column("seen", lambda row: words.clean(row.text), shrink=12),

@@ -206,7 +206,9 @@ class Saving:
             for _ in range(_COLLISIONS_MAX):  # Bound: only a plain `mv` beside us takes a number
                 own = {
                     "seq": number_after(ckpt_fd),
-                    "parent": max((number for number, _ in numbered(ckpt_fd)), default=0),
+                    # An edit names what it was made of.
+                    "parent": int(header.get("parent") or 0)
+                    or max((number for number, _ in numbered(ckpt_fd)), default=0),
                     "at_ns": time.time_ns(),
                     "boot_id": this_boot_id(),
                 }
