@@ -1,0 +1,113 @@
+"""How saving goes and what a task came to, as `ckptctl show` tells it."""
+
+import json
+
+import msgspec
+import pytest
+
+from ckptctl import saving
+from ckptd.protocol import messages as m
+from ckptd.protocol.errors import Denied
+from tests.unit.ctl.conftest import Scripted, ctl
+from tests.unit.ctl.rows import NOW_NS, SECOND_NS, detail, row
+
+NUMBERS: dict[str, float | str] = {
+    "strategy": "automatic", "saves": 12, "cost_s": 0.0504, "bytes": 3 << 20, "interval_s": 93.1,
+    "budget": 0.01, "mtbf_s": 86_400, "overhead": 0.004, "block_s": 0.6, "wall_s": 150.2,
+    "resume_s": 0.02, "interruptions": 1,
+}  # fmt: skip
+
+
+def attempt(number: int, lost_s: float = 0.0) -> m.AttemptRow:
+    began_ns = NOW_NS - 60 * SECOND_NS
+    return m.AttemptRow(number, began_ns, NOW_NS, "signal", None, 9, 0, lost_s, 1.0, 0, "")
+
+
+def checkpoint(seq: int, *, valid: bool = True, **numbers: float | str) -> m.CheckpointRow:
+    path = f"/state/tasks/7/ckpt/{seq:08d}"
+    return m.CheckpointRow(seq, valid, True, NOW_NS, 1, 0, (), "d", "", path, numbers)
+
+
+def test_the_numbers_in_words() -> None:
+    facts = dict(saving.number_facts(NUMBERS, [attempt(1, 12.3), attempt(2, 0.5), attempt(3)]))
+    assert facts == {
+        "strategy": "automatic",
+        "saves": "12, the last one with 3.0 MiB in files",
+        "cost": "50.4ms a save, 600ms in all",
+        "interval": "1m33s (for an interruption every 1d00h)",
+        "overhead": "0.40% of 2m30s so far, at most 1% is wanted",
+        "resume": "20ms to resume",
+        "lost": "13s of work was repeated (attempt 1: 12s, attempt 2: 500ms)",
+    }
+
+
+def test_without_numbers_there_is_nothing_to_tell() -> None:
+    assert not [text for _, text in saving.number_facts({}) if text]
+
+
+@pytest.mark.parametrize("value", ["\x1b[2J", -1.0, 1e300, 0.0])
+def test_odd_numbers_are_told_without_harm(value: float | str) -> None:
+    texts = [text for _, text in saving.number_facts(dict.fromkeys(NUMBERS, value))]
+    assert not any("\x1b" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0ms"), (0.00048, "480us"), (0.05, "50ms"), (1.5, "1.5s"), (125, "2m05s")],
+)
+def test_short_times_are_told_exactly(seconds: float, text: str) -> None:
+    assert saving.short_text(seconds) == text
+
+
+def test_show_tells_how_saving_goes_and_the_work_lost_at_each_interruption(
+    scripted: Scripted,
+) -> None:
+    one = msgspec.structs.replace(
+        detail(row(7, checkpoint=4, attempt=2)), attempts=(attempt(1, 12.34), attempt(2))
+    )
+    found = m.CheckpointList((checkpoint(5, valid=False), checkpoint(4, **NUMBERS)))
+    daemon = scripted({"show": lambda _: m.TaskDetails((one,)), "checkpoints": lambda _: found})
+    _, out, _ = ctl(daemon.endpoint, "show", "7")
+    assert "  interval  1m33s (for an interruption every 1d00h)" in out
+    assert "  lost      12s of work was repeated, of attempt 1" in out
+    assert "LOST" in out
+    document = json.loads(ctl(daemon.endpoint, "show", "7", "-o", "json")[1])["tasks"][0]
+    assert document["saving"]["saves"] == 12
+    assert document["attempts"][0]["lost_s"] == 12.34
+
+
+def test_show_prints_the_result_of_a_task_that_succeeded(scripted: Scripted) -> None:
+    result = json.dumps({"rows": list(range(1_000)), "name": "é"}, ensure_ascii=False)
+    done = detail(row(7, phase="succeeded"))
+    daemon = scripted({
+        "show": lambda _: m.TaskDetails((done,)),
+        "checkpoints": lambda _: m.CheckpointList((), result),
+    })  # fmt: skip
+    _, out, _ = ctl(daemon.endpoint, "show", "7")
+    (line,) = [line for line in out.splitlines() if line.startswith("result")]
+    assert line.endswith(f"... ({len(result):,} characters: -o json)")
+    assert len(line) < 1_200
+    asked = daemon.requests[-1][2]
+    assert asked == m.Checkpoints(7, result=True)
+    document = json.loads(ctl(daemon.endpoint, "show", "7", "-o", "jsonl")[1])
+    assert document["result"] == json.loads(result)
+
+
+def test_a_task_that_neither_saved_nor_succeeded_costs_no_second_request(
+    scripted: Scripted,
+) -> None:
+    daemon = scripted({"show": lambda _: m.TaskDetails((detail(row(7)),))})
+    assert ctl(daemon.endpoint, "show", "7")[0] == 0
+    assert [verb for _, verb, _ in daemon.requests] == ["show"]
+
+
+def test_show_goes_on_where_the_files_cannot_be_looked_at(
+    scripted: Scripted,
+) -> None:
+    daemon = scripted({
+        "show": lambda _: m.TaskDetails((detail(row(7, checkpoint=4)),)),
+        "checkpoints": lambda _: Denied("not yours"),
+    })  # fmt: skip
+    code, out, err = ctl(daemon.endpoint, "show", "7")
+    assert (code, "census" in out) == (0, True)
+    assert "the files of task 7 cannot be looked at: not yours" in err
