@@ -6,7 +6,7 @@
 Words of the command: `{}` or `{item}` is the item, `{key}` its key, `{N}` its place in the list,
 `{name}` a field of an object. Where no word holds any of these, the item is the last word.
 Invariant: when the main process ends, its group is killed before it is reaped, so no child of it
-runs beside the next item; one that left the group is found at the end of the run (`leftover.py`).
+runs beside the next item; one that left the group is found at the end of the run (`itemdir.py`).
 Read next: `judge.py` (what an end means).
 """
 
@@ -140,7 +140,7 @@ class Commands:
     def _spawned(
         self, words: list[str], place: itemdir.ItemDir, job: Job
     ) -> subprocess.Popen[bytes]:
-        """Crash: the order is in the ledger, the process runs; `leftover.py` ends it."""
+        """Crash: the order is in the ledger, the process runs; `itemdir.py` ends it."""
         with place.opened("out") as out, place.opened("err") as err:
             return subprocess.Popen(
                 words,

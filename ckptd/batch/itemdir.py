@@ -3,13 +3,20 @@
 `items/<number>/` is laid out and fenced as a task's directory is, so `ckpt step`, `ckpt save` and
 `ckpt retry-after` work in an item as they do in a task, and an item that was interrupted goes on
 from its own checkpoint. It is removed once the item has a result.
+A runner that is killed takes nobody along, so what it started is found by CKPTD_BATCH_RUN in its
+environment, and ended before the same items run again; so is what left the group of its item.
+Invariant: only processes of our own user are looked at, and they are killed by pidfd, so a pid
+that was reused meanwhile is never hit.
 The daemon's notify socket is not handed on: an item's progress is not that of the batch.
 Read next: `ckptd/storage/taskdir.py`.
 """
 
 import contextlib
 import os
+import select
+import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -23,6 +30,9 @@ RUN_VARIABLE: Final = "CKPTD_BATCH_RUN"  # the batch's directory: by it leftover
 _NOT_FOR_ITEMS: Final = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CKPTD_")
 _KEPT: Final = ("CKPTD_SCOPES_DIR", "CKPTD_BATCH_DIR")
 _READ_BYTES_MAX: Final = 1 << 20
+_GONE_S_MAX: Final = 10.0
+_ENVIRON_BYTES_MAX: Final = 4 << 20
+_ROUNDS_MAX: Final = 20
 
 
 class ItemDir(NamedTuple):
@@ -160,3 +170,67 @@ def sweep(path: str, kept: set[int]) -> None:
                 remove_tree(name, fd)
     finally:
         os.close(fd)
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def end_leftovers(path: str) -> int:
+    """Kill every process that belongs to a run of this batch; return how many there were.
+
+    Raises:
+        TimeoutError: one does not die: it is stuck in the kernel.
+    """
+    killed = 0
+    for _ in range(_ROUNDS_MAX):  # Bound: each round kills what the one before left forking
+        found = _found(path)
+        if not found:
+            return killed
+        killed += len(found)
+        try:
+            for fd in found:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+            _wait(found)
+        finally:
+            for fd in found:
+                os.close(fd)
+    raise TimeoutError(f"processes of {path} keep starting others faster than they can be killed")
+
+
+def _found(path: str) -> list[int]:
+    """Return a pidfd for each of them."""
+    wanted = os.fsencode(f"{RUN_VARIABLE}={path}")
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid() and _is_of(name, wanted):
+            with contextlib.suppress(ProcessLookupError):
+                fd = os.pidfd_open(int(name))
+                if _is_of(name, wanted):  # still the same one
+                    found.append(fd)
+                else:
+                    os.close(fd)
+    return found
+
+
+def _is_of(pid: str, wanted: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return wanted in file.read(_ENVIRON_BYTES_MAX).split(b"\0")
+    except OSError:
+        return False  # gone, or somebody else's
+
+
+def _wait(fds: list[int]) -> None:
+    until_s = time.monotonic() + _GONE_S_MAX
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    left = set(fds)
+    while left:  # Bound: _GONE_S_MAX
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"{len(left)} processes of an earlier run do not die")
+        for fd, _ in poll.poll(left_s * 1000):
+            poll.unregister(fd)
+            left.discard(fd)

@@ -1,23 +1,36 @@
-"""How far, how fast, how long still: a bar at a terminal, else a line now and then, on stderr.
+"""What is seen of a batch: a bar at a terminal, else a line now and then, and what items print.
 
     [##########----------] 170/340  50%  12.1/s  ETA 0:14  8 in flight  2 fail
-    batch lint: 170 of 340 done, 12.1/s, 14 s to go; 168 pass, 2 fail
+    batch lint: 170 of 340 done, 12.1/s, 0:14 to go; 168 pass, 2 fail
 
-The bar is taken off before anything else is printed. The rate is that of the last half minute.
-It decides nothing. Read next: `runner.py`.
+    logs/lane-02.log
+    --- a.txt: pass, try 1 of run 3, 0.12 s
+    12 lines counted
+
+The bar is on stderr, and taken off before anything else is printed; its rate is that of the last
+half minute. What an item prints is told in one piece when it ends, its stdout on ours, its stderr
+on ours, and appended to the log of its lane; a log is turned over at 16 MiB, and one old one kept.
+Durable: nothing; results are, see `ledger.py`. It decides nothing. Read next: `runner.py`.
 """
 
+import contextlib
+import os
 import shutil
 import sys
 import time
 from collections import deque
 from typing import Final, TextIO
 
+from ckptd.batch.job import Ended
+from ckptd.storage.disk import append_all
+
 LINE_EVERY_S: Final = 5.0
 _BAR_EVERY_S: Final = 0.1
 _WINDOW_S: Final = 30.0
 _BAR_CHARS: Final = 20
 _CLEAR: Final = "\r\x1b[K"
+LOG_BYTES_MAX: Final = 16 << 20
+_KEY_CHARS: Final = 200
 
 
 def span(seconds: float) -> str:
@@ -136,3 +149,66 @@ class Meter:
             self._out.flush()
         except OSError:
             self._is_terminal = False  # nobody looks any more
+
+
+class Printed:
+    """The way out for everything that items print."""
+
+    def __init__(self, path: str, run: int) -> None:
+        self._folder = f"{path}/logs"
+        self._run = run
+        self._logs: dict[int, int] = {}  # lane -> descriptor
+        self._sizes: dict[int, int] = {}
+        self.is_unread = False  # nobody reads our stdout any more
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._folder, 0o700)
+
+    def tell(self, end: Ended, status: str, seconds: float) -> None:
+        """Print what an item printed, and log it."""
+        if end.out:
+            self._to(1, end.out)
+        if end.err:
+            self._to(2, end.err)
+        with contextlib.suppress(OSError):  # a log that cannot be written costs no result
+            self._log(end, status, seconds)
+
+    def _to(self, fd: int, data: bytes) -> None:
+        ended = data if data.endswith(b"\n") else data + b"\n"
+        try:
+            append_all(fd, ended)
+        except BrokenPipeError:
+            self.is_unread = self.is_unread or fd == 1
+        except OSError:
+            pass  # a full disk behind `>`: the result is what counts
+
+    def _log(self, end: Ended, status: str, seconds: float) -> None:
+        job, lane = end.job, end.job.lane
+        key = shown_key(job.item.key)
+        said = f"{status}, try {job.tries} of run {self._run}, {seconds:.2f} s"
+        why = f" ({end.text})" if end.text else ""
+        parts = [f"--- {key}: {said}{why}\n".encode(errors="replace")]
+        parts += [one if one.endswith(b"\n") else one + b"\n" for one in (end.out, end.err) if one]
+        data = b"".join(parts)
+        fd = self._opened(lane)
+        append_all(fd, data)
+        self._sizes[lane] += len(data)
+
+    def _opened(self, lane: int) -> int:
+        fd = self._logs.get(lane, -1)
+        path = f"{self._folder}/lane-{lane:02d}.log"
+        if fd >= 0 and self._sizes[lane] > LOG_BYTES_MAX:
+            os.close(fd)
+            os.rename(path, f"{path}.1")
+            fd = -1
+        if fd < 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(path, flags, 0o600)
+            self._logs[lane] = fd
+            self._sizes[lane] = os.fstat(fd).st_size
+        return fd
+
+    def close(self) -> None:
+        """Close the logs."""
+        for fd in self._logs.values():
+            os.close(fd)
+        self._logs.clear()

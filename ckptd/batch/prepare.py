@@ -102,7 +102,7 @@ def _settle_cwd(wanted: Spec, before: Batch | None) -> None:
 def _look_at_program(name: str, path: str, wanted: Spec) -> None:
     """Refuse a program or a function that is not there, before anything is submitted."""
     env = itemdir.base_environment(path, name, os.environ)
-    del env[itemdir.RUN_VARIABLE]  # this look is no part of a run: see leftover.py
+    del env[itemdir.RUN_VARIABLE]  # this look is no part of a run: see itemdir.py
     if wanted.config.argv:
         check_program(wanted.config, env)
     else:

@@ -16,17 +16,16 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from ckptd.batch import itemdir, ledger, leftover, place, spec
+from ckptd.batch import itemdir, ledger, place, spec
 from ckptd.batch.choose import BAD, choose, errors_allowed
 from ckptd.batch.command import Commands, check_program, fields_of
 from ckptd.batch.contact import Contact
 from ckptd.batch.functions import Functions
 from ckptd.batch.job import Job, Line, Setting, Workers
 from ckptd.batch.ledger import Ledger
-from ckptd.batch.meter import Meter, Tally
+from ckptd.batch.meter import Meter, Printed, Tally
 from ckptd.batch.pace import Pace
 from ckptd.batch.place import Batch, Item, Next
-from ckptd.batch.printed import Printed
 from ckptd.batch.refusal import (
     BAD_DATA,
     FAILED,
@@ -238,7 +237,7 @@ class _Run:
         itemdir.sweep(self.path, kept | {job.number for job in jobs})
 
     def _end_leftovers(self, what: str) -> None:
-        killed = leftover.end_all(self.path)
+        killed = itemdir.end_leftovers(self.path)
         if killed:
             self.meter.say(f"ended {count(killed, 'process', 'processes')} that {what}")
 

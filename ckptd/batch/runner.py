@@ -24,10 +24,9 @@ from ckptd.batch.choose import BAD
 from ckptd.batch.contact import Contact
 from ckptd.batch.job import Ended, How, Job, Line, Setting, Workers
 from ckptd.batch.ledger import Ledger
-from ckptd.batch.meter import Meter, Tally, span
+from ckptd.batch.meter import Meter, Printed, Tally, span
 from ckptd.batch.pace import Pace
 from ckptd.batch.preflight import Preflight
-from ckptd.batch.printed import Printed
 from ckptd.batch.refusal import FAILED, Refused
 from ckptd.batch.spec import Knobs
 from ckptd.storage import facts
