@@ -26,16 +26,25 @@ def seeded() -> random.Random:
 
 
 class Example:
-    """One way of starting an example: its command line and environment."""
+    """One way of starting an example; `said` is what it printed the last time."""
 
-    def __init__(self, name: str, *args: object, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *args: object,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self.command = [sys.executable, str(ROOT / "examples" / name), *map(str, args)]
         self.env = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        self.cwd = cwd
+        self.said = ""
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command,
             env=self.env,
+            cwd=self.cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -45,9 +54,9 @@ class Example:
     def run(self, code: int = 0) -> str:
         """Run it to its end; return what it printed, errors behind."""
         with self.start() as process:
-            out, err = process.communicate(timeout=ENDS_S)
-        assert process.returncode == code, f"gave {process.returncode}, not {code}\n{out}{err}"
-        return out + err
+            self.said = "".join(process.communicate(timeout=ENDS_S))
+        assert process.returncode == code, f"gave {process.returncode}, not {code}\n{self.said}"
+        return self.said
 
     def kill_in_the_middle(
         self, chance: random.Random, work_done: Callable[[], int], most: int = 4
@@ -58,8 +67,8 @@ class Example:
             until(lambda: work_done() >= wanted or process.poll() is not None, ENDS_S, 0.001)
             let_pass(chance.uniform(0, 0.02))
             os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate(timeout=ENDS_S)
-        assert process.returncode in {0, -signal.SIGKILL}, out + err
+            self.said = "".join(process.communicate(timeout=ENDS_S))
+        assert process.returncode in {0, -signal.SIGKILL}, self.said
         return process.returncode != 0
 
 
