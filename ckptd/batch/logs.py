@@ -2,8 +2,8 @@
 
     python -m ckptd.batch logs NAME [--key=KEY] [--lines=N] [--follow]
 
-It reads the files that `printed.py` appends to, and stands back from them: a lane that is turned
-over meanwhile is followed into its new file. Read next: `printed.py` (their form).
+It reads the files that `meter.py` appends to, and stands back from them: a lane that is turned
+over meanwhile is followed into its new file. Read next: `meter.py` (their form).
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final
 
 from ckptd.batch import place
-from ckptd.batch.printed import shown_key
+from ckptd.batch.meter import shown_key
 from ckptd.batch.refusal import NOT_FOUND, Refused
 from ckptd.batch.report import Asked
 

@@ -151,6 +151,11 @@ class Meter:
             self._is_terminal = False  # nobody looks any more
 
 
+def shown_key(key: str) -> str:
+    """Return a key as the line above an item's output shows it."""
+    return "".join(char if char.isprintable() else "?" for char in key[:_KEY_CHARS])
+
+
 class Printed:
     """The way out for everything that items print."""
 
