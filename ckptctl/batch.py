@@ -217,7 +217,9 @@ def _told_dry(call: Call, ready: Ready) -> int:
 
 def _stay(call: Call, name: str, task: int, ready: Ready, *, is_new: bool) -> int:
     args = call.args
-    if call.is_for_people or call.style.is_quiet or call.style.form == "name":
+    if call.is_for_people and sys.stdout.isatty():
+        call.out([f"task {task}: batch {name}"])
+    elif call.is_for_people or call.style.is_quiet or call.style.form == "name":
         call.out([str(task)])
     else:
         call.takes("json", "jsonl")

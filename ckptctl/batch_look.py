@@ -47,7 +47,7 @@ def batch_status_options(parser: argparse.ArgumentParser) -> None:
 def batch_status(call: Call) -> int:
     """List batches, or show one."""
     name = call.args.name
-    batches = [report(name)] if name else reports()
+    batches = [report(name)] if name else sorted(reports(), key=_rank)
     if call.args.check:
         codes = [check_code(batch) for batch in batches]
         return 3 if 3 in codes else max(codes, default=0)
@@ -59,6 +59,11 @@ def batch_status(call: Call) -> int:
     if not seen:
         call.aside("no batches yet; try: ckptctl batch run wc -c ::: /etc/*.conf")
     return 0
+
+
+def _rank(batch: Batch) -> tuple[bool, int]:
+    """What is not finished comes first, then what changed last."""
+    return not (batch.todo or batch.is_locked or batch.problem), -batch.changed_ns
 
 
 def check_code(batch: Batch) -> int:

@@ -27,6 +27,8 @@ _ENDS: Final = {
     "parked": "parked until it may go on",
     "no_wait": "would have had to wait",
     "refused": "could not go on",
+    "cancel": "cancelled",
+    "shutdown": "stopped by a shutdown",
 }
 
 

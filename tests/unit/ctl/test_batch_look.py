@@ -57,8 +57,8 @@ def test_a_batch_without_anything_left_is_finished_and_check_tells_how(look: Loo
     assert [look("status", name, "--check")[0] for name in ("good", "bad", "half")] == [0, 1, 3]
     table = look()[1].splitlines()
     assert table[0].split()[:3] == ["NAME", "STATE", "DONE"]
-    assert [line.split()[0] for line in table[1:]] == ["bad", "good", "half"]
-    assert "finished with errors" in table[1]
+    assert [line.split()[0] for line in table[1:]] == ["half", "bad", "good"]  # newest first
+    assert "finished with errors" in table[2]
 
 
 def test_what_was_asked_again_is_to_do_until_it_has_a_newer_result(look: Look) -> None:
@@ -107,10 +107,10 @@ def test_a_batch_that_cannot_be_read_hides_no_other(look: Look, root: Path) -> N
     (root / "torn" / "batch.json").write_text('{"format":1')
     rows = document(look("-o", "json"))["batches"]
     assert [(row["name"], row["state"]) for row in rows] == [
-        ("good", "finished"),
         ("torn", "unreadable"),
+        ("good", "finished"),
     ]
-    assert "cannot be read" in rows[1]["problem"]
+    assert "cannot be read" in rows[0]["problem"]
 
 
 def test_a_ledger_that_lost_what_it_promised_is_told_and_not_papered_over(look: Look) -> None:
