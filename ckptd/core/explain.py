@@ -110,6 +110,11 @@ def _out_of_memory(past: Past) -> str:
 def _failed(task: Task) -> str:
     if task.reason == "oom":
         return f"failed: over its memory limit (--on-oom fail); {_again(task)}"
+    if task.reason == "usage error":
+        return (
+            "failed: exit 2 in under 2 s, three times in a row: that is how shells and argument "
+            f"parsers refuse a mistyped line; see its output, `ckptctl edit {task.id}`, then retry"
+        )
     if task.reason:
         return f"failed: {task.reason}; {_again(task)}"
     limit = task.unpacked().max_failures

@@ -177,6 +177,9 @@ class _Judge:
         if meaning == retry.FAIL:
             self.failures += 1
             return self._next(Phase.FAILED, "permanent")
+        if meaning == retry.TRANSIENT and self._is_mistyped():
+            self.failures += 1
+            return self._next(Phase.FAILED, "usage error")
         if meaning == retry.TRANSIENT:
             return self._transient()
         if meaning == retry.AGAIN:
@@ -185,6 +188,24 @@ class _Judge:
                 return self._next(Phase.QUARANTINED, "checkpointed without progress")
             return self._next(Phase.QUEUED, "")
         return self._failed(crash=False)
+
+    def _is_mistyped(self) -> bool:
+        """Return whether exit 2, though it means "try again" here, only says that a line is wrong.
+
+        Source: argparse, getopt(1), bash and a missing Python script all exit with 2.
+        """
+        tried = (one for one in self.run.past if one.attempt > self.run.patience_from)
+        before = list(tried)[1 - retry.USAGE_TIMES :]
+        asked_s = self.mark.retry_after_s if self.mark is not None else 0.0
+        if self.progressed or asked_s or len(before) < retry.USAGE_TIMES - 1:
+            return False
+        began_ns = self.seen.started_ns or self.run.started_ns
+        ends = [(self.seen.cause, self.seen.code, began_ns, self.ended_ns)]
+        ends += [(one.cause, one.code, one.started_ns, one.ended_ns) for one in before]
+        return all(
+            cause == "exit" and code == retry.USAGE_CODE and to - at < retry.USAGE_S_MAX * 1e9
+            for cause, code, at, to in ends
+        )
 
     def _failed(self, *, crash: bool) -> Verdict:
         self.failures += 1

@@ -196,6 +196,37 @@ def test_waits_that_the_task_asks_for_never_run_out() -> None:
         world.pass_time(1_000)
 
 
+def test_exit_2_at_once_and_again_is_a_mistyped_line_though_2_means_try_again() -> None:
+    world = World()
+    number = world.submit(on_exit={"2": "transient"})
+    for _ in range(2):
+        world.begins(number)
+        world.ends(number, code=2)
+        assert world.phase(number) is Phase.WAITING
+        world.pass_time(1_000)
+    world.begins(number)
+    world.ends(number, code=2)
+    assert (world.phase(number), world.task(number).reason) == (Phase.FAILED, "usage error")
+    world.ask(m.Retry(ids(number)))
+    world.begins(number)
+    world.ends(number, code=2)
+    assert world.phase(number) is Phase.WAITING  # a person said "again": patience is new
+
+
+def test_exit_2_after_some_work_or_with_a_wish_to_wait_is_tried_for_ever() -> None:
+    world = World()
+    number = world.submit(on_exit={"2": "transient"})
+    for turn in range(8):
+        world.begins(number)
+        if turn % 2:
+            world.at_ns += 3 * 10**9
+        else:
+            world.saves(number, 1, retry_s=60)
+        world.ends(number, code=2)
+        assert world.phase(number) is Phase.WAITING
+        world.pass_time(1_000)
+
+
 def test_on_exit_overrides_the_meaning_of_a_code() -> None:
     world = World()
     number = world.submit(on_exit={"3": "ok"})
