@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from ckptctl import selectors, spec, units, words
+from ckptctl import python, selectors, spec, units, words
 from ckptctl.call import Call
 from ckptctl.follow import Markers, follow, tail
 from ckptctl.picture import Picture, check_code, task_listing
@@ -41,6 +41,7 @@ SECOND_INTERRUPT_S: Final = 3.0
 def submit_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `submit`."""
     spec.add_options(parser)
+    python.add_options(parser)
     parser.add_argument("--wait", action="store_true", help="return once it is done, as `wait`")
     parser.add_argument("--follow", action="store_true", help="follow its output, as `run`")
 
@@ -106,6 +107,7 @@ def resolve_last(call: Call, depends: list[str]) -> None:
 def run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run`."""
     spec.add_options(parser)
+    python.add_options(parser)
 
 
 def run(call: Call) -> int:

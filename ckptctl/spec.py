@@ -11,11 +11,12 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
-from ckptctl import units
+from ckptctl import python, units
 from ckptctl.selectors import words_of
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.limits import RETRIES_UNLIMITED
@@ -210,12 +211,22 @@ def _add_timing(parser: argparse.ArgumentParser) -> None:
 
 def from_args(args: argparse.Namespace) -> list[TaskSpec]:
     """Return the specs of one submit: one from the command line, or those of --file."""
-    given = options_of(args)
+    given = options_of(args) | python.options_of(args)
     base = {"chdir": os.getcwd()}
     tables = read_file(args.file) if args.file else [{}]
     if args.command:
         given |= {"command": args.command, "shell": args.shell}
-    return [build({**base, **table, **given}) for table in tables]
+    merged = ({**base, **table, **given} for table in tables)
+    return [build(python.with_command(one, partial(_env_of, args, one))) for one in merged]
+
+
+def _env_of(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, str]:
+    """Return the environment that a task with these options gets, but for what ckptd adds."""
+    fields = SETTINGS["env"](options.get("env", {})) | SETTINGS["chdir"](options["chdir"])
+    user = SETTINGS["as"](options["as"]) if "as" in options else {}
+    login = _login(user["uid"]) if user else {}
+    env, _ = _passed_on(args, is_for_others=bool(user))
+    return {**env, "PWD": fields["cwd"], **login, **fields["env"]}
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -302,7 +313,12 @@ def environment(
 
     For another user only what is nobody's own: the rest may hold what is not theirs to know.
     """
-    is_for_others = any(task.uid is not None for task in tasks)
+    return _passed_on(args, is_for_others=any(task.uid is not None for task in tasks))
+
+
+def _passed_on(
+    args: argparse.Namespace, *, is_for_others: bool
+) -> tuple[dict[str, str], list[str]]:
     if args.clean_env or is_for_others:
         own = () if is_for_others else ("HOME", "USER", "LOGNAME", "SHELL")
         kept = ("PATH", "LANG", *own)
