@@ -28,7 +28,7 @@ def world(tmp_path: Path) -> TaskWorld:
     return TaskWorld(tmp_path)
 
 
-def start(world: TaskWorld, *command: str) -> subprocess.Popen[str]:
+def start(world: TaskWorld, *command: str, **extra: str) -> subprocess.Popen[str]:
     """Start the command as the daemon would start the current attempt."""
     found = world.newest()
     assert not found.problem
@@ -38,6 +38,7 @@ def start(world: TaskWorld, *command: str) -> subprocess.Popen[str]:
         CKPTD_LAST=found.path,
         CKPTD_SEQ=str(found.seq),
         PATH=f"{world.path('..', '..', 'bin')}:{python}:{os.environ['PATH']}",
+        **extra,
     )
     return subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, text=True, process_group=0

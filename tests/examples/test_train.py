@@ -11,7 +11,7 @@ from ckptd.storage.facts import read_facts
 from tests.examples.killing import Example, checkpoints, seeded
 
 pytest.importorskip("numpy", reason="needs numpy: pip install '.[dev]'")
-EPOCHS = 300
+EPOCHS = 150
 
 
 class Training:
@@ -58,9 +58,4 @@ def test_three_crashes_leave_no_trace_in_the_loss_curve(tmp_path: Path) -> None:
     assert killed.epochs() == list(range(goes_on_at, EPOCHS + 1))
     assert len(whole.curve()) == EPOCHS
     assert killed.curve() == whole.curve()
-
-
-def test_the_network_learns_something(tmp_path: Path) -> None:
-    training = Training(tmp_path / "train")
-    training.example.run()
-    assert training.curve()[-1] < training.curve()[0] / 10
+    assert whole.curve()[-1] < whole.curve()[0] / 10  # and it learned something
