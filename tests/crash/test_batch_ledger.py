@@ -1,0 +1,85 @@
+"""A ledger cut at every byte: what is torn is not done, and everything before it stands."""
+
+from pathlib import Path
+
+import pytest
+
+from ckptd.batch import ledger, place
+from tests.batch_world import BatchWorld
+
+NAMES = ["a", "b", "c", "d"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> BatchWorld:
+    """Return a finished batch of four items, one after the other."""
+    made = BatchWorld(tmp_path)
+    made.prepare(argv=["sh", "-c", "echo $1 >>runs; echo $1", "sh"], items=NAMES, jobs=1)
+    made.run()
+    return made
+
+
+def journal(world: BatchWorld) -> Path:
+    (path,) = (world.dir / "journal").glob("*.j")
+    return path
+
+
+def done(world: BatchWorld) -> list[str]:
+    found = ledger.read(str(world.dir), place.load(str(world.dir))).items
+    assert all(found[key]["result"] == key for key in found)
+    return list(found)
+
+
+@pytest.mark.parametrize("room", [0, 4096], ids=["cut", "cut and zeros"])
+def test_a_record_cut_at_any_byte_is_not_done_and_those_before_are(
+    world: BatchWorld, room: int
+) -> None:
+    path = journal(world)
+    whole = path.read_bytes().rstrip(b"\0")
+    lengths = []
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut] + bytes(room))
+        lengths.append(len(done(world)))
+        assert done(world) == NAMES[: lengths[-1]]
+
+    assert lengths == sorted(lengths)
+    assert set(lengths) == set(range(len(NAMES) + 1))
+
+
+@pytest.mark.parametrize("part", range(1, 8))
+def test_a_batch_goes_on_from_a_cut_ledger_with_what_was_lost(world: BatchWorld, part: int) -> None:
+    path = journal(world)
+    whole = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(whole[: len(whole) * part // 8])
+    kept = done(world)
+
+    world.run()
+
+    assert sorted(done(world)) == NAMES
+    ran = (world.work / "runs").read_text().split()[len(NAMES) :]
+    assert ran == [name for name in NAMES if name not in kept]
+
+
+def test_a_ledger_damaged_in_the_middle_is_refused_and_fresh_goes_on(world: BatchWorld) -> None:
+    path = journal(world)
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"key":"b"') + 7] ^= 1
+    path.write_bytes(data)
+
+    said = world.run(code=65).stderr
+
+    assert "the ledger of b does not check" in said
+    assert "--fresh" in said
+    assert path.read_bytes() == bytes(data)
+    world.prepare("--fresh", items=NAMES)
+    world.run()
+    assert done(world) == NAMES
+
+
+def test_a_ledger_of_another_batch_is_no_ledger_of_this(world: BatchWorld, tmp_path: Path) -> None:
+    other = BatchWorld(tmp_path, "other")
+    other.prepare(argv=["true"], items=NAMES)
+    other.run()
+    journal(other).write_bytes(journal(world).read_bytes())
+
+    assert done(other) == []
