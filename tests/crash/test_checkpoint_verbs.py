@@ -1,0 +1,122 @@
+"""Functions as tasks under a real daemon: their numbers, results and problems, edits that count."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from ckptd.sdk.save import save
+from tests.daemon_fixture import ROOT, LiveDaemon
+from tests.task_world import TASK, TaskWorld
+from tests.waiting import let_pass
+
+WORK = """
+from ckptd.sdk import task
+
+@task(name="fold", version={version})
+def fold(ctx, limit):
+    first = ctx.state.get("part", 0)
+    for part in range(first, limit):
+        ctx.state["part"] = part + 1
+        ctx.set_intermediate_result("last", part)
+        ctx.checkpoint()
+        if part + 1 == 6 and not first:
+            raise RuntimeError("a bug at part 6")
+    return {{"first": first, "last": ctx.get_intermediate_result("last")}}
+"""
+
+
+def submitted(daemon: LiveDaemon, *words: str, version: int = 1) -> int:
+    (daemon.work / "work.py").write_text(WORK.format(version=version))
+    options = ("--python", "work:fold", "--interpreter", sys.executable, "--input", '{"limit": 8}')
+    return int(daemon.ctl("submit", "-q", *options, *words).stdout)
+
+
+def test_an_edited_checkpoint_is_what_a_task_goes_on_from(daemon: LiveDaemon) -> None:
+    task = submitted(daemon, "--retries", "0")
+    daemon.wait_phase(task, "failed")
+    out = daemon.ctl("show", str(task)).stdout
+    assert "saving\n  strategy" in out
+    seen = daemon.json("checkpoint", "show", str(task))["checkpoint"]
+    assert seen["manifest"]["state"] == {"part": 6}
+    assert seen["numbers"]["saves"] >= 5
+
+    said = daemon.ctl("checkpoint", "edit", str(task), "--set", "state.part=8",
+                      "--set", "results.last=41")  # fmt: skip
+    assert "state.part: 6 -> 8" in said.stdout
+    assert daemon.ctl("checkpoint", "diff", str(task), check=False).returncode == 1
+    daemon.ctl("retry", str(task))
+    daemon.wait_phase(task, "succeeded")
+
+    assert '{"first": 8, "last": 41}' in daemon.ctl("show", str(task)).stdout
+    (shown,) = daemon.json("show", str(task))["tasks"]
+    assert shown["result"] == {"first": 8, "last": 41}
+
+
+def test_a_saved_state_goes_to_another_task_through_a_tar(daemon: LiveDaemon) -> None:
+    task = submitted(daemon, "--retries", "0")
+    daemon.wait_phase(task, "failed")
+    daemon.ctl("checkpoint", "export", str(task), "saved.tar")
+    other = submitted(daemon, "--hold")
+    daemon.ctl("checkpoint", "import", str(other), "saved.tar")
+    daemon.ctl("release", str(other))
+    daemon.wait_phase(other, "succeeded")
+    (shown,) = daemon.json("show", str(other))["tasks"]
+    assert shown["result"] == {"first": 6, "last": 7}
+    assert shown["attempts"][0]["checkpoint"] >= 1
+
+
+def test_a_task_whose_code_is_too_old_is_blocked_and_goes_on_once_it_is_mended(
+    daemon: LiveDaemon,
+) -> None:
+    task = submitted(daemon, "--retries", "0", version=2)
+    daemon.wait_phase(task, "failed")
+    (daemon.work / "work.py").write_text(WORK.format(version=1))
+    daemon.ctl("retry", str(task))
+    assert daemon.wait_phase(task, "blocked")["reason"] == "version"
+    text = daemon.ctl("explain", str(task)).stdout
+    assert "of versions that do not fit" in text.replace("\n ", "")
+
+    (daemon.work / "work.py").write_text(WORK.format(version=2))
+    daemon.ctl("release", str(task))
+    daemon.wait_phase(task, "succeeded")
+
+
+def test_killed_while_editing_the_newest_is_whole_and_the_old_one_unharmed(
+    tmp_path: Path, rounds: int
+) -> None:
+    world = TaskWorld(tmp_path)
+    for name in ("a", "b"):
+        world.path("stage", name).write_bytes(os.urandom(300_000))
+    save(world.dir, [], {"task": TASK, "attempt": 1, "state": {"part": 0}})
+    reached = 0
+    for part in range(1, rounds + 1):
+        before = world.newest()
+        wish = json.dumps({"set": {"state.part": part}})
+        command = [sys.executable, "-P", "-m", "ckptd.sdk.offline_checkpoint", "edit"]
+        with subprocess.Popen(
+            [*command, world.dir, str(TASK), "1", str(before.seq)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(wish)
+            process.stdin.close()
+            let_pass(random.uniform(0.02, 0.14))
+            process.kill()
+            answered = process.stdout.read()
+
+        newest = world.newest()
+        assert (newest.warning, newest.problem) == ("", "")
+        manifest = json.loads(Path(newest.path, "MANIFEST.json").read_text())
+        if newest.seq == before.seq:
+            assert not answered.endswith("\n")
+        else:
+            reached += 1
+            assert (newest.seq, manifest["state"]) == (before.seq + 1, {"part": part})
+    assert reached < rounds or rounds < 3, "every kill came too late to prove anything"
