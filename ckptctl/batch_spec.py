@@ -124,6 +124,7 @@ def add_pace(parser: argparse.ArgumentParser) -> None:
         (("--preflight",), "CMD", "asked before start: 0 go, 75 wait, else stop; or module:f"),
         (("--item-retries", "--retries"), "N", "runs of a transient item beyond the first"),
         (("--max-errors",), "N|N%", "stop after so many fails and errors"),
+        (("--park-after",), "TIME", "give the slot back where all must wait longer (10s)"),
     ):
         group.add_argument(*names, metavar=metavar, help=text)
     group.add_argument("--shuffle", action="store_true", help="in random order")
@@ -272,7 +273,7 @@ def checked_name(name: str) -> str:
 
 _USUAL_PACE: Final[dict[str, Any]] = {
     "jobs": 0, "rate": "", "scope": "", "preflight": [], "retries": 0, "max_errors": "",
-    "limit": 0, "shuffle": False, "seed": None,
+    "limit": 0, "shuffle": False, "seed": None, "park_after_s": 10.0,
 }  # fmt: skip
 """A line says all of it: what it does not name is as usual, not as in the line before."""
 
@@ -286,6 +287,7 @@ def pace_of(args: argparse.Namespace) -> dict[str, Any]:
         "preflight": _preflight(args.preflight),
         "retries": _count("--item-retries", args.item_retries),
         "max_errors": _max_errors(args.max_errors),
+        "park_after_s": _duration(args.park_after),
         "limit": _count("--limit", args.limit, least=1),
         "shuffle": args.shuffle or None,
         "seed": _count("--seed", args.seed),

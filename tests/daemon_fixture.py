@@ -54,6 +54,8 @@ class LiveDaemon:
             "PYTHONPATH": str(ROOT),
             "CKPTD_ENDPOINT": self.endpoint,
             "CKPTD_TEST_ROOT": str(self.root),
+            "CKPTD_BATCH_DIR": str(self.root / "batches"),
+            "CKPTD_SCOPES_DIR": str(self.root / "scopes"),
             **(env or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
