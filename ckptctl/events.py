@@ -21,8 +21,8 @@ from ckptd.protocol.messages import DaemonStatus, Empty, Event, EventPage, Event
 SHOWN: Final = 40  # of the past, where nobody says how many
 TYPES: Final = (
     "daemon_started", "daemon_stopped", "submitted", "edited", "moved", "reset", "removed",
-    "start_intent", "started", "stop_intent", "signal_intent", "freeze_intent", "checkpoint_asked",
-    "marked", "ended", "group_changed", "group_removed",
+    "checkpoints_dropped", "start_intent", "started", "stop_intent", "signal_intent",
+    "freeze_intent", "checkpoint_asked", "marked", "ended", "group_changed", "group_removed",
 )  # fmt: skip
 RECORDS_PER_EVENT: Final = 20  # looked through at most for one that is shown
 

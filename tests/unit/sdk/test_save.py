@@ -68,10 +68,10 @@ def test_what_was_staged_is_published_as_it_is_and_not_copied(world: TaskWorld) 
 def test_members_that_the_manifest_does_not_know_are_kept_and_sealed(world: TaskWorld) -> None:
     mine = {"numbers": {"cost_s": 0.5}, "task_name": "train", "task_version": 3, "state": {"n": 1}}
 
-    saved = save(world.dir, [], {**HEADER, **mine, "seq": 99, "parent": 99})
+    saved = save(world.dir, [], {**HEADER, **mine, "seq": 99})
 
     assert {key: saved.manifest[key] for key in mine} == mine
-    assert (saved.seq, saved.manifest["parent"]) == (1, 0)
+    assert (saved.seq, saved.manifest["parent"]) == (1, 0), "these are ours"
     assert faults(world) == {1: ""}
 
 
