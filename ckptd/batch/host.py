@@ -320,10 +320,13 @@ def _preflight(function: Callable[..., Any]) -> int:
     except Exception as error:  # noqa: BLE001 (whatever it raised is a no)
         print(_last_line(error), file=sys.stderr)
         return 1
-    if isinstance(found, int | float) and not isinstance(found, bool) and found > 0:
+    if found is None or found is True:
+        return 0
+    if isinstance(found, int | float) and not isinstance(found, bool):
         print(found)
-        return 75
-    return 0 if found in (None, True, 0) else 1
+        return 75 if found > 0 else 0
+    print(f"it returned {found!r}", file=sys.stderr)
+    return 1
 
 
 def main(argv: list[str]) -> int:

@@ -262,7 +262,10 @@ class _Run:
         text = f"{how}: {count(tally.total, 'item')}"
         text += f", {said}" if said else ""
         text += f", {left:,} to do" if left else ""
-        text += f"; ran {tally.ran:,} in {seconds:.1f} s" if tally.ran else "; nothing to run"
+        if tally.ran:
+            text += f"; ran {tally.ran:,} in {seconds:.1f} s"
+        elif why == "finished":
+            text += "; nothing to run"
         self.meter.say(text)
         self.contact.tell_now(tally.done, tally.total, text, time.monotonic())
         if why == "finished":

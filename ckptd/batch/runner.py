@@ -359,7 +359,7 @@ class Runner:
             self._preflight.stop()
         if flying:
             self._meter.say(
-                f"stopping ({reason}): {len(flying)} in flight may end in {grace_s:g} s"
+                f"stopping ({reason}): {len(flying)} in flight may end within {grace_s:g} s"
             )
 
 
