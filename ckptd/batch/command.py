@@ -77,6 +77,12 @@ def fields_of(items: Iterable[Item]) -> set[str]:
     return {name for item in items if isinstance(item.value, dict) for name in item.value}
 
 
+def unknown_fields(argv: Sequence[str], fields: set[str]) -> list[str]:
+    """Return what looks like a field in a command whose items have fields, but not this one."""
+    named = dict.fromkeys(name for word in argv for name in _PLACEHOLDER.findall(word))
+    return [name for name in named if fields and name.isidentifier() and name not in fields | _OWN]
+
+
 def check_program(config: Config, env: dict[str, str]) -> None:
     """Look whether the program is there, where its name is the same for all items.
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from ckptd.batch import itemdir, ledger, place, source, spec
 from ckptd.batch.choose import check_only, check_statuses, choose
-from ckptd.batch.command import check_program
+from ckptd.batch.command import check_program, fields_of, unknown_fields
 from ckptd.batch.functions import check_function
 from ckptd.batch.place import Accepted, Batch, Item, Next
 from ckptd.batch.refusal import BAD_DATA, CONFLICT, Refused, count
@@ -210,6 +210,10 @@ def _report(
     vanished = sum(key not in items for key in before.items)
     chosen = choose(batch, items.values(), before.known)
     warnings = list(taken.warnings) if taken else []
+    fields = fields_of(items.values())
+    for name in unknown_fields(batch.config.argv, fields):
+        have = ", ".join(sorted(fields)[:8])
+        warnings.append(f"{{{name}}} in the command is no field of the items; they have: {have}")
     if vanished:
         gone = count(vanished, "item is", "items are")
         warnings.append(f"{gone} no longer in the list; what was done of them is kept")

@@ -184,3 +184,11 @@ def test_waiting_for_a_batch_gives_its_exit_code(scripted: Scripted, root: Path)
     assert (code, out) == (1, "")
     assert "2/2 done, pass 1, fail 1" in err
     assert ctl(daemon.endpoint, "batch", "wait", "census")[0] == 1  # at rest: at once
+
+
+def test_a_misspelt_field_is_warned_of_before_anything_runs(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "users.jsonl").write_text('{"id":1,"name":"a"}\n')
+    line = ("batch", "run", "-i", str(tmp_path / "users.jsonl"), "--dry-run", "--", "true")
+    err = ctl(NOBODY, *line, "{idd}", "{id}", "{print $1}")[2]
+    assert "{idd} in the command is no field of the items; they have: id, name" in err
+    assert "print" not in err
