@@ -36,12 +36,12 @@ def train(ctx: SyncResumableContext, epochs: int = 200, seed: int = 1) -> list[f
             with np.load(str(ctx.saved_file(f"{kind}.npz"))) as saved:
                 arrays.update(saved)
 
-    @ctx.on_checkpoint
-    def _() -> None:
+    def collect() -> None:
         state["chance"] = chance.bit_generator.state
         np.savez(ctx.file("weights.npz"), **weights)
         np.savez(ctx.file("momentum.npz"), **momentum)
 
+    ctx.on_checkpoint(collect, background=True)  # synced while the next epoch is computed
     while len(state["losses"]) < epochs:
         state["losses"].append(epoch(weights, momentum, inputs, wanted, chance))
         print(f"epoch {len(state['losses'])}: loss {state['losses'][-1]:.4f}", flush=True)

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,10 +146,3 @@ def small_server(folder: Path, *, honours_if_range: bool = True) -> Iterator[Sit
 
     with serving(Handler) as url:
         yield Site(root, url, lambda: list(asked))
-
-
-def fetched(url: str) -> bytes:
-    """Return what a URL has."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        content: bytes = answer.read()
-        return content
