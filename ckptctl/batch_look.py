@@ -342,6 +342,6 @@ def _told(call: Call, found: dict[str, Any]) -> int:
         call.out(f"{name}: archives {past}" for name in found["archives"])
     for name, why in found["kept"].items() if call.args.names else ():
         call.note(f"{name} is kept: {why}")
-    if not (found["removed"] or found["archives"] or found["kept"]):
+    if not (found["removed"] or found["archives"] or call.args.names):
         call.note("nothing to remove")
     return 1 if call.args.names and found["kept"] else 0
