@@ -150,7 +150,7 @@ def _facts(call: Call, row: CheckpointRow, manifest: dict[str, Any]) -> list[tup
     ]  # fmt: skip
     return [
         ("checkpoint", str(row.seq)),
-        ("state", _validity(row)),
+        ("validity", _validity(row)),
         ("problem", words.clean(row.problem)),
         *told,
         ("size", f"{units.size_text(row.bytes)}, files: {len(row.files)}"),
@@ -195,7 +195,7 @@ def diff(call: Call) -> int:
     elif call.style.form == "jsonl":
         call.out(map(json_line, found))
     else:
-        call.out(saving.change_text(change) for change in found)
+        call.out(saving.change_lines(found))
         if not found:
             call.note(f"checkpoints {first.seq} and {second.seq} hold the same")
     return 1 if found else 0
@@ -332,7 +332,7 @@ def _told(call: Call, row: TaskRow, made: dict[str, Any], how: str) -> int:
     if call.style.form == "json":
         call.out([json_text({"checkpoint": {"task": row.id, **made}})])
     elif call.is_for_people:
-        call.out(saving.change_text(change) for change in changes)
+        call.out(saving.change_lines(changes))
     else:
         call.out([str(made["seq"])])
     if made.get("steps"):

@@ -3,6 +3,7 @@
 All of it comes from the task: `clean` takes control characters out. Read next: `checkpoint.py`.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -15,6 +16,9 @@ from ckptd.protocol.messages import AttemptRow
 RESULT_CHARS_MAX: Final = 1_024
 JSON_LINES_MAX: Final = 40
 VALUE_CHARS_MAX: Final = 100
+SHOWN_MAX: Final = 12  # members of what does not fit on a line
+RUN_MAX: Final = 3  # neighbouring elements told one by one
+CHANGES_SHOWN_MAX: Final = 100
 _KNOWN: Final = frozenset(
     ("strategy", "saves", "cost_s", "bytes", "interval_s", "budget", "mtbf_s", "overhead",
      "block_s", "wall_s", "resume_s", "interruptions")
@@ -76,6 +80,8 @@ def _saves(numbers: Numbers) -> str:
 
 
 def _cost(numbers: Numbers) -> str:
+    if not _number(numbers, "cost_s"):
+        return ""  # not measured yet
     each, block = _seconds(numbers, "cost_s"), _seconds(numbers, "block_s")
     return ", ".join(filter(None, (each and f"{each} a save", block and f"{block} in all")))
 
@@ -137,6 +143,8 @@ def manifest_facts(manifest: Mapping[str, Any], *, utc: bool) -> list[tuple[str,
 
 
 def _text(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
     return clean(value if isinstance(value, str) else json.dumps(value))[:VALUE_CHARS_MAX]
 
 
@@ -150,11 +158,15 @@ def _times(manifest: Mapping[str, Any]) -> str:
     pauses, resumes = manifest.get("pause_count", 0), manifest.get("resume_count", 0)
     wait_s = manifest.get("wait_s", 0.0)
     told = [
-        f"{resumes} times" if resumes else "",
-        f"paused {pauses} times" if pauses else "",
+        _count(resumes),
+        f"paused {_count(pauses)}" if pauses else "",
         f"waited {duration_text(wait_s)}" if wait_s else "",
     ]
     return ", ".join(filter(None, told))
+
+
+def _count(times: int) -> str:
+    return f"{times} time{'s' if times > 1 else ''}" if times else ""
 
 
 def progress_text(progress: object) -> str:
@@ -187,11 +199,41 @@ def provenance_text(origin: object, *, utc: bool) -> str:
 
 
 def json_lines(value: Any, lines_max: int = JSON_LINES_MAX) -> list[str]:
-    """Return indented JSON, cut to a page."""
-    lines = json.dumps(value, indent=2, ensure_ascii=False).splitlines()
-    shown = [clean(line)[:500] for line in lines[:lines_max]]
+    """Return indented JSON, what is short on one line, what is long cut to a page."""
+    lines = _json_lines(value, "")
+    shown = lines[:lines_max]
     more = len(lines) - len(shown)
     return [*shown, f"... {more:,} more lines: -o json"] if more > 0 else shown
+
+
+def _json_lines(value: Any, before: str) -> list[str]:
+    """Return the lines of a value behind `before`: its indent and name.
+
+    Bound: as deep as manifests may be; of what is long, the first SHOWN_MAX members.
+    """
+    flat = clean(json.dumps(value, ensure_ascii=False))
+    if len(flat) <= VALUE_CHARS_MAX or not isinstance(value, dict | list):
+        return [f"{before}{bounded(flat, 4 * VALUE_CHARS_MAX)}"]
+    indent = " " * (len(before) - len(before.lstrip()) + 2)
+    signs = "{}" if isinstance(value, dict) else "[]"
+    members: list[tuple[str, Any]] = (
+        [(f"{clean(json.dumps(name, ensure_ascii=False))}: ", one) for name, one in value.items()]
+        if isinstance(value, dict)
+        else [("", one) for one in value]
+    )
+    shown, rest = members[:SHOWN_MAX], len(members) - SHOWN_MAX
+    more = [f"... {rest:,} more: -o json"] if rest > 0 else []
+    flat = ", ".join([json.dumps(one, ensure_ascii=False) for _, one in shown] + more)
+    if isinstance(value, list) and len(flat) <= VALUE_CHARS_MAX:
+        return [f"{before}[{clean(flat)}]"]
+    lines = [f"{before}{signs[0]}"]
+    for name, one in shown:
+        lines += _json_lines(one, indent + name[: 2 * VALUE_CHARS_MAX])
+        lines[-1] += ","
+    lines += [f"{indent}{text}" for text in more]
+    if not more:
+        lines[-1] = lines[-1].removesuffix(",")
+    return [*lines, f"{' ' * (len(indent) - 2)}{signs[1]}"]
 
 
 def bounded(text: str, chars_max: int) -> str:
@@ -200,6 +242,27 @@ def bounded(text: str, chars_max: int) -> str:
     if len(kept) <= chars_max:
         return kept
     return f"{kept[:chars_max]}... ({len(text):,} characters: -o json)"
+
+
+def change_lines(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what differs, a line each; a list that grew or shrank is one line."""
+    lines: list[str] = []
+    for _, run in itertools.groupby(changes, _run_of):
+        one = list(run)
+        if len(one) > RUN_MAX:
+            first, last = (clean(str(change["path"])) for change in (one[0], one[-1]))
+            lines.append(f"{first} to {last.rpartition('.')[2]}: {one[0]['kind']} {len(one):,}")
+        else:
+            lines += map(change_text, one)
+    more = len(lines) - CHANGES_SHOWN_MAX
+    return [*lines[:CHANGES_SHOWN_MAX], f"... {more:,} more: -o json"] if more > 0 else lines
+
+
+def _run_of(change: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what neighbours have in common that can be told as one."""
+    parent, _, name = str(change["path"]).rpartition(".")
+    is_element = name.isascii() and name.isdigit() and change["kind"] != "changed"
+    return (parent if is_element else str(change["path"])), str(change["kind"])
 
 
 def change_text(change: Mapping[str, Any]) -> str:
@@ -220,6 +283,8 @@ def _value(change: Mapping[str, Any], name: str) -> str:
         return ""
     value = change[name]
     is_digest = str(change["path"]).startswith("files.") and isinstance(value, str)
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
     text = value if is_digest else json.dumps(value, ensure_ascii=False)
     if is_digest and len(text) > 64:
         text = f"{text[:12]}...{text[64:]}"

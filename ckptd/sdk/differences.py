@@ -58,7 +58,7 @@ def changes(before: Any, after: Any, path: str = "") -> Iterator[Change]:
             one = before[place] if place < len(before) else _ABSENT
             other = after[place] if place < len(after) else _ABSENT
             yield from changes(one, other, _joined(path, str(place)))
-    elif before != after or type(before) is not type(after):
+    elif before != after or isinstance(before, bool) is not isinstance(after, bool):
         yield Change(path, "changed", before, after)
 
 

@@ -129,7 +129,7 @@ def _unpack(source: str, dir_fd: int) -> None:
                     raise Damaged(f"the tar holds {member.name!r}, the manifest does not")
                 _write(archive.extractfile(member), member.name, dir_fd)
         except (tarfile.TarError, EOFError) as bad:
-            raise Damaged(f"{source} is no tar of a checkpoint: {bad}") from bad
+            raise Damaged(f"no tar of an exported checkpoint: {bad}") from bad
 
 
 def _unpacked_manifest(archive: tarfile.TarFile, dir_fd: int) -> dict[str, int]:

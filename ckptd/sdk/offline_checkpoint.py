@@ -24,7 +24,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ckptd.sdk import differences, new_generation
@@ -82,7 +82,9 @@ def main(argv: list[str]) -> int:
         return _say(Refused(5, text, "cancel it or hold it first"))
     except new_generation.Occupied as busy:
         return _say(Refused(5, str(busy), "try again in a moment"))
-    except (Damaged, NotTrusted, TooNew, TooLarge) as bad:
+    except TooNew as new:
+        return _say(Refused(65, plain(new), "a later ckptd wrote it: use that one"))
+    except (Damaged, NotTrusted, TooLarge) as bad:
         return _say(Refused(65, f"it does not check: {plain(bad)}"))
     except OSError as error:
         code = 2 if is_passing(error) else 77
@@ -181,15 +183,39 @@ def import_(task_dir: str, task: str, attempt: str, source: str) -> dict[str, An
     _refuse_others(task_dir, make=True)
     _refuse_missing(source)
     where = new_generation.Place(task_dir, int(task), int(attempt))
-    with new_generation.unpacked(source, where) as (fd, path):
-        old = seals.load(fd, os.fstat(fd).st_uid)
-        seals.verify(fd, os.fstat(fd).st_uid, old, is_deep=True)
+    with _unpacked(source, where) as (fd, path):
+        old = _checked_origin(source, fd)
         origin = {"task": old["task"], "seq": old["seq"], "digest": old["digest"]}
         header = {**_header(old), "provenance": {"imported_from": origin, **_who()}}
         saved = new_generation.publish(where, path, old, header)
     before = {**old, "results": {}, "progress": None}
     new_generation.record(where, before, old)
     return {"seq": saved.seq, "path": saved.path, "steps": len(old["steps"])}
+
+
+@contextlib.contextmanager
+def _unpacked(source: str, where: new_generation.Place) -> Iterator[tuple[int, str]]:
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(new_generation.unpacked(source, where))
+        except (Damaged, NotTrusted) as bad:
+            hint = "it was changed since, or cut short: export it again"
+            raise Refused(65, f"{source} does not check: {plain(bad)}", hint) from bad
+        yield found
+
+
+def _checked_origin(source: str, fd: int) -> Manifest:
+    uid = os.fstat(fd).st_uid
+    try:
+        old = seals.load(fd, uid)
+        seals.verify(fd, uid, old, is_deep=True)
+    except FileNotFoundError as none:
+        text = f"{source} is no exported checkpoint: it holds no {MANIFEST}"
+        raise Refused(65, text, "name what `checkpoint export` made") from none
+    except (Damaged, NotTrusted) as bad:
+        hint = "it was changed since, or cut short: export it again"
+        raise Refused(65, f"{source} does not check: {plain(bad)}", hint) from bad
+    return old
 
 
 def _refuse_missing(source: str) -> None:

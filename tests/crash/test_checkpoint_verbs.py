@@ -107,7 +107,7 @@ def test_killed_while_editing_the_newest_is_whole_and_the_old_one_unharmed(
             assert process.stdout is not None
             process.stdin.write(wish)
             process.stdin.close()
-            let_pass(random.uniform(0.02, 0.14))
+            let_pass(random.uniform(0.06, 0.2))
             process.kill()
             answered = process.stdout.read()
 

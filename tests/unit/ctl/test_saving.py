@@ -111,3 +111,40 @@ def test_show_goes_on_where_the_files_cannot_be_looked_at(
     code, out, err = ctl(daemon.endpoint, "show", "7")
     assert (code, "census" in out) == (0, True)
     assert "the files of task 7 cannot be looked at: not yours" in err
+
+
+def test_json_of_any_shape_is_shown_on_a_page() -> None:
+    value = {
+        "short": {"a": [1, 2]},
+        "text": "x" * 1_000,
+        "rows": [{"id": number, "name": "n" * 20} for number in range(50)],
+        "deep": {"er": {f"name {number}": "y" * 60 for number in range(3)}},
+    }
+    lines = saving.json_lines(value)
+    assert lines[:2] == ["{", '  "short": {"a": [1, 2]},']
+    assert "(1,002 characters: -o json)" in lines[2]
+    assert lines[3:5] == ['  "rows": [', f'    {{"id": 0, "name": "{"n" * 20}"}},']
+    assert "    ... 38 more: -o json" in lines
+    assert lines[-8:] == [
+        '  "deep": {',
+        '    "er": {',
+        *(f'      "name {number}": "{"y" * 60}"{"," * (number < 2)}' for number in range(3)),
+        "    }",
+        "  }",
+        "}",
+    ]
+    assert len(saving.json_lines({str(n): ["z" * 90] * 9 for n in range(99)})) <= 41
+
+
+def test_a_list_that_grew_is_one_line_and_many_changes_are_cut() -> None:
+    grown = [{"path": f"state.seen.{n}", "kind": "added", "after": n} for n in range(317, 744)]
+    few = [{"path": f"state.few.{n}", "kind": "removed", "before": n} for n in range(2)]
+    many = [{"path": f"state.k{n}", "kind": "added", "after": n} for n in range(500)]
+    assert saving.change_lines([*grown, *few]) == [
+        "state.seen.317 to 743: added 427",
+        "state.few.0: removed, was 0",
+        "state.few.1: removed, was 1",
+    ]
+    lines = saving.change_lines(many)
+    assert len(lines) == 101
+    assert lines[-1] == "... 400 more: -o json"
