@@ -18,7 +18,7 @@ EXIT_TRANSIENT: Final = 75  # EX_TEMPFAIL
 # 126 not executable, 127 not found: the same run would end the same way.
 EXIT_PERMANENT: Final = frozenset({64, 65, 66, 67, 68, 70, 72, 73, 76, 77, 78, 126, 127})
 
-# What shells and argument parsers exit with for a mistyped line, as fast as this, so often in a row.
+# What shells and argument parsers exit with for a mistyped line: as fast, and so often in a row.
 USAGE_CODE: Final = 2
 USAGE_S_MAX: Final = 2.0
 USAGE_TIMES: Final = 3
