@@ -141,6 +141,11 @@ def _submit(call: Call, name: str, prepared: Callable[[list[str]], Ready], cwd: 
     if task is not None:
         return _already(call, name, task, prepared(["--dry-run"]))
     ready = prepared([])
+    if ready["running_pid"]:
+        raise Conflict(
+            f"batch {name} is being worked off already, by process {ready['running_pid']}",
+            f"wait: ckptctl batch wait {name}",
+        )
     if not ready["todo"]:
         call.note(ready_text(ready))
         call.note(f"nothing is left to do: ckptctl batch status {name}")

@@ -91,14 +91,18 @@ def reports(names: Sequence[str] = (), *, detail: bool = False) -> list[Batch]:
 
 def report(name: str) -> Batch:
     """Return one batch in detail. Raises NotFound naming the nearest."""
-    try:
-        return reports([name], detail=True)[0]
-    except NotFound as bad:
-        known = [batch.name for batch in reports()]
-        hint = nearest(name, known) or (
-            f"there are: {', '.join(known[:8])}" if known else "there are none yet"
-        )
-        raise NotFound(f"no batch {name!r}", hint) from bad
+    check_name(name)
+    return reports([name], detail=True)[0]
+
+
+def check_name(name: str) -> None:
+    """Raise NotFound, with the nearest name, for a batch that does not exist."""
+    where = ask(["dir", name]).decode(errors="surrogateescape").rstrip("\n")
+    if os.path.lexists(os.path.join(where, "batch.json")):
+        return
+    known = [batch.name for batch in reports()]
+    there = f"there are: {', '.join(known[:8])}" if known else "there are none yet"
+    raise NotFound(f"no batch {name!r}", nearest(name, known) or there)
 
 
 def ask_json(words: Sequence[str], stdin: bytes | None = None) -> dict[str, Any]:

@@ -12,7 +12,16 @@ from typing import Any, Final
 import msgspec
 
 from ckptctl import batch_words, units, words
-from ckptctl.batch_files import Batch, Trouble, ask, ask_json, become, report, reports
+from ckptctl.batch_files import (
+    Batch,
+    Trouble,
+    ask,
+    ask_json,
+    become,
+    check_name,
+    report,
+    reports,
+)
 from ckptctl.batch_spec import statuses_of
 from ckptctl.call import Call
 from ckptctl.render import Column, Listing, facts_lines, json_text, table_lines
@@ -215,7 +224,7 @@ def batch_items_options(parser: argparse.ArgumentParser) -> None:
 def batch_items(call: Call) -> int:
     """List items and what they came to; 4 where a named one is not there."""
     args = call.args
-    report(args.name)  # a wrong name is told with the nearest
+    check_name(args.name)
     chosen = [*args.status, *(["todo"] if args.todo else [])]
     options = [f"--status={word}" for word in statuses_of(chosen, ("todo",))]
     said = ask(["items", args.name, *options, *(f"--key={key}" for key in args.key)])
@@ -267,7 +276,7 @@ def batch_export(call: Call) -> int:
     """Print every result with its item, as JSON lines unless -o says csv or json."""
     call.takes("jsonl", "json", "csv")
     form = call.style.form if call.style.form in ("json", "csv") else "jsonl"
-    report(call.args.name)
+    check_name(call.args.name)
     options = [f"--status={word}" for word in statuses_of(call.args.status)]
     return become(["export", call.args.name, f"--format={form}", *options])
 
@@ -284,7 +293,7 @@ def batch_logs(call: Call) -> int:
     """Print the output of items, oldest run first."""
     call.takes()
     args = call.args
-    report(args.name)
+    check_name(args.name)
     options = [*(["--follow"] if args.follow else []),
                *([f"--lines={args.lines}"] if args.lines is not None else []),
                *([f"--key={args.key}"] if args.key is not None else [])]  # fmt: skip
@@ -310,7 +319,7 @@ def batch_gc(call: Call) -> int:
     if args.force and not args.names:
         raise BadRequest("--force is for batches that are named", "ckptctl batch gc NAME --force")
     for name in args.names:
-        report(name)
+        check_name(name)
     older_s = units.parse_duration(args.older or ("0" if args.names else "30d"))
     options = [f"--older={older_s}", *(["--force"] if args.force else []),
                *(["--archives"] if args.archives else [])]  # fmt: skip

@@ -122,7 +122,7 @@ def add_pace(parser: argparse.ArgumentParser) -> None:
         (("--rate",), "N/s", "start at most so many a second, minute (/m) or hour (/h)"),
         (("--scope",), "NAME", "share rate and waits with all that name this scope"),
         (("--preflight",), "CMD", "asked before start: 0 go, 75 wait, else stop; or module:f"),
-        (("--item-retries", "--retries"), "N", "runs of a transient item beyond the first"),
+        (("--item-retries", "--retries"), "N", "more tries of an item that ends in error"),
         (("--max-errors",), "N|N%", "stop after so many fails and errors"),
         (("--park-after",), "TIME", "give the slot back where all must wait longer (10s)"),
     ):

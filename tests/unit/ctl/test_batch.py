@@ -1,6 +1,7 @@
 """batch submit, run, retry, wait as processes: a scripted daemon and real directories."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_anything_else_while_it_is_under_way_is_a_conflict_that_names_the_task(
         assert "task 7 is running" in err
         assert "ckptctl batch wait census" in err
     assert (root / "census" / "items.jsonl").read_bytes() == before
+
+
+def test_a_batch_that_runs_in_a_terminal_is_no_task_of_the_daemon_s(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    path = made("census", ["a", "b", "c"], argv=["true"], cwd=str(Path.cwd()))
+    daemon = scripted({"status": lambda _: page()})
+    with place.locked(path, "census"):
+        code, _, err = ctl(daemon.endpoint, "batch", "submit", "-n", "census", "-i", items, "true")
+    assert code == 5
+    assert f"by process {os.getpid()}" in err
 
 
 def test_a_batch_whose_task_is_stuck_says_how_it_goes_on(
