@@ -24,7 +24,7 @@ from zlib import crc32
 
 from ckptd.storage import frame
 from ckptd.storage.disk import sync_data_fd, sync_fd, write_all
-from ckptd.storage.scan import TORN_BYTES_MAX, Bounds, JournalDamaged, Place, Scan, is_room
+from ckptd.storage.scan import TORN_BYTES_MAX, Bounds, JournalDamaged, Place, Scan, behind
 from ckptd.storage.taskdir import ATTEMPT_FILE, attempt_of
 from ckptd.storage.untrusted import (
     JSON_DEPTH_MAX,
@@ -129,6 +129,21 @@ class Journal:
         """Invariant: a frame promises what was synced before it, not what rides unsynced."""
         self._catch_up()
         payload, count = self._payload(facts)
+        before = Place(self._end_bytes, self._next_lsn, self._chain.crc)
+        try:
+            self._append_frame(payload, count, is_synced=is_synced)
+        except OSError:
+            raise
+        except BaseException:
+            # A signal's exception (a time limit, Ctrl-C) struck between two lines: the frame is
+            # there, or torn, or not. Whoever appends next looks at the file itself.
+            self._end_bytes, self._next_lsn, self._chain.crc = before
+            self._has_looked = False
+            raise
+        return self._next_lsn - 1
+
+    def _append_frame(self, payload: bytes, count: int, *, is_synced: bool) -> None:
+        """Durable: the frame, if `is_synced`."""
         crc_before = self._chain.crc
         data = self._chain.encode(payload, self._next_lsn, self._durable_lsn, count, frame.NOTE)
         try:
@@ -146,7 +161,6 @@ class Journal:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, self._synced_bytes)
                 raise
-        return self._next_lsn - 1
 
     def _write(self, data: bytes) -> None:
         """Write a frame, and room behind it where the one before is used up.
@@ -263,14 +277,17 @@ class Journal:
         Durable: what was taken in. Its writer may have been killed before its sync; where it was
         not, nothing is dirty and the sync is cheap. So the next frame can promise all of it.
         """
-        if self._has_looked and is_room(self._fd, self._end_bytes):
-            return
+        if self._has_looked:
+            is_written, is_end = behind(self._fd, self._end_bytes)
+            if is_end:  # whoever made the room has cut it off
+                self._room_end = self._end_bytes
+            if not is_written:
+                return
         place = Place(self._end_bytes, self._next_lsn, self._chain.crc)
         scan = Scan(self._fd, self._seed, self.bounds.file_bytes, place)
         for _ in scan.payloads():  # Bound: the file, `bounds.file_bytes`
             pass
-        self._end_bytes, self._next_lsn = scan.end_bytes, scan.next_lsn
-        self._chain.crc = scan.crc
+        self._end_bytes, self._next_lsn, self._chain.crc = scan.end_bytes, scan.next_lsn, scan.crc
         self._has_name = self._has_name or scan.promised_lsn > 0
         size = os.fstat(self._fd).st_size
         self._room_end = size
@@ -315,7 +332,7 @@ class Journal:
     def _give_room_back(self) -> None:
         """Cut the room off, unless others append to it: it is theirs then."""
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_room(self._fd, self._end_bytes):
+        if not behind(self._fd, self._end_bytes).is_written:
             self._cut()
 
 

@@ -44,13 +44,21 @@ class Place(NamedTuple):
 BEGIN: Final = Place()
 
 
-def is_room(fd: int, end_bytes: int) -> bool:
-    """Return whether nothing was written behind the last frame: it is zero, or the file ends.
+class Behind(NamedTuple):
+    """What lies behind the last frame, as far as its first bytes tell.
 
-    True only while the machine is up: a process that is killed leaves the beginning of a frame,
+    Enough only while the machine is up: a process that is killed leaves the beginning of a frame,
     a power cut any part of it. So a file is looked at by `Scan` first.
     """
-    return not os.pread(fd, _PEEK_BYTES, end_bytes).strip(b"\0")
+
+    is_written: bool
+    is_end: bool  # of the file
+
+
+def behind(fd: int, end_bytes: int) -> Behind:
+    """Return what lies behind the last frame; one system call."""
+    found = os.pread(fd, _PEEK_BYTES, end_bytes)
+    return Behind(bool(found.strip(b"\0")), len(found) < _PEEK_BYTES)
 
 
 class Scan:

@@ -28,7 +28,7 @@ class Model:
         self.world = world
         self.writers: dict[int, Journal] = {}
         self.written: list[str] = []
-        self.durable = 0
+        self.ends: list[int] = []  # of the frames of `written`
         self.durable_bytes = 0
 
     def writer(self, who: int) -> Journal:
@@ -41,8 +41,11 @@ class Model:
         journal = self.writer(who)
         journal.append([facts.item_done(key, "pass", "x" * (len(key) * 37))], is_synced=is_synced)
         self.written.append(key)
+        self.ends.append(journal._end_bytes)
         if is_synced:
-            self.durable, self.durable_bytes = len(self.written), journal._end_bytes
+            assert journal._synced_bytes == journal._end_bytes
+        # Who takes in what others wrote syncs it, also when its own facts ride.
+        self.durable_bytes = max(self.durable_bytes, journal._synced_bytes)
 
     def end(self, who: int, *, is_killed: bool) -> None:
         journal = self.writers.pop(who, None)
@@ -70,9 +73,9 @@ class Model:
             data = data[: self.durable_bytes + choice % (left_bytes + 1)]
         path.write_bytes(data)
         kept = self.found()
-        assert len(kept) >= self.durable
+        assert len(kept) >= sum(end <= self.durable_bytes for end in self.ends)
         assert kept == self.written[: len(kept)]
-        self.written = kept
+        self.written, self.ends = kept, self.ends[: len(kept)]
 
     def found(self) -> list[str]:
         return list(self.world.facts().items)

@@ -38,6 +38,11 @@ def world(disk: Path) -> TaskWorld:
     return TaskWorld(disk)
 
 
+def free_bytes(disk: Path) -> int:
+    os.sync()
+    return os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+
+
 def faults(world: TaskWorld) -> dict[int, str]:
     return {one.seq: one.fault for one in blobs.generations(world.dir, world.uid, verify=True)}
 
@@ -45,22 +50,27 @@ def faults(world: TaskWorld) -> dict[int, str]:
 def test_a_large_file_is_carried_on_without_a_copy_and_one_bad_write_hits_one_generation(
     world: TaskWorld, disk: Path
 ) -> None:
-    def free_bytes() -> int:
-        os.sync()
-        return os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-
     world.path("stage", "weights").write_bytes(os.urandom(LARGE_BYTES))
     save(world.dir, [], HEADER)
-    before = free_bytes()
+    before = free_bytes(disk)
 
     save(world.dir, [], HEADER, carry=["weights"])
 
-    assert before - free_bytes() < LARGE_BYTES // 4
+    assert before - free_bytes(disk) < LARGE_BYTES // 4
     with world.path("ckpt", "00000002", "weights").open("r+b") as file:
         file.write(b"bad")
     assert faults(world) == {1: "", 2: "weights: the digest differs"}
     with pytest.raises(Damaged, match="weights: the digest differs"):
         save(world.dir, [], HEADER, carry=["weights"])
+
+
+def test_a_large_file_is_saved_without_a_copy(world: TaskWorld, disk: Path) -> None:
+    (disk / "weights").write_bytes(os.urandom(LARGE_BYTES))
+    before = free_bytes(disk)
+
+    save(world.dir, [str(disk / "weights")], HEADER)
+
+    assert before - free_bytes(disk) < LARGE_BYTES // 4
 
 
 def test_names_that_came_after_a_directory_was_opened_are_seen(disk: Path) -> None:
