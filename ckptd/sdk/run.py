@@ -58,12 +58,19 @@ def resolve(target: str) -> Any:
         found = getattr(found, part, None)
     if found is None:
         known = [key for key, one in vars(module).items() if callable(one) and key[0] != "_"]
-        known = [key for key in known if getattr(vars(module)[key], "__module__", name) == name]
+        own = module.__name__
+        known = [key for key in known if _home_of(vars(module)[key]) in {own, ""}]
         raise NoSuchFunction(f"{name} has no {attribute!r}; it has: {', '.join(known) or 'none'}")
     try:
         return as_task(found)
     except TypeError as error:
         raise NoSuchFunction(f"{target}: {error}") from error
+
+
+def _home_of(found: Any) -> str:
+    """Return the module that a function or task is from."""
+    function = getattr(found, "__wrapped__", found)
+    return getattr(function, "__module__", "") or ""
 
 
 def _imported(name: str) -> Any:
