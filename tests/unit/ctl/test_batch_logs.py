@@ -1,0 +1,82 @@
+"""batch logs over files as the runner leaves them; batch gc as a person at a terminal meets it."""
+
+from pathlib import Path
+
+import pytest
+
+from ckptd.batch import place
+from tests.unit.ctl.batches import done, made, names_in, ran
+from tests.unit.ctl.conftest import ctl, ctl_on_terminal, ctl_process
+from tests.waiting import until
+
+NOBODY = "ipc:///nonexistent/ctl.sock"
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CKPTD_BATCH_DIR", str(tmp_path / "batches"))
+    folder = Path(made("census", ["a", "b", "c"])) / "logs"
+    folder.mkdir()
+    (folder / "lane-00.log.1").write_text("--- a: error, try 1 of run 1, 0.1 s\nold\n")
+    (folder / "lane-00.log").write_text(
+        "--- a: pass, try 1 of run 2, 0.1 s\none\ntwo\n--- aa: pass, try 1 of run 2, 0.1 s\nother\n"
+    )
+    (folder / "lane-01.log").write_text("--- b: pass, try 1 of run 2, 0.1 s\n\x00\xff\n", "latin-1")
+    return folder
+
+
+def test_logs_are_printed_lane_after_lane_the_older_file_first(logs: Path) -> None:
+    code, out, _ = ctl(NOBODY, "batch", "logs", "census", "--key", "a")
+    assert code == 0
+    assert out.splitlines() == [
+        "--- a: error, try 1 of run 1, 0.1 s", "old",
+        "--- a: pass, try 1 of run 2, 0.1 s", "one", "two",
+    ]  # fmt: skip
+    (logs / "lane-01.log").write_text("b\n")
+    lines = ctl(NOBODY, "batch", "logs", "census")[1].splitlines()
+    assert [line for line in lines if "---" not in line] == ["old", "one", "two", "other", "b"]
+    out = ctl(NOBODY, "batch", "logs", "census", "-n", "1")[1]
+    assert out == "==> lane-00.log <==\nother\n==> lane-01.log <==\nb\n"
+
+
+def test_an_item_that_printed_nothing_is_told_so(logs: Path) -> None:
+    code, _, err = ctl(NOBODY, "batch", "logs", "census", "--key", "c")
+    assert code == 4
+    assert "nothing of an item 'c'" in err
+    assert ctl(NOBODY, "batch", "logs", "cencus")[0] == 4
+
+
+def test_following_goes_on_into_a_new_file_until_the_runner_is_gone(logs: Path) -> None:
+    (logs / "lane-01.log").unlink()
+    lane = logs / "lane-00.log"
+    with place.locked(str(logs.parent), "census"):
+        process = ctl_process(NOBODY, "batch", "logs", "-f", "census")
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(7)]
+        assert lines[-1] == "other\n"
+        with lane.open("a") as file:
+            file.write("late\n")
+        assert process.stdout.readline() == "late\n"
+        with lane.open("a") as file:
+            file.write("last of the old\n")
+        lane.rename(f"{lane}.1")
+        lane.write_text("first of the new\n")
+        assert process.stdout.readline() == "last of the old\n"
+        assert process.stdout.readline() == "first of the new\n"
+        with lane.open("a") as file:
+            file.write("the end\n")
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("the end\n", "", 0)
+
+
+def test_gc_asks_a_person_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CKPTD_BATCH_DIR", str(tmp_path))
+    ran(made("census", ["a"]), done("a"))
+    code, shown = ctl_on_terminal(NOBODY, "batch", "gc", "census", typed="n\n")
+    assert code == 64
+    assert "remove 1 batch (" in shown
+    assert "nothing was removed" in shown
+    assert names_in(tmp_path) == {"census"}
+    code, shown = ctl_on_terminal(NOBODY, "batch", "gc", "census", typed="y\n")
+    assert code == 0
+    until(lambda: not names_in(tmp_path))
