@@ -335,8 +335,9 @@ def _told(call: Call, row: TaskRow, made: dict[str, Any], how: str) -> int:
         call.out(saving.change_lines(changes))
     else:
         call.out([str(made["seq"])])
-    if made.get("steps"):
-        call.note(f"{made['steps']} steps are facts of the other task's journal: they run again")
+    if again := made.get("steps_to_run_again"):
+        names = words.clean(", ".join(again[:5])) + (" ..." if len(again) > 5 else "")
+        call.note(f"results of steps stay in the journal of their task, these run again: {names}")
     if row.phase in ("blocked", "quarantined", "held"):
         call.aside(f"to go on from it: ckptctl release {row.id}")
     elif row.phase in FINISHED:

@@ -81,6 +81,7 @@ class Task:
         self.migrations: dict[int, Callable[[Any], Any]] = {}
         self.__name__ = getattr(function, "__name__", self.name)
         self.__doc__ = function.__doc__
+        self.__module__ = getattr(function, "__module__", self.__module__)
         self.__wrapped__ = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from ckptd.sdk import differences, new_generation
 from ckptd.sdk.differences import BadPath
+from ckptd.storage import facts
 from ckptd.storage import manifest as seals
 from ckptd.storage.copy import copy_out, write_tar
 from ckptd.storage.journal import StaleAttempt, TooLarge
@@ -190,7 +191,9 @@ def import_(task_dir: str, task: str, attempt: str, source: str) -> dict[str, An
         saved = new_generation.publish(where, path, old, header)
     before = {**old, "results": {}, "progress": None}
     new_generation.record(where, before, old)
-    return {"seq": saved.seq, "path": saved.path, "steps": len(old["steps"])}
+    done = facts.read_facts(task_dir, where.task, os.getuid(), where.attempt).steps
+    unknown = [step for step in old["steps"] if isinstance(step, str) and step not in done]
+    return {"seq": saved.seq, "path": saved.path, "steps_to_run_again": unknown}
 
 
 @contextlib.contextmanager

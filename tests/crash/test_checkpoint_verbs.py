@@ -84,39 +84,71 @@ def test_a_task_whose_code_is_too_old_is_blocked_and_goes_on_once_it_is_mended(
     daemon.wait_phase(task, "succeeded")
 
 
-def test_killed_while_editing_the_newest_is_whole_and_the_old_one_unharmed(
-    tmp_path: Path, rounds: int
-) -> None:
+def start_edit(world: TaskWorld, seq: int, part: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "ckptd.sdk.offline_checkpoint", "edit"]
+    process = subprocess.Popen(
+        [*command, world.dir, str(TASK), "1", str(seq)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"set": {"state.part": part}}))
+    process.stdin.close()
+    return process
+
+
+def saved_twice(tmp_path: Path) -> TaskWorld:
     world = TaskWorld(tmp_path)
     for name in ("a", "b"):
         world.path("stage", name).write_bytes(os.urandom(300_000))
     save(world.dir, [], {"task": TASK, "attempt": 1, "state": {"part": 0}})
+    return world
+
+
+def state_of(path: str) -> object:
+    return json.loads(Path(path, "MANIFEST.json").read_text())["state"]
+
+
+def test_killed_while_editing_the_newest_is_whole_and_the_old_one_unharmed(
+    tmp_path: Path, rounds: int
+) -> None:
+    world = saved_twice(tmp_path)
     reached = 0
     for part in range(1, rounds + 1):
         before = world.newest()
-        wish = json.dumps({"set": {"state.part": part}})
-        command = [sys.executable, "-P", "-m", "ckptd.sdk.offline_checkpoint", "edit"]
-        with subprocess.Popen(
-            [*command, world.dir, str(TASK), "1", str(before.seq)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdin is not None
+        with start_edit(world, before.seq, part) as process:
             assert process.stdout is not None
-            process.stdin.write(wish)
-            process.stdin.close()
             let_pass(random.uniform(0.06, 0.2))
             process.kill()
             answered = process.stdout.read()
 
         newest = world.newest()
         assert (newest.warning, newest.problem) == ("", "")
-        manifest = json.loads(Path(newest.path, "MANIFEST.json").read_text())
         if newest.seq == before.seq:
-            assert not answered.endswith("\n")
+            assert not answered
         else:
             reached += 1
-            assert (newest.seq, manifest["state"]) == (before.seq + 1, {"part": part})
+            assert (newest.seq, state_of(newest.path)) == (before.seq + 1, {"part": part})
     assert reached < rounds or rounds < 3, "every kill came too late to prove anything"
+
+
+def test_edits_at_the_same_time_never_mix(tmp_path: Path) -> None:
+    world = saved_twice(tmp_path)
+    editors = [start_edit(world, 1, part) for part in range(1, 7)]
+    made: dict[int, int] = {}
+    for part, process in enumerate(editors, 1):
+        with process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            out, err = process.stdout.read(), process.stderr.read()
+        assert process.returncode in (0, 4, 5), err  # gone: others made two newer ones meanwhile
+        if process.returncode == 0:
+            made[json.loads(out)["seq"]] = part
+    assert sorted(made) == list(range(2, 2 + len(made)))
+    newest = world.newest()
+    assert (newest.warning, newest.problem, newest.seq) == ("", "", max(made))
+    assert state_of(newest.path) == {"part": made[newest.seq]}
+    assert os.listdir(world.path("stage")) == []

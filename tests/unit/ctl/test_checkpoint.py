@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from ckptd.storage import blobs, facts
 from ckptd.storage.facts import Facts
 from tests.fakes.scripted_daemon import Handler
 from tests.task_world import TASK, TaskWorld
-from tests.unit.ctl.conftest import Scripted, ctl, ctl_on_terminal, ctl_process
+from tests.unit.ctl.conftest import ROOT, Scripted, ctl, ctl_on_terminal, ctl_process
 from tests.unit.ctl.rows import detail, row
 
 Run = Callable[..., tuple[int, str, str]]
@@ -486,3 +487,37 @@ def test_a_journal_that_knows_better_is_told_of_the_edit(desk: Desk) -> None:
     desk.saves({}, results={"rows": 5})
     assert desk.run("edit", "--set", "results.rows=6")[0] == 0
     assert desk.resumed()[1].values == {"rows": 6}
+
+
+# --- whose files they are ------------------------------------------------------------------------
+
+OTHER = ["setpriv", "--reuid", "nobody", "--clear-groups", "/usr/bin/python3"]
+
+
+def can_be_other() -> bool:
+    code = f"import sys; open({__file__!r}); sys.exit(sys.version_info < (3, 11))"
+    words = [*OTHER, "-c", code]
+    return os.geteuid() == 0 and subprocess.run(words, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_be_other(), reason="needs root, and a Python for all")
+@pytest.mark.parametrize("verb", ["show", "export", "import", "edit"])
+def test_files_of_another_user_are_denied_and_left_alone(desk: Desk, verb: str) -> None:
+    desk.saves({"part": 1}, {"a": b"1"})
+    desk.folder.chmod(0o755)
+    before = desk.tree()
+    words = {
+        "show": ["1"], "export": ["1", "/tmp/ck-never"], "import": [str(TASK), "1", "/tmp"],
+        "edit": [str(TASK), "1", "1"],
+    }[verb]  # fmt: skip
+    done = subprocess.run(
+        [*OTHER, "-P", "-m", "ckptd.sdk.offline_checkpoint", verb, desk.world.dir, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd="/",
+        input=b'{"set": {"state.part": 2}}',
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 77, done.stderr
+    assert desk.tree() == before
+    assert not os.path.lexists("/tmp/ck-never")

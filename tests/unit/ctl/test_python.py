@@ -109,7 +109,7 @@ BROKEN = {
     "quits": "raise SystemExit('no licence')",
 }
 REFUSED = [
-    ("work:nope", "{}", "work has no 'nope'; it has: "),
+    ("work:nope", "{}", "work has no 'nope'; it has: ingest, forever, plain"),
     ("nowhere:f", "{}", "no module 'nowhere'"),
     ("work", "{}", "not of the form module:function"),
     ("work:os", "{}", "--python work:os"),
