@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from ckptd.sdk import differences, new_generation
 from ckptd.sdk.differences import BadPath
+from ckptd.sdk.save import Saved
 from ckptd.storage import facts
 from ckptd.storage import manifest as seals
 from ckptd.storage.copy import copy_out, write_tar
@@ -244,10 +245,19 @@ def edit(task_dir: str, task: str, attempt: str, seq: str) -> dict[str, Any]:
     kept = {name: value for name, value in after.items() if name in old or value is not None}
     header = {**_header(old), **kept, "provenance": provenance, "parent": int(seq)}
     where = new_generation.Place(task_dir, int(task), int(attempt))
-    with new_generation.lying(task_dir, int(seq)) as path:
-        saved = new_generation.publish(where, path, old, header)
+    saved = _published(where, int(seq), old, header)
     new_generation.record(where, before, after)
     return {"seq": saved.seq, "path": saved.path, "changes": told[:_CHANGES_TOLD_MAX]}
+
+
+def _published(where: new_generation.Place, seq: int, old: Manifest, header: Manifest) -> Saved:
+    with new_generation.lying(where.task_dir, seq) as path:
+        try:
+            return new_generation.publish(where, path, old, header)
+        except (Damaged, NotTrusted) as error:
+            if not os.path.isdir(path):  # two newer ones were made meanwhile, it was cleared away
+                raise FileNotFoundError(f"checkpoint {seq}") from error
+            raise
 
 
 def _edited(document: dict[str, Any], wish: dict[str, Any]) -> dict[str, Any]:
