@@ -27,6 +27,7 @@ from ckptd.batch.judge import Judge
 from ckptd.batch.place import Item, canonical
 from ckptd.batch.refusal import Refused
 from ckptd.batch.spec import Config
+from ckptd.storage.untrusted import NotTrusted
 
 KILL_AFTER_S: Final = 5.0  # between SIGTERM and SIGKILL of an item whose time is over
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
@@ -132,10 +133,10 @@ class Commands:
         except KeyError as missing:
             return Ended(job, How.RESULT, "error", text=f"the item has no field {missing}")
         job.has_dir = True
-        place = itemdir.make(self._setting, job)
         try:
+            place = itemdir.make(self._setting, job)
             process = self._spawned(words, place, job)
-        except OSError as error:
+        except (OSError, NotTrusted) as error:
             return self._judge.not_started(job, words[0], error)
         fd = os.pidfd_open(process.pid)
         self._running[fd] = _Running(job, process, place)

@@ -2,7 +2,8 @@
 
 `items/<number>/` is laid out and fenced as a task's directory is, so `ckpt step`, `ckpt save` and
 `ckpt retry-after` work in an item as they do in a task, and an item that was interrupted goes on
-from its own checkpoint. It is removed once the item has a result.
+from its own checkpoint. It is removed once the item has a result; where it is as it was made, it
+is renamed for the next item instead, for directories are what a short command costs most.
 A runner that is killed takes nobody along, so what it started is found by CKPTD_BATCH_RUN in its
 environment, and ended before the same items run again; so is what left the group of its item.
 Invariant: only processes of our own user are looked at, and they are killed by pidfd, so a pid
@@ -24,11 +25,19 @@ from ckptd.batch.job import Job, Setting
 from ckptd.storage import taskdir
 from ckptd.storage.blobs import Found, Mark, mark, newest_valid
 from ckptd.storage.taskdir import attempt_of, this_boot_id
-from ckptd.storage.untrusted import names_in, open_directory, remove_tree, replace_small
+from ckptd.storage.untrusted import (
+    NotTrusted,
+    is_empty,
+    open_directory,
+    remove_tree,
+    replace_small,
+)
 
 RUN_VARIABLE: Final = "CKPTD_BATCH_RUN"  # the batch's directory: by it leftovers are found
 _NOT_FOR_ITEMS: Final = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CKPTD_")
 _KEPT: Final = ("CKPTD_SCOPES_DIR", "CKPTD_BATCH_DIR")
+_USUAL: Final = {"stage": True, "ckpt": True, "out": False, "err": False, "attempt.json": False}
+_SPARES_MAX: Final = 256
 _READ_BYTES_MAX: Final = 1 << 20
 _GONE_S_MAX: Final = 10.0
 _ENVIRON_BYTES_MAX: Final = 4 << 20
@@ -117,6 +126,9 @@ def make(setting: Setting, job: Job) -> ItemDir:
     """
     path = path_of(setting, job)
     attempt = _attempt_before(path) + 1
+    if attempt == 1 and setting.spares:
+        with contextlib.suppress(OSError):  # it was there after all, without an attempt
+            os.rename(f"{setting.path}/items/{setting.spares.pop()}", path)
     taskdir.prepare(path, attempt, os.getuid(), os.getgid(), fresh=False)
     has_saved = attempt > 1 and taskdir.has_anything(path)
     found = newest_valid(path, os.getuid(), this_boot_id()) if has_saved else Found()
@@ -145,17 +157,38 @@ def ask_to_stop(path: str, numbers: list[int], data: bytes) -> None:
                 os.close(fd)
 
 
-def remove(path: str, number: int) -> None:
-    """Remove the directory of an item that has a result.
+def retire(setting: Setting, number: int) -> None:
+    """Put away the directory of an item that has a result: as a spare, or removed.
 
+    What cannot be removed (an item may take its own rights away) stays, and harms nobody.
     Durable: no; what is left after a crash is removed by `sweep`.
     """
-    with contextlib.suppress(FileNotFoundError):
-        fd = open_directory(f"{path}/items", os.getuid())
+    with contextlib.suppress(OSError, NotTrusted):
+        items_fd = open_directory(f"{setting.path}/items", os.getuid())
         try:
-            remove_tree(str(number), fd)
+            if len(setting.spares) < _SPARES_MAX and _is_emptied(str(number), items_fd):
+                setting.spares.append(number)
+            else:
+                remove_tree(str(number), items_fd)
         finally:
-            os.close(fd)
+            os.close(items_fd)
+
+
+def _is_emptied(name: str, items_fd: int) -> bool:
+    """Return whether a directory holds no more than a new one; its files are gone then."""
+    fd = open_directory(name, os.getuid(), items_fd)
+    try:
+        with os.scandir(fd) as entries:
+            found = {one.name: one.is_dir(follow_symlinks=False) for one in entries}
+        is_usual = all(_USUAL.get(one) == is_dir for one, is_dir in found.items())
+        if not is_usual or not (is_empty("stage", fd) and is_empty("ckpt", fd)):
+            return False
+        for one, is_dir in found.items():
+            if not is_dir:
+                os.unlink(one, dir_fd=fd)
+        return True
+    finally:
+        os.close(fd)
 
 
 def sweep(path: str, kept: set[int]) -> None:
@@ -165,9 +198,12 @@ def sweep(path: str, kept: set[int]) -> None:
     except FileNotFoundError:
         return
     try:
-        for name in names_in(fd):
+        with os.scandir(fd) as entries:
+            names = [entry.name for entry in entries]  # Bound: one for each item without a result
+        for name in names:
             if not (name.isdigit() and int(name) in kept):
-                remove_tree(name, fd)
+                with contextlib.suppress(OSError):
+                    remove_tree(name, fd)
     finally:
         os.close(fd)
 

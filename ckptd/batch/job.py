@@ -82,6 +82,7 @@ class Setting:
     batch_id: int
     cwd: str
     env: dict[str, str] = field(default_factory=dict)
+    spares: list[int] = field(default_factory=list)  # directories of items to be used anew
 
 
 class Workers(Protocol):

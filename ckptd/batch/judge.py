@@ -16,7 +16,7 @@ from typing import Any, Final
 from ckptd.batch.itemdir import ItemDir
 from ckptd.batch.job import Ended, How, Job
 from ckptd.batch.spec import Config
-from ckptd.storage.untrusted import parse_json, refuse_deep
+from ckptd.storage.untrusted import is_passing, parse_json, refuse_deep
 
 RESULT_BYTES_MAX: Final = 256 << 10
 AGAIN_STALLS_MAX: Final = 3  # ends with 85 and nothing new before that is an error
@@ -55,9 +55,12 @@ class Judge:
         self._capture = config.capture
         self._timeout_s = config.timeout_s
 
-    def not_started(self, job: Job, program: str, error: OSError) -> Ended:
-        """Return the end of what the kernel would not execute."""
-        text = f"{program[:_LINE_CHARS_MAX]}: {error.strerror}"
+    def not_started(self, job: Job, program: str, error: Exception) -> Ended:
+        """Return the end of what the kernel would not execute; the machine's trouble passes."""
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        text = f"{program[:_LINE_CHARS_MAX]}: {why}"
+        if is_passing(error) or isinstance(error, BlockingIOError):  # EAGAIN: too many processes
+            return Ended(job, How.TRANSIENT, text=text)
         if len(job.item.text) > 128 << 10:
             text += "; an item that long is no word of a command line: put it into a file"
         return Ended(job, How.RESULT, "error", text=text, is_final=True)

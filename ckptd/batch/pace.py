@@ -8,7 +8,6 @@ Without a scope a batch has a bucket of its own. Read next: `ckptd/sdk/rate.py`.
 
 import contextlib
 import random
-import time
 from typing import Final
 
 from ckptd.batch.place import Batch
@@ -25,7 +24,7 @@ _LOOK_S: Final = 0.2  # a scope that others may block is looked at this often wh
 class Pace:
     """When the next item may start, and how many at once."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, now_s: float) -> None:
         """Open the bucket.
 
         Raises:
@@ -38,7 +37,7 @@ class Pace:
         self._is_shared = bool(knobs.scope)
         self._rate = parse_rate(knobs.rate)
         self._bucket = Bucket(self.scope)
-        self._until_s = time.monotonic() + self._bucket.wait_s()
+        self._until_s = now_s + self._bucket.wait_s()  # monotonic
         self._limited_s = self._until_s  # the same, the rate's own spacing aside
         self._looked_s = 0.0
         self._in_a_row = 0  # limits hit without a success between

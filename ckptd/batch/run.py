@@ -157,7 +157,7 @@ class _Run:
             else Functions(self.setting, config, knobs, epoll)
         )
         printed = Printed(self.path, run_number)
-        pace = Pace(self.batch)
+        pace = Pace(self.batch, time.monotonic())
         if pace.warning:
             self.meter.say(pace.warning)
         parts = Parts(

@@ -266,7 +266,7 @@ class Runner:
                 self._meter.clear()
             self._printed.tell(end, status, float(fact["seconds"]))
             if end.job.has_dir:
-                itemdir.remove(self._setting.path, end.job.number)
+                itemdir.retire(self._setting, end.job.number)
         if told:
             self._meter.ended(self._tally.done, now_s)
         if self._printed.is_unread and not self._stop_why:

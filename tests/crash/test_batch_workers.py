@@ -245,3 +245,27 @@ def test_a_runner_alone_is_killed_by_pid_and_its_lock_is_free(world: BatchWorld)
     runner.communicate(timeout=20)
     (world.work / "free").touch()
     world.run()
+
+
+def test_what_an_item_leaves_in_its_directory_no_other_item_finds(world: BatchWorld) -> None:
+    precious = world.folder / "precious"
+    precious.write_text("kept")
+    script = (
+        'test "$(echo $(ls -A $CKPTD_DIR))" = "attempt.json ckpt err out stage" || exit 1\n'
+        'test -z "$(ls -A $CKPTD_DIR/stage $CKPTD_DIR/ckpt | grep -v :)" || exit 1\n'
+        "case $1 in\n"
+        f"link) rm $CKPTD_DIR/out; ln -s {precious} $CKPTD_DIR/out;;\n"
+        "gone) rm -r $CKPTD_DIR;;\n"
+        "stage) echo x >$CKPTD_DIR/stage/x;;\n"
+        "file) rm -r $CKPTD_DIR/ckpt; echo x >$CKPTD_DIR/ckpt;;\n"
+        "facts) ckpt set a 1; ckpt save $0;;\n"
+        "esac\n"
+    )
+    (world.work / "sh").write_text("x")
+    kinds = ["link", "gone", "stage", "file", "facts"]
+    items = [name for kind in kinds for name in (kind, f"after {kind}")]
+    world.prepare(argv=shell(script), items=items, jobs=1)
+    world.run()
+
+    assert set(world.statuses().values()) == {"pass"}
+    assert precious.read_text() == "kept"

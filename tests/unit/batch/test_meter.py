@@ -1,0 +1,94 @@
+"""What is seen of a batch: a bar at a terminal, few lines elsewhere, a log that is turned over."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ckptd.batch import meter as shown
+from ckptd.batch.job import Ended, How, Job
+from ckptd.batch.meter import Meter, Printed, span
+from ckptd.batch.place import Item
+from tests.batch_world import BATCH, BatchWorld
+
+
+def test_a_terminal_gets_a_bar_that_leaves_no_trace_in_the_output(tmp_path: Path) -> None:
+    world = BatchWorld(tmp_path)
+    script = "sleep 0.15; echo out $1"
+    world.prepare(argv=["sh", "-c", script, "sh"], items=[str(n) for n in range(8)], jobs=1)
+    ours, theirs = pty.openpty()
+    runner = subprocess.Popen(
+        [*BATCH, "run", str(world.dir)], stdout=theirs, stderr=theirs, env=world.env
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    except OSError:  # EIO: the other end is closed
+        pass
+    assert runner.wait(20) == 0
+    os.close(ours)
+    text = said.decode()
+    lines = [line.rpartition("\x1b[K")[2].strip() for line in text.split("\n")]
+
+    assert "8/8" in text or "7/8" in text
+    assert "ETA 0:0" in text
+    assert [line for line in lines if line.startswith("out ")] == [f"out {n}" for n in range(8)]
+    assert lines[-2].startswith("batch b: finished: 8 items, 8 pass")
+
+
+def test_elsewhere_there_is_a_line_now_and_then() -> None:
+    out = io.StringIO()
+    meter = Meter("b", 100, out)
+    began_s = time.monotonic()
+    for tenth in range(100):
+        meter.ended(tenth, began_s + tenth / 10)
+        meter.draw(tenth, 1, {"pass": tenth}, began_s + tenth / 10)
+    lines = out.getvalue().splitlines()
+
+    assert len(lines) == 1
+    assert re.fullmatch(r"batch b: (\d\d) of 100 done, 10/s, 0:05 to go; \1 pass", lines[0])
+
+
+def test_a_reader_that_is_gone_stops_the_batch_in_order(tmp_path: Path) -> None:
+    world = BatchWorld(tmp_path)
+    world.prepare(argv=["echo"], items=[str(n) for n in range(500)], jobs=1)
+    reader, writer = os.pipe()
+    runner = subprocess.Popen(
+        [*BATCH, "run", str(world.dir)], stdout=writer, stderr=subprocess.DEVNULL, env=world.env
+    )
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+
+    assert runner.wait(30) == 130
+    assert 0 < len(world.results()) < 500
+    assert world.events() == ["begin", "end"]
+
+
+def test_a_log_is_turned_over_and_one_old_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shown, "LOG_BYTES_MAX", 1_000)
+    printed = Printed(str(tmp_path), 1)
+    job = Job(Item("a\nb", "x", 1), 7, lane=3)
+    for _ in range(30):
+        printed.tell(Ended(job, How.RESULT, "pass", out=b"x" * 100), "pass", 0.1)
+    printed.close()
+    logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
+
+    assert logs == ["lane-03.log", "lane-03.log.1"]
+    assert all((tmp_path / "logs" / name).stat().st_size < 1_400 for name in logs)
+    assert "--- a?b: pass, try 0 of run 1, 0.10 s\n" in (tmp_path / "logs" / logs[0]).read_text()
+    assert capfd.readouterr().out.count("x" * 100) == 30
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.4, "1:15"), (7_500, "2:05:00")])
+def test_spans_read_like_clocks(seconds: float, text: str) -> None:
+    assert span(seconds) == text
