@@ -62,7 +62,9 @@ def run(path: str, knobs: dict[str, Any], *, waits: bool) -> int:
         refused = held.refusal()
         refused.code = TRANSIENT if contact.is_under_daemon else refused.code
         raise refused from None
-    except (Damaged, NotTrusted, TooLarge, StaleAttempt) as bad:
+    except StaleAttempt as stale:
+        raise Refused(f"{stale}; the new one goes on", code=PARKED) from stale
+    except (Damaged, NotTrusted, TooLarge) as bad:
         hint = "results before that are kept; `--fresh` archives the ledger and starts anew"
         raise Refused(f"the ledger takes nothing more: {bad}", hint, code=BAD_DATA) from bad
     finally:

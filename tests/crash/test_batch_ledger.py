@@ -1,5 +1,7 @@
 """A ledger cut at every byte: what is torn is not done, and everything before it stands."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,26 @@ def test_a_ledger_of_another_batch_is_no_ledger_of_this(world: BatchWorld, tmp_p
     journal(other).write_bytes(journal(world).read_bytes())
 
     assert done(other) == []
+
+
+def test_a_disk_that_takes_nothing_more_costs_no_result(world: BatchWorld, tmp_path: Path) -> None:
+    small = BatchWorld(tmp_path, "small")
+    small.prepare(argv=["echo"], items=[f"item {n}" for n in range(200)], jobs=4)
+    limited = f"ulimit -f 32; exec {sys.executable} -m ckptd.batch run {small.dir}"
+    full = subprocess.run(
+        ["sh", "-c", limited],
+        env=small.env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    kept = small.results()
+
+    assert full.returncode == 2
+    assert "what was recorded before is kept; run it again" in full.stderr
+    assert 0 < len(kept) < 200
+    assert set(full.stdout.splitlines()) <= set(kept)  # nothing was told that is not recorded
+    small.run()
+    assert len(small.results()) == 200
+    assert {key: small.results()[key] for key in kept} == kept

@@ -91,7 +91,14 @@ def test_a_command_that_is_killed_runs_again_but_not_for_ever(world: BatchWorld)
 
 
 def test_children_that_an_item_leaves_in_its_group_are_gone_with_it(world: BatchWorld) -> None:
-    world.prepare(argv=shell("sleep 1000 & echo $! >>pids"), items=["a", "b"], jobs=1)
+    script = (
+        "old=$(head -n1 pids 2>/dev/null || echo none); n=0\n"
+        'while grep -q "State:.[RSD]" /proc/$old/status 2>/dev/null; do\n'
+        "  n=$((n+1)); test $n -gt 300 && exit 1; sleep 0.01\n"
+        "done\n"
+        "sleep 1000 & echo $! >>pids"
+    )
+    world.prepare(argv=shell(script), items=["a", "b"], jobs=1)
     world.run()
 
     assert world.statuses() == {"a": "pass", "b": "pass"}
