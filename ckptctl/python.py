@@ -11,16 +11,17 @@ import argparse
 import json
 import os
 import pwd
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import ckptd
 from ckptctl import units
 from ckptctl.words import clean
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest
+
+if TYPE_CHECKING:
+    import subprocess
 
 DESCRIBE_S: Final = 10.0
 INPUT_BYTES_MAX: Final = limits.ARGV_BYTES_MAX - (4 << 10)  # the rest of the command has room, too
@@ -103,6 +104,8 @@ def _runner() -> str:
 
 def _interpreter(given: str | None) -> str:
     """Return the interpreter's path, links and all: a venv is known by the path it is called by."""
+    import shutil  # noqa: PLC0415 (a plain submit does not pay for it)
+
     venv = os.environ.get("VIRTUAL_ENV", "")
     wanted = given or (os.path.join(venv, "bin", "python") if venv else "python3")
     found = shutil.which(os.path.expanduser(wanted))
@@ -149,6 +152,8 @@ def _described(
 ) -> dict[str, Any]:
     """Let the interpreter import the function and look whether it takes the input."""
     python, runner, target, *rest = command
+    import subprocess  # noqa: PLC0415 (a plain submit does not pay for it)
+
     cwd = os.path.abspath(os.path.expanduser(str(options["chdir"])))
     if not os.path.isdir(cwd):
         raise BadRequest(f"there is no directory {cwd}", "--chdir names where the task runs")
@@ -173,7 +178,7 @@ def _described(
     return _answer(target, done)
 
 
-def _answer(target: str, done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
+def _answer(target: str, done: "subprocess.CompletedProcess[bytes]") -> dict[str, Any]:
     lines = done.stdout[-_SAID_BYTES_MAX:].decode(errors="replace").strip().splitlines()
     try:
         told = json.loads(lines[-1]) if lines and done.returncode == 0 else None
