@@ -254,6 +254,71 @@ def test_a_function_that_takes_too_long_harms_no_other(world: BatchWorld) -> Non
     assert world.statuses() == {"slow": "error", "a": "pass", "b": "pass", "c": "pass"}
 
 
+def test_a_coroutine_that_takes_too_long_is_cancelled_alone(world: BatchWorld) -> None:
+    world.module(
+        "import asyncio, os\n"
+        "async def work(item):\n"
+        "    await asyncio.sleep(100 if item == 'slow' else 0.3)\n"
+        "    return os.getpid()\n"
+    )
+    world.prepare(python="items:work", items=["slow", "a", "b", "c"], timeout_s=0.5, jobs=2)
+    world.run(code=1)
+
+    found = world.results()
+    assert found["slow"]["text"] == "timed out after 0.5 s"
+    assert len({found[key]["result"] for key in "abc"}) == 1  # their process was left alone
+    assert {found[key]["tries"] for key in "abc"} == {1}
+
+
+def test_a_coroutine_with_ctx_has_its_steps(world: BatchWorld) -> None:
+    world.module(
+        "import os, pathlib\n"
+        "def first():\n"
+        "    pathlib.Path('steps').open('a').write('s')\n"
+        "    return 7\n"
+        "async def work(ctx, item):\n"
+        "    found = await ctx.step('first', first)\n"
+        "    if not os.path.exists('crashed'):\n"
+        "        pathlib.Path('crashed').touch()\n"
+        "        os._exit(1)\n"
+        "    return found\n"
+    )
+    world.prepare(python="items:work", items=["a"], jobs=2)
+    world.run()
+
+    assert world.results()["a"]["result"] == 7
+    assert (world.work / "steps").read_text() == "s"
+
+
+def test_what_a_module_prints_or_leaves_running_does_not_disturb(world: BatchWorld) -> None:
+    world.module(
+        "import os, sys, threading, time\n"
+        "print('module speaks')\n"
+        "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        "def work(item):\n"
+        "    print('err', item, file=sys.stderr)\n"
+        "    os.write(1, b'raw\\n')\n"
+        "    return item\n"
+    )
+    world.prepare(python="items:work", items=["a", "b"], jobs=2)
+    done = world.run()
+
+    assert set(world.statuses().values()) == {"pass"}
+    assert done.stdout.count("raw") == 2
+    assert done.stdout.count("err ") == 2
+
+
+def test_a_module_that_ends_its_process_is_told_and_not_tried_for_ever(world: BatchWorld) -> None:
+    world.module("def work(item):\n    return item\n")
+    world.prepare(python="items:work", items=["a"])
+    world.module("import os\nos._exit(3)\n")
+
+    said = world.run(code=1).stderr
+
+    assert "the process ended while its module was imported (exited with 3)" in said
+    assert not world.results()
+
+
 def test_errors_and_failures_are_retried_on_demand_and_results_superseded(
     world: BatchWorld,
 ) -> None:
