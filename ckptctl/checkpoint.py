@@ -18,7 +18,6 @@ import msgspec
 from ckptctl import offline, saving, selectors, units, words
 from ckptctl.call import Call
 from ckptctl.change import change
-from ckptctl.edit import edited_text
 from ckptctl.render import (
     Column,
     Listing,
@@ -316,6 +315,8 @@ def _edited(manifest: dict[str, Any]) -> dict[str, Any]:
         raise BadRequest(
             "an editor needs a terminal", "in a script: ckptctl checkpoint edit 7 --set state.k=1"
         )
+    from ckptctl.edit import edited_text  # noqa: PLC0415 (only where nothing was --set)
+
     before = {name: manifest.get(name) for name in EDITED}
     text = json.dumps(before, indent=2, ensure_ascii=False) + "\n"
     after = edited_text(text, "JSON", units.parse_json)
