@@ -90,7 +90,8 @@ def _interval(numbers: Numbers) -> str:
     interval, mtbf_s = _seconds(numbers, "interval_s"), _number(numbers, "mtbf_s")
     if not interval or not _number(numbers, "interval_s"):
         return ""
-    expected = f"an interruption every {duration_text(mtbf_s)}" if mtbf_s and mtbf_s > 0 else ""
+    is_computed = _number(numbers, "budget") is not None  # else somebody chose it
+    expected = f"an interruption every {duration_text(mtbf_s)}" if mtbf_s and is_computed else ""
     return f"{interval}" + (f" (for {expected})" if expected else "")
 
 
