@@ -39,7 +39,7 @@ from ckptd.batch.runner import DEATHS_MAX, Parts, Runner
 from ckptd.storage import facts
 from ckptd.storage.journal import Fact, StaleAttempt, TooLarge
 from ckptd.storage.taskdir import this_boot_id
-from ckptd.storage.untrusted import Damaged, NotTrusted
+from ckptd.storage.untrusted import Damaged, NotTrusted, is_empty
 
 SHARED_DEATHS_MAX: Final = 2  # runners killed with an item in flight, before it runs alone
 
@@ -234,6 +234,8 @@ class _Run:
 
     def _sweep(self, jobs: list[Job]) -> None:
         """Keep the directories of what has no result yet, whether it runs now or not."""
+        if is_empty(f"{self.path}/items"):
+            return
         open_ones = (item for item in self.items if item.key not in self.known.items)
         kept = {place.item_number(self.batch.id, item.key) for item in open_ones}
         itemdir.sweep(self.path, kept | {job.number for job in jobs})
