@@ -11,7 +11,8 @@ from _thread import allocate_lock
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from ckptd.storage.journal import Fact, TooLarge
+from ckptd.storage.journal import Fact, StaleAttempt, TooLarge
+from ckptd.storage.untrusted import Damaged
 
 _GROUP_FACTS_MAX: Final = 500  # half of what a frame takes
 
@@ -40,75 +41,85 @@ class _Waiting:
         self.gate = allocate_lock()
         self.gate.acquire()
 
+    def open(self) -> None:
+        """Let the thread go on; again is no harm."""
+        if self.gate.locked():
+            self.gate.release()
+
 
 class Recorder:
     """One journal, shared by the threads of a task."""
 
     def __init__(self, journal: Appends) -> None:
         self._journal = journal
-        self._lock = allocate_lock()  # over the queue and who writes; never over a sync
+        self._lock = allocate_lock()  # over what follows; never over a sync
         self._queue: list[_Waiting] = []
+        self._group: list[_Waiting] = []  # what the writer took out of the queue
         self._writer: _Waiting | None = None
 
     def record(self, facts: list[Fact]) -> None:
         """Make facts durable; raises what `Journal.append` raises, and then they are not there.
 
+        Where a signal's exception strikes (Ctrl-C), they may be there or not; nobody waits for us.
+
         Durable: all of them, before it returns.
         """
         mine = _Waiting(facts)
+        struck: BaseException | None = None
+        try:
+            self._settle_in_turn(mine)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            struck = error
+        while True:  # Bound: each further turn is due to a signal whose exception struck right here
+            try:
+                with self._lock:
+                    self._hand_on(mine)
+                break
+            except BaseException as error:  # noqa: BLE001 - raised below
+                struck = error
+        failed = struck or mine.error
+        if failed is not None:
+            raise failed
+
+    def _settle_in_turn(self, mine: _Waiting) -> None:
         with self._lock:
             self._queue.append(mine)
             if self._writer is None:
                 self._writer = mine
         if self._writer is not mine:
-            self._wait(mine)
-        if not mine.is_settled:
-            self._write_group()
-        if mine.error is not None:
-            raise mine.error
+            mine.gate.acquire()  # until the facts are settled, or this thread is the one to write
+        if mine.is_settled:
+            return
+        with self._lock:  # the first in the queue is our own
+            self._group, self._queue = self._parted()
+        _settle(self._journal, self._group)
 
-    def _wait(self, mine: _Waiting) -> None:
-        """Wait until the facts are settled, or this thread is the one to write."""
-        try:
-            mine.gate.acquire()
-        except BaseException:  # a signal's exception: nobody may wait for a writer who left
-            with self._lock:
-                if mine in self._queue:
-                    self._queue.remove(mine)
-                if self._writer is mine:
-                    self._elect()
-            raise
-
-    def _elect(self) -> None:
-        """Make the first in the queue the writer; the lock is held."""
-        self._writer = self._queue[0] if self._queue else None
-        if self._writer is not None:
-            self._writer.gate.release()
-
-    def _write_group(self) -> None:
-        """Write for all who wait, then hand on to the first who came meanwhile.
-
-        Invariant: the group has the caller's own facts in it: it is the first in the queue.
-        """
-        with self._lock:
-            group = self._next_group()
-        try:
-            _settle(self._journal, group)
-        finally:
-            with self._lock:
-                self._elect()
-            for one in group[1:]:
-                one.gate.release()
-
-    def _next_group(self) -> list[_Waiting]:
+    def _parted(self) -> tuple[list[_Waiting], list[_Waiting]]:
         count = facts = 0
         for one in self._queue:
             facts += len(one.facts)
             if count and facts > _GROUP_FACTS_MAX:
                 break
             count += 1
-        group, self._queue = self._queue[:count], self._queue[count:]
-        return group
+        return self._queue[:count], self._queue[count:]
+
+    def _hand_on(self, mine: _Waiting) -> None:
+        """Wake who was written for; the first of the others is the next to write.
+
+        Invariant: done twice it is as done once, so that it may be struck anywhere.
+        """
+        if self._writer is not mine:
+            if mine in self._queue:
+                self._queue.remove(mine)
+            return
+        undone = [one for one in [*self._group, *self._queue] if not one.is_settled]
+        self._queue = [one for one in dict.fromkeys(undone) if one is not mine]
+        for one in self._group:
+            if one.is_settled:
+                one.open()
+        if self._queue:
+            self._queue[0].open()
+        self._group, self._writer = [], self._queue[0] if self._queue else None
 
     def close(self) -> None:
         """Close the journal; no thread may be recording any more."""
@@ -116,16 +127,17 @@ class Recorder:
 
 
 def _settle(journal: Appends, group: Sequence[_Waiting]) -> None:
+    """Append; what a signal's exception leaves unsettled here is for the next writer."""
     try:
         journal.append([fact for one in group for fact in one.facts])
     except TooLarge as error:
         # Nothing was written. One call's facts must not cost the others theirs.
-        if len(group) == 1:
-            group[0].error = error
-        else:
+        if len(group) > 1:
             for one in group:
                 _settle(journal, [one])
-    except BaseException as error:  # noqa: BLE001 - each of the callers gets it raised
+            return
+        group[0].error = error
+    except (StaleAttempt, Damaged, OSError) as error:  # each of the callers gets it raised
         for one in group:
             one.error = error
     for one in group:
