@@ -68,6 +68,29 @@ def test_items_killed_at_random_have_one_result_each(tmp_path: Path, children: b
     kill_often(BatchWorld(tmp_path), items=1_500, kills=15, seed=1, children=children)
 
 
+def test_commands_of_a_killed_runner_never_run_beside_their_next_run(tmp_path: Path) -> None:
+    world, rng, kills, workers = BatchWorld(tmp_path), random.Random(3), 8, 4
+    work = "echo $1 >>runs; sleep 0.03; echo $1"
+    script = f"exec 9>lock-$1; flock -n 9 || {{ echo $1 >>overlaps; exit 1; }}; {work}"
+    names = [f"i{number}" for number in range(120)]
+    world.prepare(argv=["sh", "-c", script, "sh"], jobs=workers, items=names)
+    log = world.work / "runs"
+    for _ in range(kills):
+        before = log.stat().st_size if log.exists() else 0
+        runner = world.start()
+        until(partial(has_begun, log, before, runner))
+        let_pass(rng.uniform(0.0, 0.1))
+        runner.kill()  # its items live on
+        runner.communicate(timeout=20)
+    world.run()
+    runs = Counter(log.read_text().split())
+
+    assert not (world.work / "overlaps").exists()
+    assert world.results().keys() == runs.keys() == set(names)
+    assert all(fact["result"] == key for key, fact in world.results().items())
+    assert sum(runs.values()) <= len(names) + kills * workers
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_thousand_items_killed_fifty_times(tmp_path: Path) -> None:
