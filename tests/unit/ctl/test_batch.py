@@ -91,6 +91,14 @@ def test_anything_else_while_it_is_under_way_is_a_conflict_that_names_the_task(
     assert (root / "census" / "items.jsonl").read_bytes() == before
 
 
+def test_a_shorter_list_while_it_is_under_way_is_a_conflict_too(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    made("census", ["a", "b", "c", "d"], argv=["true"], cwd=str(Path.cwd()))
+    daemon = scripted({"status": lambda _: page(row(7, name="batch:census"))})
+    assert ctl(daemon.endpoint, "batch", "submit", "-n", "census", "-i", items, "true")[0] == 5
+
+
 def test_a_batch_that_runs_in_a_terminal_is_no_task_of_the_daemon_s(
     scripted: Scripted, root: Path, items: str
 ) -> None:
