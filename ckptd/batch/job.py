@@ -118,13 +118,20 @@ class Workers(Protocol):
 
 
 class Line:
-    """The items that wait: who comes next, and who may not share."""
+    """The items that wait: who comes next, and who may not share.
+
+    Those that must be alone come last, the one with the fewest deaths first: the batch gets on,
+    and kills that strike at random do not strike the same one again and again.
+    """
 
     def __init__(self, jobs: list[Job], lanes: int) -> None:
         self._ready = deque(job for job in jobs if not job.is_alone)
-        self._alone = deque(job for job in jobs if job.is_alone)
+        self._alone: list[tuple[int, int, Job]] = []
         self._delayed: list[tuple[float, int, Job]] = []
         self._serial = itertools.count()
+        for job in jobs:
+            if job.is_alone:
+                self.again(job)
         self._lanes = set(range(lanes))
         self.flying: dict[int, Job] = {}
 
@@ -137,7 +144,7 @@ class Line:
             job.not_before_s = not_before_s
             heapq.heappush(self._delayed, (not_before_s, next(self._serial), job))
         elif job.is_alone:
-            self._alone.appendleft(job)
+            heapq.heappush(self._alone, (job.alone_deaths, next(self._serial), job))
         else:
             self._ready.appendleft(job)
 
@@ -147,11 +154,10 @@ class Line:
             self.again(heapq.heappop(self._delayed)[2])
         if any(job.is_alone for job in self.flying.values()):
             return None
-        if self._alone:
-            fits = not self.flying and can_start(self._alone[0])
-            return self._alone.popleft() if fits else None
-        if self._ready and can_start(self._ready[0]):
-            return self._ready.popleft()
+        if self._ready:
+            return self._ready.popleft() if can_start(self._ready[0]) else None
+        if self._alone and not self.flying and can_start(self._alone[0][2]):
+            return heapq.heappop(self._alone)[2]
         return None
 
     def due_s(self) -> float:

@@ -3,9 +3,10 @@
 Before: the lock, the end of whatever an earlier run left alive, the ledger, who is suspect, the
 choice. After: the end in the ledger, a summary, the exit code.
 
-An item in flight when a runner was killed in this boot is watched: at the second such death it
-runs with nobody beside it; at the third death alone it is quarantined. A stop in order, a reboot,
-or the death of a runner with others in flight quarantine nobody. Read next: `runner.py`.
+An item in flight when a runner was killed in this boot is watched: after the second such death
+it runs with nobody beside it, once the others are done; at the third death alone it is
+quarantined. A stop in order, a reboot, or the death of a runner with others in flight quarantine
+nobody. Read next: `runner.py`.
 """
 
 import os
