@@ -274,7 +274,7 @@ def test_an_item_sees_the_stop_and_what_outlasts_the_grace_is_ended(world: Batch
 def test_a_stop_of_the_daemon_counts_no_item_that_it_took_along(
     world: BatchWorld, task: TaskWorld
 ) -> None:
-    script = "echo $$ >>pids; sleep 1000"
+    script = "test $1 = a && trap 'exit 1' TERM; echo $$ >>pids; while :; do sleep 0.05; done"
     world.prepare(argv=shell(script), items=["a", "b"], jobs=2)
     runner = world.start(**under(task))
     until(lambda: len(lines(world, "pids")) == 2)
