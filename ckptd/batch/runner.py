@@ -40,6 +40,7 @@ _PAUSE_S: Final = 1.0  # a shorter wait is no pause
 _KILL_S: Final = 2.0  # between SIGTERM and SIGKILL when we are stopped
 _IDLE_S: Final = 0.5
 _TEXT_CHARS_MAX: Final = 2_000
+_OWN_STOPS: Final = ("", "max_errors", "interrupt")  # these reach this process alone
 
 
 @dataclass(slots=True)
@@ -149,8 +150,8 @@ class Runner:
         """Return the fact for the ledger; None where the item runs again."""
         job = end.job
         self._line.landed(job)
-        # A stop of the daemon's goes to the whole tree: what it did to an item is not its doing.
-        is_stopped = end.is_bad and bool(self._stop_why) and self._contact.is_under_daemon
+        # SIGTERM may have gone to the whole tree: what it did to an item is not the item's doing.
+        is_stopped = end.is_bad and self._stop_why not in _OWN_STOPS
         match How.INNOCENT if is_stopped and not job.is_timed_out else end.how:
             case How.RESULT:
                 return self._result(end, now_s)
