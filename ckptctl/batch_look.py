@@ -90,9 +90,9 @@ def active_task(call: Call, name: str) -> TaskRow | None:
 
 
 def _with_tasks(call: Call, batches: Sequence[Batch]) -> list[Seen]:
-    """Add what the daemon knows; where none answers, the files alone speak."""
+    """Add what the daemon knows; where none answers, or none is needed, the files alone speak."""
     seen: list[Seen] = []
-    is_there = True
+    is_there = not (call.style.is_quiet or call.style.form == "name")
     for batch in batches:
         task = None
         if is_there and not batch.problem and (batch.todo or batch.is_locked or not batch.runs):

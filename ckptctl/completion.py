@@ -17,12 +17,14 @@ _ckptctl() {
         verb="${verb:+$verb }$word"
         [[ " @NOUNS@ " == *" ${verb%% *} "* && $verb != *" "* ]] || break
     done
-    local words= is_task=
+    local words= is_task= is_batch=
     case $verb in
 @CASES@
     esac
     if [[ $is_task && $cur != -* ]]; then
         words="@last $(ckptctl status -q -n 50 --timeout 1s 2>/dev/null)"
+    elif [[ $is_batch && $cur != -* ]]; then
+        words=$(ckptctl batch status -q 2>/dev/null)
     elif [[ -z $words ]]; then
         COMPREPLY=($(compgen -c -f -- "$cur"))
         return
@@ -68,6 +70,8 @@ def _bash() -> list[str]:
     for name, verb in VERBS.items():
         names = "|".join(f'"{word}"' for word in (name, *verb.aliases))
         is_task = " is_task=1" if "TASK" in verb.takes else ""
+        if name.startswith("batch ") and "NAME" in verb.takes:
+            is_task = " is_batch=1"
         if verb.has_command:
             cases.append(f'        {names}) [[ $cur == -* ]] && words="{" ".join(_flags(name))}";;')
         else:

@@ -41,6 +41,9 @@ def test_submit_makes_the_batch_ready_and_submits_one_task(
     assert task.labels == {"batch": "census"}
     assert asked.env["CKPTD_BATCH_DIR"] == str(root)
     assert place.load(str(root / "census")).config.argv == ["true"]
+    line = ("batch", "submit", "-n", "other", "-i", items, "-o", "json", "true")
+    document = json.loads(ctl(daemon.endpoint, *line)[1])
+    assert (document["task"], document["batch"]["todo"]) == (7, 3)
 
 
 def test_two_who_submit_at_once_ask_under_one_key_and_the_next_run_under_another(
