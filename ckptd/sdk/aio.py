@@ -272,7 +272,7 @@ class ResumableContext(TaskContext):
             async for item in AsyncItems(self, source, Keys(key, name), total=total):
                 yield item.value
             return
-        position = self.cursor(name, 0)
+        position = self._tracked(name)
         skipped = position.value
         for number, one in enumerate(source):
             if number < skipped:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ckptd.sdk.declare import RetryPolicy
 from ckptd.sdk.items import RETRY, Item, Items, Outcome, Tally, outcome_of
-from ckptd.sdk.outcomes import CheckpointTooLarge, NotJson, Parked, SdkError, TransientError
+from ckptd.sdk.outcomes import (
+    CheckpointTooLarge,
+    NotJson,
+    Parked,
+    SdkError,
+    StopRequested,
+    TransientError,
+)
 
 if TYPE_CHECKING:
     from ckptd.sdk.aio import ResumableContext
@@ -77,7 +84,11 @@ class AsyncItems(Items):
         except Parked as parked:  # raised beside us: to park is the business of this coroutine
             await asyncio.gather(*flying, return_exceptions=True)
             await self.ctx._wait(parked.until_s, parked.reason, parked.scope)
-            self.tally.undone += 1
+            self.tally.leave(parked.reason)
+        except StopRequested:  # a wait of an item ended: the state is saved before we go
+            await asyncio.gather(*flying, return_exceptions=True)
+            await self.ctx._safe_point()
+            raise
         finally:
             await asyncio.gather(*flying, return_exceptions=True)
         if self.tally.undone:
@@ -118,9 +129,8 @@ class AsyncItems(Items):
                 await self.ctx._limited(outcome.scope, outcome.delay_s)
                 continue
             failures += 1
-            if not outcome.delay_s:
-                self.tally.undone += 1
-                self.tally.last_error = outcome.error
+            if outcome.is_over:
+                self.tally.leave(outcome.error)
                 return
             await self.ctx._hold(outcome.delay_s)
             self.ctx._work.raise_if_stopped()

@@ -25,7 +25,7 @@ class Attention:
         self._control: dict[str, Any] = {}
         self._is_signalled = False
         self._before: Any = None
-        self._saves_taken = self._saves_asked()
+        self._saves_taken = 0  # the file is of this attempt alone: see `taskdir.prepare`
         self.wake_fd, self._byte_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def listen(self) -> None:

@@ -215,7 +215,7 @@ class SyncResumableContext(TaskContext):
                 item.value for item in SyncItems(self, source, Keys(key, name), total=total)
             )
             return
-        position = self.cursor(name, 0)
+        position = self._tracked(name)
         skipped = position.value
         for number, one in enumerate(source):
             if number < skipped:

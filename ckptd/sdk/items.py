@@ -11,6 +11,8 @@ may kill their process, see `ckptctl batch`. Read next: `context.py`; `aio.py` h
 """
 
 import json
+import re
+from _thread import allocate_lock
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -24,6 +26,7 @@ from ckptd.sdk.outcomes import (
     RateLimited,
     SdkError,
     SkipItem,
+    StopRequested,
     TransientError,
 )
 from ckptd.storage.facts import NAME_CHARS_MAX
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 RETRY: Final = RetryPolicy(max_failures=5, backoff=0.5, backoff_max=60.0)
 _KEY_CHARS_MAX: Final = 512  # a longer one is its begin and a digest
 _TEXT_CHARS_MAX: Final = 300
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+>")
 
 
 def key_of(value: Any, key: Any = None) -> str:
@@ -78,7 +82,20 @@ def size_of(source: Any) -> float | None:
 
 
 def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_as_text
+    )
+
+
+def _as_text(value: Any) -> str:
+    """Return an object's text, if that says what is in it, and the same in another process."""
+    text = str(value)
+    if isinstance(value, set | frozenset) or _ADDRESS.search(text):
+        raise ValueError(
+            f"an item holds a {type(value).__name__}, which has no text of its own that another "
+            "attempt would find again: say what its key is, with key="
+        )
+    return text
 
 
 class Item:
@@ -130,6 +147,7 @@ class Tally:
         self.known = 0
         self.undone = 0
         self.last_error = ""
+        self._lock = allocate_lock()  # items end in many threads
 
     def __repr__(self) -> str:
         """Return the counts, as `print` shows them."""
@@ -138,7 +156,14 @@ class Tally:
 
     def add(self, status: str) -> None:
         """Count one."""
-        self.counts[status] = self.counts.get(status, 0) + 1
+        with self._lock:
+            self.counts[status] = self.counts.get(status, 0) + 1
+
+    def leave(self, error: str) -> None:
+        """Count one that is left for a later attempt."""
+        with self._lock:
+            self.undone += 1
+            self.last_error = error
 
 
 class Outcome(NamedTuple):
@@ -150,6 +175,7 @@ class Outcome(NamedTuple):
     delay_s: float = 0.0
     scope: str = ""
     is_limited: bool = False
+    is_over: bool = False  # tried as often as the policy allows
 
 
 def outcome_of(error: Exception, failures: int, retry: RetryPolicy) -> Outcome:
@@ -166,7 +192,7 @@ def outcome_of(error: Exception, failures: int, retry: RetryPolicy) -> Outcome:
         case TransientError():
             is_over = failures >= (retry.max_failures or failures + 1)
             delay_s = max(error.retry_after_s, retry.delay_s(failures))
-            return Outcome("", error=text, delay_s=0.0 if is_over else delay_s)
+            return Outcome("", error=text, delay_s=delay_s, is_over=is_over)
         case PermanentError():
             return Outcome("fail", error=text)
         case _:
@@ -262,7 +288,10 @@ class SyncItems(Items):
                 self._run_many(function, source, retry)
         except Parked as parked:  # raised beside us: to park is the business of this thread
             self.ctx._wait(parked.until_s, parked.reason, parked.scope)
-            self.tally.undone += 1
+            self.tally.leave(parked.reason)
+        except StopRequested:  # a wait beside us ended: the state is saved before we go
+            self.ctx._safe_point()
+            raise
         if self.tally.undone:
             raise TransientError(f"{self.tally.undone} items left: {self.tally.last_error}")
         return self.tally
@@ -312,9 +341,8 @@ class SyncItems(Items):
                 self.ctx._limited(outcome.scope, outcome.delay_s)
                 continue
             failures += 1
-            if not outcome.delay_s:
-                self.tally.undone += 1
-                self.tally.last_error = outcome.error
+            if outcome.is_over:
+                self.tally.leave(outcome.error)
                 return
             self.ctx._hold(outcome.delay_s)
         try:

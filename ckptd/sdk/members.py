@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ckptd.sdk import steps, waits
 from ckptd.sdk.items import key_of
+from ckptd.sdk.outcomes import DuplicateStepError
 from ckptd.sdk.state import Cursor
 from ckptd.sdk.values import decode, encode
 from ckptd.sdk.work import Work
@@ -38,6 +39,7 @@ class TaskContext:
         self._work = work
         self._park_after_s = park_after_s
         self._steps = steps.Steps(work)
+        self._loops: set[str] = set()
         self._has_safe_point = False
         self._owner = threading.get_ident()
 
@@ -122,6 +124,17 @@ class TaskContext:
         """Return a position that is saved with the state; `start` where there is none yet."""
         self._work.cursors.setdefault(name, encode(start, f"the cursor {name!r}"))
         return Cursor(self._work.cursors, name)
+
+    def _tracked(self, name: str) -> Cursor:
+        """Return the position of a `track` loop; a second loop would skip what the first has done.
+
+        Raises:
+            DuplicateStepError: a loop of that name ran already.
+        """
+        if name in self._loops:
+            raise DuplicateStepError(name, "track loop")
+        self._loops.add(name)
+        return self.cursor(name, 0)
 
     def file(self, name: str) -> str:
         """Return the path to write a file to that becomes part of the next checkpoint.

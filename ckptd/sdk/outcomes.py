@@ -7,7 +7,7 @@
     ├─ SkipItem, QuarantineItem        author      of an item: leave it out; isolate it
     └─ SdkError                        SDK         not kept to the contract, or what is stored
        ├─ StepInterrupted              an at-most-once step began, and nobody knows whether it ended
-       ├─ DuplicateStepError           two steps of one attempt have the same name
+       ├─ DuplicateStepError           two steps, or loops, of one attempt have the same name
        ├─ StepTimeout                  a step took longer than its timeout
        ├─ NotJson                      a value that cannot be stored
        ├─ CheckpointTooLarge           a state or value over its bound; save a file instead
@@ -92,8 +92,8 @@ class StepInterrupted(SdkError):
 class DuplicateStepError(SdkError):
     """Names are what steps are remembered by, so each may run once in an attempt."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"a step named {name!r} already ran in this attempt; give each its own")
+    def __init__(self, name: str, what: str = "step") -> None:
+        super().__init__(f"a {what} named {name!r} already ran in this attempt; give each its own")
         self.name = name
 
 

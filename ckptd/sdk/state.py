@@ -87,7 +87,7 @@ def _converted(value: Any, task: Task) -> Any:
 
     assert task.state_schema is not None
     try:
-        return msgspec.convert(value, task.state_schema)
+        return msgspec.convert(value, task.state_schema, str_keys=True)
     except msgspec.ValidationError as error:
         raise StateVersionError(
             f"the saved state of {task.name} does not fit {task.state_schema.__name__}: {error}; "

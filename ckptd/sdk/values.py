@@ -15,6 +15,7 @@ from typing import Any, Final
 from ckptd.sdk.outcomes import NotJson
 
 _BYTES: Final = "$bytes"
+_INT_BITS_MAX: Final = 14_000  # Python reads no more than 4,300 digits
 _DEPTH_MAX: Final = 60  # what a journal keeps, less its own levels
 
 
@@ -33,8 +34,10 @@ def _encoded(value: Any, what: str, depth: int) -> Any:
     if depth > _DEPTH_MAX:
         raise NotJson(f"{what} is nested deeper than {_DEPTH_MAX}")
     match value:
-        case int():
+        case int() if value.bit_length() <= _INT_BITS_MAX:
             return int(value)
+        case int():
+            raise NotJson(f"{what} holds a number of {value.bit_length()} bits; store it as text")
         case float():
             return _finite(value, what)
         case bytes() | bytearray():

@@ -245,7 +245,8 @@ class Work:
             "config_digest": input_digest(self.given),
             "numbers": numbers(self.task.strategy, self.pace, self.ports.now_s()),
             **({"provenance": self._provenance} if self._provenance else {}),
-            **saver.facts_for_header(sorted(self.known.steps), self.known.values),
+            # Copies: other threads record while this is hashed and written.
+            **saver.facts_for_header(sorted(self.known.steps), dict(self.known.values)),
             **more,
         }
         return Draft(header, content, began_s)
