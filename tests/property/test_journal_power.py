@@ -7,11 +7,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptd.storage import facts
+from ckptd.storage import facts, frame
 from ckptd.storage.journal import Journal
 from tests.task_world import TASK, TaskWorld
 
 SECTOR_BYTES = 512
+SEED = frame.crc32(b"ckptd journal 12.1")
 
 acts = st.one_of(
     st.tuples(st.just("append"), st.sampled_from((0, 1)), st.integers(1, 40)),
@@ -46,6 +47,13 @@ class Model:
             assert journal._synced_bytes == journal._end_bytes
         # Who takes in what others wrote syncs it, also when its own facts ride.
         self.durable_bytes = max(self.durable_bytes, journal._synced_bytes)
+
+    def promised(self) -> int:
+        """Return how many items the last frame says had been synced before it."""
+        path = self.world.journal_path()
+        data = memoryview(path.read_bytes() if path.exists() else b"")
+        heads = [head for _, head in frame.find_later(data, 0, SEED)]
+        return max(0, heads[-1].durable_lsn - 1) if heads else 0  # fact 1 opens the file
 
     def end(self, who: int, *, is_killed: bool) -> None:
         journal = self.writers.pop(who, None)
@@ -98,6 +106,7 @@ def test_what_was_acknowledged_is_there_in_order_whatever_dies(
                 case _:
                     model.end(who, is_killed=what == "kill")
             assert model.found() == model.written
+            assert model.promised() <= sum(end <= model.durable_bytes for end in model.ends)
         for who in (0, 1):
             model.end(who, is_killed=False)
         assert model.found() == model.written
