@@ -200,7 +200,22 @@ def _split(command: list[str]) -> tuple[list[str], list[str] | None]:
     if _WORDS not in command:
         return command, None
     place = command.index(_WORDS)
-    return command[:place], command[place + 1 :]
+    words = command[place + 1 :]
+    if misplaced := [word for word in words if word in _options()]:
+        raise BadRequest(
+            f"{misplaced[0]} stands behind {_WORDS}, where all words are items",
+            "options go before the command; an item of that name goes into a file: -i FILE",
+        )
+    return command[:place], words
+
+
+def _options() -> frozenset[str]:
+    """Return the long options that people may mean behind the items."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_options(parser)
+    add_task_options(parser)
+    flags = (*parser._option_string_actions, "--wait", "--follow", "--output", "--quiet")
+    return frozenset(flag for flag in flags if flag.startswith("--"))
 
 
 def _source(

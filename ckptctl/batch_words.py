@@ -19,6 +19,8 @@ PAINT: Final = {
     "finished": "2", "running": "32", "unfinished": "33", "new": "", "unreadable": "31",
 }  # fmt: skip
 """ANSI colour of a status or state."""
+BAD: Final = ("fail", "error", "quarantined")
+_AGAIN: Final = {"fail": "--failed", "error": "--errors"}
 _ENDS: Final = {
     "finished": "did what was asked for",
     "max_errors": "stopped at --max-errors",
@@ -143,11 +145,11 @@ def next_steps(batch: Batch, task: TaskRow | None) -> list[str]:
     steps = []
     if batch.todo:
         steps.append(f"to go on: ckptctl batch retry {name}")
-    if batch.counts.get("error") or batch.counts.get("quarantined"):
-        steps.append(f"which went wrong: ckptctl batch items {name} --status error,quarantined")
-        steps.append(f"those again: ckptctl batch retry {name} --errors")
-    if batch.counts.get("fail"):
-        steps.append(f"the failed ones again: ckptctl batch retry {name} --failed")
+    if bad := [status for status in BAD if batch.counts.get(status)]:
+        steps.append(f"which went wrong: ckptctl batch items {name} --status {','.join(bad)}")
+        again = _AGAIN.get(bad[0], "") if len(bad) == 1 else ""
+        again = again or f"--status {','.join(bad)}"
+        steps.append(f"those again: ckptctl batch retry {name} {again}")
     if not batch.todo and not batch.errors:
         steps.append(f"its results: ckptctl batch export {name}")
     return steps

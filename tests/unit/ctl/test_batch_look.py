@@ -90,6 +90,9 @@ def test_one_batch_in_detail_says_what_went_wrong_and_what_to_do(look: Look) -> 
     assert "1; 1m05s waited in all" in text
     assert "{}: no route" in text  # both are one kind of trouble, told once
     assert "to go on: ckptctl batch retry census" in text
+    assert "those again: ckptctl batch retry census --errors" in text
+    ran(path, done("host-c", "quarantined"))
+    assert "retry census --status error,quarantined" in look("status", "census")[1]
 
 
 def test_a_wrong_name_names_the_nearest(look: Look) -> None:

@@ -44,6 +44,7 @@ def test_items_come_from_one_place(words: list[str], source: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("words", "text"),
     [(["-i", "x", "true", ":::", "a"], "not from --items and :::"),
+     (["true", ":::", "a", "--wait"], "--wait stands behind :::"),
      (["true"], "no items"), (["-i", "x"], "no command, and no --python"),
      (["-i", "x", "--python", "a:b", "true"], "not both"),
      (["-i", "x", "--python", "work.py"], "not module:function"),
