@@ -83,16 +83,19 @@ class Batch(msgspec.Struct, frozen=True):
         return sum(self.counts.get(name, 0) for name in ("fail", "error", "quarantined"))
 
 
-def reports(names: Sequence[str] = (), *, detail: bool = False) -> list[Batch]:
-    """Return the batches of these names, all without names. Raises NotFound."""
-    said = ask(["report", *(["--detail"] if detail else []), *names])
+def reports(names: Sequence[str] = (), how: str = "") -> list[Batch]:
+    """Return the batches of these names, all without names. Raises NotFound.
+
+    `how`: `detail` adds their troubles, `brief` is name and directory alone, and quick.
+    """
+    said = ask(["report", *([f"--{how}"] if how else []), *names])
     return [msgspec.json.decode(line, type=Batch) for line in said.splitlines()]
 
 
 def report(name: str) -> Batch:
     """Return one batch in detail. Raises NotFound naming the nearest."""
     check_name(name)
-    return reports([name], detail=True)[0]
+    return reports([name], "detail")[0]
 
 
 def check_name(name: str) -> None:
@@ -100,7 +103,7 @@ def check_name(name: str) -> None:
     where = ask(["dir", name]).decode(errors="surrogateescape").rstrip("\n")
     if os.path.lexists(os.path.join(where, "batch.json")):
         return
-    known = [batch.name for batch in reports()]
+    known = [batch.name for batch in reports(how="brief")]
     there = f"there are: {', '.join(known[:8])}" if known else "there are none yet"
     raise NotFound(f"no batch {name!r}", nearest(name, known) or there)
 

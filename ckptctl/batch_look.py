@@ -56,6 +56,9 @@ def batch_status_options(parser: argparse.ArgumentParser) -> None:
 def batch_status(call: Call) -> int:
     """List batches, or show one."""
     name = call.args.name
+    if not (name or call.args.check) and (call.style.is_quiet or call.style.form == "name"):
+        call.out(batch.name for batch in reports(how="brief"))
+        return 0
     batches = [report(name)] if name else sorted(reports(), key=_rank)
     if call.args.check:
         codes = [check_code(batch) for batch in batches]

@@ -1,6 +1,6 @@
 """What the directories of batches say: `report`, `items` and `export`, all in JSON or CSV.
 
-    python -m ckptd.batch report [--detail] [NAME...]             one line of JSON a batch
+    python -m ckptd.batch report [--detail|--brief] [NAME...]     one line of JSON a batch
     python -m ckptd.batch items NAME [--status=S] [--key=K]       one line of JSON an item
     python -m ckptd.batch export NAME [--format=jsonl|json|csv] [--status=S]
 
@@ -9,7 +9,6 @@ A batch that cannot be read is a line with a `problem`, so that one never hides 
 Read next: `ledger.py` (the facts), `gc.py` (which clears batches away).
 """
 
-import heapq
 import os
 import sys
 import time
@@ -27,7 +26,7 @@ from ckptd.storage.facts import STATUSES, Facts
 
 TODO: Final = "todo"
 RUNNING: Final = "running"
-_LATELY: Final = 200  # results that the rate is told by
+_LATELY_NS: Final = 30_000_000_000  # what the rate is told by, as the runner's own
 _TROUBLES: Final = 10
 _TEXT_CHARS: Final = 300
 _SOURCES: Final = {"csv": "rows of CSV", "jsonl": "lines of JSON", "null": "ended by NUL"}
@@ -79,10 +78,13 @@ class Asked:
 
 def report(words: Sequence[str]) -> int:
     """Print a line for each batch."""
-    asked = Asked(words, ("detail",))
+    asked = Asked(words, ("detail", "brief"))
     for name in asked.names or names():
-        line = msgspec.json.encode(summary(name, detail=asked.has("detail")))
-        sys.stdout.buffer.write(line + b"\n")
+        if asked.has("brief"):
+            found: dict[str, Any] = {"name": name, "dir": place.path_of(name)}
+        else:
+            found = summary(name, detail=asked.has("detail"))
+        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     sys.stdout.buffer.flush()
     return 0
 
@@ -191,19 +193,17 @@ def runs(known: Facts) -> list[dict[str, Any]]:
 
 
 def rate_of(known: Facts) -> float:
-    """Return results a second, told by the last ones of the last run; 0.0 where there are none."""
+    """Return results a second, told by the last half minute of the last run; 0.0 without any."""
     begins = [fact for fact in known.runs if fact["event"] == "begin"]
     if not begins:
         return 0.0
     run, began_ns = int(begins[-1]["attempt"]), int(begins[-1]["at_ns"])
-    ends = (int(fact["at_ns"]) for fact in known.items.values() if fact["attempt"] == run)
-    lately = heapq.nlargest(_LATELY, ends)
-    if not lately:
+    ends = [int(fact["at_ns"]) for fact in known.items.values() if fact["attempt"] == run]
+    newest_ns = max(ends, default=0)
+    since_ns = max(began_ns, newest_ns - _LATELY_NS)
+    if newest_ns <= since_ns:
         return 0.0
-    since_ns = lately[-1] if len(lately) == _LATELY else began_ns
-    since_ns = began_ns if since_ns == lately[0] else since_ns
-    span_s = (lately[0] - since_ns) / 1e9
-    return round(len(lately) / span_s, 6) if span_s > 0 else 0.0
+    return round(sum(end > since_ns for end in ends) / ((newest_ns - since_ns) / 1e9), 6)
 
 
 def paused_until_ns(known: Facts) -> int:
