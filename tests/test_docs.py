@@ -124,7 +124,7 @@ def play(
 def urls(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Where the servers of `$FILE_URL` and `$API_URL` are."""
     with small_server(tmp_path) as site, LimitedApi(1_000, {3: "seconds"}).open() as api:
-        site.publish("big.bin", random.Random(0).randbytes(4_000_000))
+        site.publish("big.bin", random.Random(0).randbytes(12_000_000))
         yield {"FILE_URL": f"{site.url}/big.bin", "API_URL": api.url}
 
 
