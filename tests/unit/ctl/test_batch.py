@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from ckptd.batch import place
 from ckptd.protocol import messages as m
 from tests.unit.ctl.batches import done, made, names_in, ran
-from tests.unit.ctl.conftest import Scripted, ctl
+from tests.unit.ctl.conftest import Scripted, ctl, ctl_process
 from tests.unit.ctl.rows import page, row
 
 NOBODY = "ipc:///nonexistent/ctl.sock"
@@ -215,3 +216,18 @@ def test_a_misspelt_field_is_warned_of_before_anything_runs(root: Path, tmp_path
     err = ctl(NOBODY, *line, "{idd}", "{id}", "{print $1}")[2]
     assert "{idd} in the command is no field of the items; they have: id, name" in err
     assert "print" not in err
+
+
+def test_waiting_for_a_batch_that_runs_in_a_terminal_ends_with_its_runner(root: Path) -> None:
+    path = made("census", ["a"])
+    with place.locked(path, "census"):
+        code, _, err = ctl(NOBODY, "batch", "wait", "census", "--timeout", "0")
+        assert code == 124
+        assert "census is not done in time" in err
+        process = ctl_process(NOBODY, "batch", "wait", "census")
+        ran(path, done("a"))
+        with pytest.raises(subprocess.TimeoutExpired):  # all is done, but it is still at work
+            process.communicate(timeout=2)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "")
+    assert "batch census: 1/1 done, pass 1" in err
