@@ -191,6 +191,18 @@ def _is_emptied(name: str, items_fd: int) -> bool:
         os.close(fd)
 
 
+def remove_spares(setting: Setting) -> None:
+    """Remove the directories that were put away: the run is over."""
+    with contextlib.suppress(OSError, NotTrusted):
+        items_fd = open_directory(f"{setting.path}/items", os.getuid())
+        try:
+            for number in setting.spares:
+                remove_tree(str(number), items_fd)
+        finally:
+            os.close(items_fd)
+    setting.spares.clear()
+
+
 def sweep(path: str, kept: set[int]) -> None:
     """Remove the directories of all items but those that have no result yet."""
     try:

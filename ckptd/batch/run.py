@@ -187,6 +187,7 @@ class _Run:
             raise
         finally:
             workers.close()
+            itemdir.remove_spares(self.setting)
             printed.close()
             epoll.close()
             self.meter.clear()
