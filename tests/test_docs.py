@@ -8,6 +8,7 @@ document begins with `# NAME.py` and is that file for the commands that follow. 
 only read. `$FILE_URL` is a file on a web server, `$API_URL` an API with pages that limits callers.
 """
 
+import importlib
 import os
 import random
 import re
@@ -144,3 +145,20 @@ def test_the_commands_of_the_documents_do_what_they_say(
         assert not command.expected or matches(command.expected, out), (
             f"{where}\nshould print:\n{command.expected}\nprinted:\n{out}"
         )
+
+
+@pytest.mark.parametrize("kind", ["context:SyncResumableContext", "aio:ResumableContext"])
+def test_the_page_for_authors_names_every_member_of_the_context(kind: str) -> None:
+    module, name = kind.split(":")
+    context = getattr(importlib.import_module(f"ckptd.sdk.{module}"), name)
+    page = (ROOT / "docs/SDK.md").read_text()
+    named = set(re.findall(r"`(\w+)", page[page.index("## All members") :]))
+    public = {member for member in dir(context) if not member.startswith("_")}
+    assert not public - named
+
+
+def test_every_name_of_the_sdk_that_the_documents_import_is_there() -> None:
+    for document in DOCUMENTS:
+        for names in re.findall(r"from ckptd\.sdk import (.+)", (ROOT / document).read_text()):
+            for name in names.split(", "):
+                assert hasattr(importlib.import_module("ckptd.sdk"), name), f"{document}: {name}"

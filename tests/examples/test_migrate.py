@@ -1,12 +1,15 @@
 """examples/migrate.py: 200 migrations, 47 kills its process the first time, others are killed."""
 
 import contextlib
+import runpy
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from ckptd.testing import check_resumable
 from tests.examples.killing import Example, seeded
+from tests.task_world import ROOT
 
 COUNT, POISON = 200, 47
 PYTHON = """
@@ -116,3 +119,27 @@ def test_a_changed_migration_and_a_broken_one_change_nothing(tmp_path: Path, fol
     said = Example("migrate.py", database, folder).run(code=1)
     assert "0002_change.sql was changed after it was applied" in said
     assert dump(database) == before
+
+
+def test_a_crash_at_any_durable_point_applies_nothing_twice(tmp_path: Path) -> None:
+    made = tmp_path / "few"
+    made.mkdir()
+    for number in range(1, 5):
+        (made / f"{number:04d}.sql").write_text(
+            "CREATE TABLE IF NOT EXISTS applied (number INTEGER);\n"
+            f"INSERT INTO applied VALUES ({number});\n"
+        )
+
+    report = check_resumable(
+        runpy.run_path(str(ROOT / "examples/migrate.py"))["migrate"],
+        tmp_path,
+        given=lambda place: {"database": f"{place}/shop.db", "folder": str(made)},
+        side_effects=lambda place: map(str, applied(Path(place, "shop.db"))),
+        twice=True,
+    )
+
+    assert [point.what for point in report.points] == [
+        *(f"step_done {number:04d}.sql" for number in range(1, 5)),
+        "result",
+    ]
+    assert report.repeated_max == 0
