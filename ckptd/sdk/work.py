@@ -346,6 +346,8 @@ class Work:
         """Remember how far it is, and tell the daemon now and then; never waits."""
         self.progress = (float(done), float(total))
         self.pace.done_share = min(1.0, done / total) if total > 0 else 0.0
+        if self.pace.done_share < self.pace.saved_share:
+            self.pace.saved_share = 0.0  # another loop counts from its own beginning
         now_s = self.ports.now_s()
         if now_s - self._told_at_s >= _TELL_EVERY_S or (total and done >= total):
             self._told_at_s = now_s
