@@ -6,16 +6,30 @@ it hits the middle on any machine. `CKPTD_SEED` repeats a run; it is printed.
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.task_world import ROOT
 from tests.waiting import let_pass, until
 
 ENDS_S = 50.0
+
+
+def _has_perl() -> bool:
+    """Tell whether Perl is here with its core; some systems have its interpreter alone."""
+    if not shutil.which("perl"):
+        return False
+    command = ["perl", "-MJSON::PP", "-MDigest::SHA", "-e1"]
+    return not subprocess.run(command, check=False, capture_output=True).returncode
+
+
+needs_perl = pytest.mark.skipif(not _has_perl(), reason="needs perl with its core modules")
 
 
 def seeded() -> random.Random:

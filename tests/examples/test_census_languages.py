@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.killing import ENDS_S, seeded
+from tests.examples.killing import ENDS_S, needs_perl, seeded
 from tests.examples.test_examples import start, world
 from tests.task_world import ROOT, TaskWorld
 from tests.waiting import let_pass, until
@@ -27,7 +26,7 @@ SCRIPTS = [
         400,
         16,
         id="perl",
-        marks=pytest.mark.skipif(not shutil.which("perl"), reason="needs perl"),
+        marks=needs_perl,
     ),
 ]
 
@@ -73,7 +72,7 @@ def test_shell_and_perl_come_to_the_result_of_python_although_they_are_killed(
     assert count() <= total + kills * at_most
 
 
-@pytest.mark.skipif(not shutil.which("perl"), reason="needs perl")
+@needs_perl
 def test_the_whole_library_is_measured_alike(world: TaskWorld, tmp_path: Path) -> None:
     result = tmp_path / "census.tsv"
     with start(world, str(ROOT / "examples/census.pl"), STDLIB, str(result)) as process:

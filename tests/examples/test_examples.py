@@ -3,13 +3,13 @@
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.examples.killing import needs_perl
 from tests.task_world import CKPT, ROOT, TaskWorld
 from tests.waiting import let_pass
 
@@ -94,7 +94,7 @@ def test_the_step_example_repeats_no_step_and_at_most_the_current_item(
     assert len(squares) <= 20 + 3
 
 
-@pytest.mark.skipif(not shutil.which("perl"), reason="needs perl")
+@needs_perl
 def test_the_perl_example_resumes_by_the_pipe(world: TaskWorld) -> None:
     said = killed_until_done(
         world, "perl", str(ROOT / "examples/perl_resume.pl"), "100", kill_s_max=0.25
