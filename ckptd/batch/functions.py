@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -141,6 +142,12 @@ class _Host:
         self.kill()
         return None
 
+    def begin_anew(self, now_s: float, timeout_s: float) -> None:
+        """Let the time of what waits in it begin now: importing is not the items' doing."""
+        for job in self.running.values():
+            job.began_s = now_s
+            job.ends_s = now_s + timeout_s if timeout_s else 0.0
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
@@ -243,6 +250,7 @@ class Functions:
         if "n" not in said:
             host.bad = str(said.get("bad", ""))
             host.is_ready = not host.bad
+            host.begin_anew(time.monotonic(), self._config.timeout_s)
             host.is_async = bool(said.get("is_async"))
             self._is_known, self._wants_context = True, bool(said.get("wants_context"))
             return []
@@ -284,9 +292,9 @@ class Functions:
         """
         if job.is_timed_out:
             return
-        job.is_timed_out = True
         for host in self._hosts:
-            if job.number in host.running:
+            if job.number in host.running and host.is_ready:
+                job.is_timed_out = True
                 if host.is_async:
                     host.say({"cancel": job.number})
                     self._watch(host)

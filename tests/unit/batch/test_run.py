@@ -245,10 +245,10 @@ def test_a_function_that_takes_too_long_harms_no_other(world: BatchWorld) -> Non
     world.module(
         "import time\n"
         "def work(item):\n"
-        "    time.sleep(100 if item == 'slow' else 0.3)\n"
+        "    time.sleep(100 if item == 'slow' else 0.2)\n"
         "    return item\n"
     )
-    world.prepare(python="items:work", items=["slow", "a", "b", "c"], timeout_s=0.5, jobs=2)
+    world.prepare(python="items:work", items=["slow", "a", "b", "c"], timeout_s=1.5, jobs=2)
     world.run(code=1)
 
     assert world.statuses() == {"slow": "error", "a": "pass", "b": "pass", "c": "pass"}
@@ -258,14 +258,14 @@ def test_a_coroutine_that_takes_too_long_is_cancelled_alone(world: BatchWorld) -
     world.module(
         "import asyncio, os\n"
         "async def work(item):\n"
-        "    await asyncio.sleep(100 if item == 'slow' else 0.3)\n"
+        "    await asyncio.sleep(100 if item == 'slow' else 0.2)\n"
         "    return os.getpid()\n"
     )
-    world.prepare(python="items:work", items=["slow", "a", "b", "c"], timeout_s=0.5, jobs=2)
+    world.prepare(python="items:work", items=["slow", "a", "b", "c"], timeout_s=1.5, jobs=2)
     world.run(code=1)
 
     found = world.results()
-    assert found["slow"]["text"] == "timed out after 0.5 s"
+    assert found["slow"]["text"] == "timed out after 1.5 s"
     assert len({found[key]["result"] for key in "abc"}) == 1  # their process was left alone
     assert {found[key]["tries"] for key in "abc"} == {1}
 
