@@ -108,6 +108,15 @@ class TaskContext:
         values = self._work.known.values
         return decode(values[key]) if key in values else default
 
+    def item_results(self, name: str = "") -> dict[str, Any]:
+        """Return {key: result} of the items that passed, in any attempt; `name`: of one source."""
+        start = f"{name}/" if name else ""
+        return {
+            key.removeprefix(start): decode(fact.get("result"))
+            for key, fact in list(self._work.known.items.items())
+            if fact["status"] == "pass" and key.startswith(start)
+        }
+
     @property
     def state(self) -> Any:
         """The bulk state: a dict, or an object of the task's schema; saved by the strategy."""

@@ -41,3 +41,24 @@ def test_a_result_is_not_handed_out_for_other_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not with the input that is given now"):
         run_local(function, folder, path="b.csv")
     assert run_local(function, folder, again=True, path="b.csv") == "b.csv"
+
+
+def test_results_of_items_are_there_in_every_attempt(tmp_path: Path) -> None:
+    def square(number: int) -> int:
+        if number == 3:
+            raise RuntimeError("no")
+        return number**2
+
+    def function(ctx: Any, *, upto: int) -> Any:
+        ctx.items(range(upto), name="squares").run(square)
+        ctx.record_item("other", "pass", b"raw")
+        if upto < 5:
+            raise RuntimeError("interrupted")
+        return [ctx.item_results("squares"), ctx.item_results()]
+
+    with pytest.raises(RuntimeError):
+        run_local(function, tmp_path / "task", upto=3)
+    named, whole = run_local(function, tmp_path / "task", upto=5)
+    assert named == {"0": 0, "1": 1, "2": 4, "4": 16}
+    assert whole["squares/2"] == 4
+    assert whole["other"] == b"raw"
