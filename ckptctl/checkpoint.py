@@ -1,8 +1,8 @@
 """Verbs of checkpoints: look at what a task saved, compare, carry away, bring in, change.
 
 The daemon tells what there is; manifests and files are read, and new checkpoints made, by
-`python -m ckptd.sdk.offline_checkpoint` as whoever calls: files belong to their task's user.
-Read next: `saving.py` (the words), `ckptd/sdk/offline_checkpoint.py`.
+`python -m ckptd.offline.checkpoint` as whoever calls: files belong to their task's user.
+Read next: `saving.py` (the words), `ckptd/offline/checkpoint.py`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Run `python -m ckptd.sdk.offline_checkpoint` as whoever calls, and say its refusals as ours.
+"""Run `python -m ckptd.offline.checkpoint` as whoever calls, and say its refusals as ours.
 
 So the command line knows no file format, and files are reached with the caller's own rights.
 Read next: `checkpoint.py`.
@@ -21,7 +21,7 @@ from ckptd.protocol.errors import (
     NotFound,
 )
 
-_COMMAND: Final = (sys.executable, "-P", "-m", "ckptd.sdk.offline_checkpoint")
+_COMMAND: Final = (sys.executable, "-P", "-m", "ckptd.offline.checkpoint")
 _REFUSALS: Final[dict[int, type[CkptdError]]] = {
     kind.exit_code: kind for kind in (DiskFull, NotFound, Conflict, BadRequest, Corrupt, Denied)
 }

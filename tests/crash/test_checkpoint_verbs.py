@@ -85,7 +85,7 @@ def test_a_task_whose_code_is_too_old_is_blocked_and_goes_on_once_it_is_mended(
 
 
 def start_edit(world: TaskWorld, seq: int, part: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-m", "ckptd.sdk.offline_checkpoint", "edit"]
+    command = [sys.executable, "-P", "-m", "ckptd.offline.checkpoint", "edit"]
     process = subprocess.Popen(
         [*command, world.dir, str(TASK), "1", str(seq)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

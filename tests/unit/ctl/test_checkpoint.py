@@ -511,7 +511,7 @@ def test_files_of_another_user_are_denied_and_left_alone(desk: Desk, verb: str) 
         "edit": [str(TASK), "1", "1"],
     }[verb]  # fmt: skip
     done = subprocess.run(
-        [*OTHER, "-P", "-m", "ckptd.sdk.offline_checkpoint", verb, desk.world.dir, *words],
+        [*OTHER, "-P", "-m", "ckptd.offline.checkpoint", verb, desk.world.dir, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd="/",
         input=b'{"set": {"state.part": 2}}',

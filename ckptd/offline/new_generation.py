@@ -6,7 +6,7 @@ The task does not run, so its stage is free; what an attempt left there when it 
 does at the next start. Who fills it holds a lock on it: two at a time would mix their files.
 Crash: before the publishing rename, the next start makes the stage empty again; nothing changed.
 Invariant: what is published has the digests that its origin's manifest names. Stdlib only.
-Read next: `save.py`, `ckptd/storage/taskdir.py`.
+Read next: `ckptd/sdk/save.py`, `ckptd/storage/taskdir.py`.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
     state.part: 6 -> 7        files.model.bin: 9f86... -> 2c26...        state.rows.3: added 12
 
 A path is names and list positions with dots between; a name that has dots itself is found, too.
-Pure, no I/O. Stdlib only. Read next: `offline_checkpoint.py`.
+Pure, no I/O. Stdlib only. Read next: `checkpoint.py`.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """Checkpoints of a task that does not run, from outside: show, diff, export, import, edit.
 
-    python -P -m ckptd.sdk.offline_checkpoint VERB ...         what `ckptctl checkpoint` executes
+    python -P -m ckptd.offline.checkpoint VERB ...         what `ckptctl checkpoint` executes
         show    TASK_DIR SEQ                one line of JSON: the manifest
         diff    TASK_DIR A B                one line of JSON: what differs, member by member
         export  TASK_DIR SEQ DIR|FILE.tar|-
@@ -14,7 +14,7 @@ meanwhile, nothing is published (`taskdir.fence`).
 Exit codes: 0 done, 2 the disk refuses, 4 no such checkpoint, 5 a newer attempt, 64 wrong usage,
 65 it does not check, 77 not readable. On stderr one line, and a hint as a second one.
 Invariant: no generation is ever changed; import and edit make a new one. Stdlib only.
-Read next: `new_generation.py`, `save.py`.
+Read next: `new_generation.py`, `ckptd/sdk/save.py`.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ckptd.sdk import differences, new_generation
-from ckptd.sdk.differences import BadPath
+from ckptd.offline import differences, new_generation
+from ckptd.offline.differences import BadPath
 from ckptd.sdk.save import Saved
 from ckptd.storage import facts
 from ckptd.storage import manifest as seals
