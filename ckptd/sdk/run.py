@@ -41,6 +41,10 @@ class NoSuchFunction(Exception):
     """`module:function` names nothing that can be run."""
 
 
+class BadInput(Exception):
+    """The input is no JSON object; trying again would not make it one."""
+
+
 def resolve(target: str) -> Any:
     """Import `module:function` (or `path/to/file.py:function`) and return it as a task.
 
@@ -134,6 +138,16 @@ def describe(target: str, text: str | None) -> dict[str, Any]:
     return told
 
 
+def _given(text: str) -> dict[str, Any]:
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"the input is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise BadInput(f"the input is a {type(given).__name__}, expected a JSON object")
+    return given
+
+
 def run(target: str, text: str) -> int:
     """Run one attempt; return the exit code."""
     from ckptd.sdk.drive import drive, opened  # noqa: PLC0415
@@ -145,10 +159,10 @@ def run(target: str, text: str) -> int:
     try:
         around = Surroundings()
         task = resolve(target)
-        work = opened(around, task, json.loads(text), None)
+        work = opened(around, task, _given(text), None)
     except NotATask as error:
         return _say(f"{error}; submit it, or use run_local in Python", _USAGE)
-    except NoSuchFunction as error:
+    except (NoSuchFunction, BadInput) as error:
         return _say(str(error), _BAD_DATA)
     except Exception as error:  # noqa: BLE001 - told with its exit code, once, here
         return _say(str(error), exit_code_of(error))
