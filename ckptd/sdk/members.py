@@ -70,12 +70,14 @@ class TaskContext:
         """Where this attempt goes on from; None on a first start."""
         if not self.resumed:
             return None
-        saved = self._work.saved
+        saved = self._work.resumed_from
         told = saved.get("progress")
         is_told = isinstance(told, dict)
         progress = (float(told["done"]), float(told["total"])) if is_told and told else None
         at_s = float(saved.get("at_ns") or 0) / 1e9
-        return ResumePoint(int(saved.get("seq") or 0), at_s, self._work.current_step, progress)
+        return ResumePoint(
+            int(saved.get("seq") or 0), at_s, str(saved.get("current_step") or ""), progress
+        )
 
     @property
     def input(self) -> dict[str, Any]:
@@ -186,7 +188,7 @@ class TaskContext:
 
     def on_restore(self, restore: Callable[[], None]) -> Callable[[], None]:
         """Call `restore` now if there is a checkpoint to go on from; a decorator, too."""
-        if self._work.saved:
+        if self._work.resumed_from:
             restore()
         return restore
 

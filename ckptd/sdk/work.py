@@ -125,6 +125,8 @@ class Work:
         self.attention = Attention(around)
         self.known = self._read_facts()
         self.saved = self._read_manifest()
+        self.resumed_from = self.saved  # as it was found; `saved` follows what this attempt saves
+        self.is_resumed = bool(self.saved) or self.known.has_any
         self.state: Any = self._restored()
         found = self.saved.get("cursors")
         self.cursors: dict[str, Any] = dict(found) if isinstance(found, dict) else {}
@@ -199,11 +201,6 @@ class Work:
         if not isinstance(parked_ns, int) or not 0 < parked_ns < time.time_ns():
             return 0.0
         return (time.time_ns() - parked_ns) / 1e9
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether an earlier attempt left anything to go on from."""
-        return bool(self.saved) or self.known.has_any
 
     # --- facts ----------------------------------------------------------------------------------
 

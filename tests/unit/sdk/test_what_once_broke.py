@@ -283,3 +283,26 @@ def test_values_recorded_by_coroutines_while_a_checkpoint_is_written_do_not_spoi
         return faults
 
     assert run_local(function, tmp_path / "t") == []
+
+
+def test_resumed_is_about_earlier_attempts_whatever_this_one_saves(tmp_path: Path) -> None:
+    def function(ctx: SyncResumableContext) -> list[Any]:
+        before = [ctx.resumed, ctx.resume_point]
+        restored: list[int] = []
+        ctx.step("a", lambda: 1)
+        ctx.state["n"] = ctx.attempt
+        ctx.checkpoint()
+        ctx.on_restore(lambda: restored.append(1))
+        assert [ctx.resumed, ctx.resume_point] == before
+        if ctx.attempt == 1:
+            assert before == [False, None]
+            assert not restored
+            raise ZeroDivisionError
+        assert restored
+        point = ctx.resume_point
+        assert point is not None
+        return [ctx.resumed, point.checkpoint]
+
+    with pytest.raises(ZeroDivisionError):
+        run_local(function, tmp_path / "t")
+    assert run_local(function, tmp_path / "t") == [True, 1]
