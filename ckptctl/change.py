@@ -228,10 +228,17 @@ def retry_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `retry`."""
     selectors.add_options(parser)
     parser.add_argument("--fresh", action="store_true", help="from nothing, not the checkpoint")
+    parser.add_argument(
+        "--from-step", metavar="NAME", help="of one task: run this step and those after it again"
+    )
 
 
 def retry(call: Call) -> int:
     """Start ended tasks again."""
+    if call.args.from_step is not None:
+        from ckptctl.rewind import rewound  # noqa: PLC0415 (a plain retry does not pay for it)
+
+        return change(call, "retry", Retry(rewound(call, call.args.from_step), False))
     return change(call, "retry", Retry(_chosen(call, "retry", ask=True), call.args.fresh))
 
 

@@ -94,7 +94,8 @@ ckptctl wait --exit-code task 7; echo $?""",
         Verb("release", "change:release", "let held, quarantined or blocked tasks go on"),
         Verb("retry", "change:retry", "start ended tasks again, from their last checkpoint",
              aliases=("restart",),
-             examples="ckptctl retry 7\nckptctl retry --fresh 7\nckptctl retry --state failed"),
+             examples="ckptctl retry 7\nckptctl retry --fresh 7\nckptctl retry --state failed\n"
+             "ckptctl retry --from-step load 7"),
         Verb(
             "edit", "edit:edit", "change tasks that are not running",
             examples="ckptctl edit 7 --set timeout=2h --set priority=5\n"

@@ -109,6 +109,8 @@ def _result(directory: str, task: int, uid: int) -> str:
         for _, fact in journal.read(directory, task, uid, _ATTEMPTS_ALL):
             if fact.get("op") == "result":
                 made = fact
+            elif fact.get("op") == "step_reset":  # a part of the work is to be done anew
+                made = {}
     except (Damaged, NotTrusted, OSError):  # the next look at what it saved tells that
         return ""
     if "value" not in made:

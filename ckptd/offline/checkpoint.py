@@ -7,12 +7,13 @@
         import  TASK_DIR TASK ATTEMPT DIR|FILE.tar|-           prints {"seq":8,...}
         edit    TASK_DIR TASK ATTEMPT SEQ   stdin: {"set":{"state.part":7},"unset":["state.x"]}
                                             or {"whole":{"state":...}}; prints {"seq":8,...}
+        rewind  TASK_DIR TASK ATTEMPT STEP  see `rewind.py`; prints {"steps":["clean","load"]}
 
 So the command line needs to know no file format. It runs as whoever called it: the files belong
 to the task's user. ATTEMPT is the newest one the daemon knows of; where another was started
 meanwhile, nothing is published (`taskdir.fence`).
-Exit codes: 0 done, 2 the disk refuses, 4 no such checkpoint, 5 a newer attempt, 64 wrong usage,
-65 it does not check, 77 not readable. On stderr one line, and a hint as a second one.
+Exit codes: 0 done, 2 the disk refuses, 4 no such checkpoint or step, 5 a newer attempt, 64 wrong
+usage, 65 it does not check, 77 not readable. On stderr one line, and a hint as a second one.
 Invariant: no generation is ever changed; import and edit make a new one. Stdlib only.
 Read next: `new_generation.py`, `ckptd/sdk/save.py`.
 """
@@ -29,6 +30,8 @@ from typing import Any, Final
 
 from ckptd.offline import differences, new_generation
 from ckptd.offline.differences import BadPath
+from ckptd.offline.refusal import Refused, refuse_others
+from ckptd.offline.rewind import rewind
 from ckptd.sdk.save import Saved
 from ckptd.storage import facts
 from ckptd.storage import manifest as seals
@@ -58,14 +61,6 @@ _CHANGES_TOLD_MAX: Final = 100
 _VALUE_CHARS_MAX: Final = 200
 
 
-class Refused(Exception):
-    """What is said on stderr, with the exit code that goes with it."""
-
-    def __init__(self, code: int, text: str, hint: str = "") -> None:
-        super().__init__(code, text, hint)
-        self.code, self.text, self.hint = code, text, hint
-
-
 def main(argv: list[str]) -> int:
     """Run one verb; return its exit code."""
     try:
@@ -80,7 +75,7 @@ def main(argv: list[str]) -> int:
     except FileNotFoundError as gone:
         return _say(Refused(4, f"it is gone: {plain(gone)}"))
     except StaleAttempt as stale:
-        text = f"{stale}: it was started meanwhile, nothing was published"
+        text = f"{stale}: it was started meanwhile, nothing was changed"
         return _say(Refused(5, text, "cancel it or hold it first"))
     except new_generation.Occupied as busy:
         return _say(Refused(5, str(busy), "try again in a moment"))
@@ -182,7 +177,8 @@ def import_(task_dir: str, task: str, attempt: str, source: str) -> dict[str, An
 
     Durable: the checkpoint; then the values that the journal shall know of, too.
     """
-    _refuse_others(task_dir, make=True)
+    _made(task_dir)
+    refuse_others(task_dir)
     _refuse_missing(source)
     where = new_generation.Place(task_dir, int(task), int(attempt))
     with _unpacked(source, where) as (fd, path):
@@ -232,7 +228,7 @@ def edit(task_dir: str, task: str, attempt: str, seq: str) -> dict[str, Any]:
 
     Durable: the checkpoint; then the values that the journal shall know of, too.
     """
-    _refuse_others(task_dir, make=False)
+    refuse_others(task_dir)
     wish = parse_json(sys.stdin.buffer.read())
     old = _manifest(task_dir, int(seq))
     before = {name: old.get(name) for name in EDITABLE}
@@ -299,21 +295,15 @@ def _refuse_unfit(after: dict[str, Any]) -> None:
     after["progress"] = {"done": done, "total": total}
 
 
-def _refuse_others(task_dir: str, *, make: bool) -> None:
-    """Refuse who does not own the files: whatever they wrote would not be the task's."""
-    try:
-        owner = os.stat(task_dir).st_uid
-    except FileNotFoundError:
-        if not make:
-            raise
-        try:  # a task that was never started, of a daemon of our own
-            os.mkdir(task_dir, 0o700)
-        except OSError as error:
-            text = f"the task was never started, it has no directory yet: {error}"
-            raise Refused(77, text, "start it once (run it, then hold it), then import") from error
+def _made(task_dir: str) -> None:
+    """Make the directory of a task that was never started, of a daemon of our own."""
+    if os.path.lexists(task_dir):
         return
-    if owner != os.getuid():
-        raise Refused(77, f"the task's files belong to uid {owner}, you are {os.getuid()}")
+    try:
+        os.mkdir(task_dir, 0o700)
+    except OSError as error:
+        text = f"the task was never started, it has no directory yet: {error}"
+        raise Refused(77, text, "start it once (run it, then hold it), then import") from error
 
 
 def _header(old: Manifest) -> Manifest:
@@ -340,6 +330,7 @@ def _short(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 VERBS: Final[dict[str, Callable[..., Any]]] = {
     "show": show, "diff": diff, "export": export, "import": import_, "edit": edit,
+    "rewind": rewind,
 }  # fmt: skip
 
 if __name__ == "__main__":

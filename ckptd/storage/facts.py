@@ -4,7 +4,8 @@
     open          format task attempt                    first of every file
     step_start    name version                           begun; not done yet
     step_done     name version result                    completed, for ever
-    step_reset    name                                   not completed any more: run it again
+    step_reset    name                                   not completed any more: run it again; what
+                                                         the whole task came to goes with it
     set, delete   key value                              an intermediate result
     item_start    key                                    in flight; not durable by itself
     item          key status result text                 outcome of one item; the last one holds
@@ -151,6 +152,7 @@ class Standing:
                 self.gained("step", str(fact["name"]), [fact.get("result"), fact.get("version")])
             case "step_reset":
                 self.gained("step", str(fact["name"]), None)
+                self.gained("result", "", None)
             case "set":
                 self.gained("value", str(fact["key"]), fact["value"])
             case "delete":
@@ -216,6 +218,7 @@ class Facts(Standing):
             case "step_reset":
                 self.steps.pop(str(fact["name"]), None)
                 self.started.pop(str(fact["name"]), None)
+                self.result = {}  # of work of which a part is to be done anew
             case "set":
                 self.values[str(fact["key"])] = fact["value"]
             case "delete":

@@ -152,3 +152,38 @@ def test_edits_at_the_same_time_never_mix(tmp_path: Path) -> None:
     assert (newest.warning, newest.problem, newest.seq) == ("", "", max(made))
     assert state_of(newest.path) == {"part": made[newest.seq]}
     assert os.listdir(world.path("stage")) == []
+
+
+THREE = """
+from ckptd.sdk import task
+
+def did(name):
+    with open("did.log", "a") as log:
+        log.write(f"{name}\\n")
+    return name.upper()
+
+@task
+def three(ctx):
+    return [ctx.step(name, did, name) for name in ("fetch", "clean", "load")]
+"""
+
+
+def test_a_finished_function_runs_again_from_a_step_on(daemon: LiveDaemon) -> None:
+    (daemon.work / "three.py").write_text(THREE)
+    options = ("--python", "three:three", "--interpreter", sys.executable)
+    task = int(daemon.ctl("submit", "-q", *options).stdout)
+    daemon.wait_phase(task, "succeeded")
+
+    unknown = daemon.ctl("retry", "--from-step", "claen", str(task), check=False)
+    assert unknown.returncode == 4
+    assert "its steps are: clean, fetch, load" in unknown.stderr
+    said = daemon.ctl("retry", "--from-step", "clean", str(task))
+    assert "2 steps will run again: clean, load" in said.stderr
+    daemon.ctl("wait", str(task))
+
+    assert (daemon.work / "did.log").read_text().split() == [
+        "fetch", "clean", "load", "clean", "load",
+    ]  # fmt: skip
+    (shown,) = daemon.json("show", str(task))["tasks"]
+    assert shown["result"] == ["FETCH", "CLEAN", "LOAD"]
+    assert [one["attempt"] for one in shown["attempts"]] == [1, 2]
