@@ -122,7 +122,6 @@ class Work:
         began_s = time.monotonic()
         self.around, self.task, self.given = around, task, given
         self.ports = ports or Ports()
-        self.attention = Attention(around)
         self.known = self._read_facts()
         self.saved = self._read_manifest()
         self.resumed_from = self.saved  # as it was found; `saved` follows what this attempt saves
@@ -148,7 +147,12 @@ class Work:
         self.pace.resume_s = time.monotonic() - began_s
         self._content = self._content_now() if self.saved else None
         self.recorder = Recorder(self.ports.journal(around))
-        self._migrate()
+        self.attention = Attention(around)
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
 
     # --- what is there --------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ckptd.sdk import (
     DuplicateStepError,
     NotJson,
     RetryPolicy,
+    StateVersionError,
     StepTimeout,
     StopRequested,
     SyncResumableContext,
@@ -306,3 +307,18 @@ def test_resumed_is_about_earlier_attempts_whatever_this_one_saves(tmp_path: Pat
     with pytest.raises(ZeroDivisionError):
         run_local(function, tmp_path / "t")
     assert run_local(function, tmp_path / "t") == [True, 1]
+
+
+def test_an_attempt_that_cannot_begin_leaves_no_file_open(tmp_path: Path) -> None:
+    def saves(ctx: SyncResumableContext) -> None:
+        ctx.state["n"] = 1
+        ctx.checkpoint()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_local(task(version=2)(saves), tmp_path / "t")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(StateVersionError):
+            run_local(task(version=1)(saves), tmp_path / "t")
+    assert len(os.listdir("/proc/self/fd")) == before
