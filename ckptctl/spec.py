@@ -133,7 +133,16 @@ SETTINGS: Final[dict[str, Setting]] = {
     "journal": _field("journal", _truth),
     "as": _field("uid", _uid_of),
 }
-"""Option or TOML key -> TaskSpec fields. `command` and `shell` are the only other keys."""
+"""Option or TOML key -> TaskSpec fields; `_OTHER_KEYS` are what else a TOML table may have."""
+
+_OTHER_KEYS: Final = ("command", "shell", "exit-profile", "python", "input", "interpreter")
+
+
+EXIT_PROFILES: Final[dict[str, dict[str, str]]] = {
+    "sysexits": {},  # what the daemon does by itself: 75 and EX_* of sysexits(3)
+    "seed": {"1": "fail", "2": "transient"},
+}
+"""`exit-profile`: what exit codes mean that `on-exit` says nothing of."""
 
 
 LIMITS: Final = ("memory", "cpus", "tasks-max", "io-weight", "nice", "on-oom")
@@ -202,6 +211,7 @@ def _add_timing(parser: argparse.ArgumentParser) -> None:
         (("--retries",), "N", "failures to allow beyond the first, or: unlimited"),
         (("--backoff",), "A..B", "first and longest delay between tries: 5s..10m"),
         (("--on-exit",), "MAP", "meaning of exit codes: 3=retry,65=fail,9=ok"),
+        (("--exit-profile",), "NAME", "of other codes: sysexits, or seed: 1=fail,2=transient"),
         (("--stop-signal",), "SIG", "asks the task to stop (default: TERM)"),
         (("--grace",), "TIME", "from the stop signal to SIGKILL"),
         (("--checkpoint-signal",), "SIG", "asks the task to save and go on (default: none)"),
@@ -238,7 +248,7 @@ def limits_of(args: argparse.Namespace) -> dict[str, Any]:
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the given options by their TOML keys."""
     found: dict[str, Any] = {}
-    for key in SETTINGS:
+    for key in (*SETTINGS, "exit-profile"):
         value = getattr(args, key.replace("-", "_"), None)
         if value is not None:
             found[key] = value
@@ -252,17 +262,27 @@ def build(options: dict[str, Any]) -> TaskSpec:
     options = dict(options)
     fields: dict[str, Any] = {"umask": _umask()}
     argv = _argv(options.pop("command", None), shell=options.pop("shell", False))
+    profile = _exit_profile(options.pop("exit-profile", "sysexits"))
     for key, value in options.items():
         merge(fields, key, value)
+    if profile:
+        fields["on_exit"] = {**profile, **fields.get("on_exit", {})}
     if "uid" in fields:
         fields["env"] = {**_login(fields["uid"]), **fields.get("env", {})}
     return converted({**fields, "argv": argv})
 
 
+def _exit_profile(name: Any) -> dict[str, str]:
+    if str(name) not in EXIT_PROFILES:
+        hint = units.nearest(str(name), EXIT_PROFILES) or f"known: {', '.join(EXIT_PROFILES)}"
+        raise BadRequest(f"--exit-profile: there is no profile {name!r}", hint)
+    return EXIT_PROFILES[str(name)]
+
+
 def merge(fields: dict[str, Any], key: str, value: Any) -> None:
     """Add one setting; dependencies of several keys add up."""
     if key not in SETTINGS:
-        hint = units.nearest(key, [*SETTINGS, "command", "shell"]) or "see: ckptctl submit -h"
+        hint = units.nearest(key, [*SETTINGS, *_OTHER_KEYS]) or "see: ckptctl submit -h"
         raise BadRequest(f"unknown setting {key!r}", hint)
     for name, item in SETTINGS[key](value).items():
         fields[name] = (*fields[name], *item) if name == "after" and name in fields else item

@@ -72,6 +72,11 @@ def test_what_the_command_line_says_wins() -> None:
     assert task.on_exit == {"2": "fail", "3": "retry"}
 
 
+def test_an_exit_profile_goes_with_what_a_function_says() -> None:
+    seed = {"1": "fail", "2": "transient"}
+    assert submitted("--exit-profile", "seed", "--python", "work:plain").on_exit == seed
+
+
 def test_without_a_limit_a_function_is_tried_for_as_long_as_there_is_progress() -> None:
     task = submitted("--python", "work:plain")
     assert (task.name, task.retries) == ("plain", limits.RETRIES_UNLIMITED)

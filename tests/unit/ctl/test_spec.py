@@ -83,6 +83,31 @@ def test_a_file_gives_many_tasks_and_options_win(tmp_path: Path) -> None:
     assert two.after == (Dependency(key="one"),)
 
 
+def test_an_exit_profile_says_what_codes_mean_that_nobody_mapped(tmp_path: Path) -> None:
+    seed = {"1": "fail", "2": "transient"}
+    assert submitted("--exit-profile", "seed", "true").on_exit == seed
+    assert submitted("--exit-profile", "seed", "--on-exit", "2=ok,9=retry", "true").on_exit == {
+        "1": "fail", "2": "ok", "9": "retry",
+    }  # fmt: skip
+    assert submitted("--exit-profile", "sysexits", "true").on_exit == {}
+    file = tmp_path / "tasks.toml"
+    file.write_text(
+        'exit-profile = "seed"\n[[task]]\ncommand = "a"\non-exit = {1 = "retry"}\n'
+        '[[task]]\ncommand = "b"\nexit-profile = "sysexits"\n'
+    )
+    one, two = spec.from_args(parsed("--file", str(file)))
+    assert (one.on_exit, two.on_exit) == ({"1": "retry", "2": "transient"}, {})
+
+
+def test_an_unknown_exit_profile_names_the_nearest() -> None:
+    with pytest.raises(BadRequest, match="there is no profile 'sysexit'") as caught:
+        submitted("--exit-profile", "sysexit", "true")
+    assert caught.value.hint == "did you mean sysexits?"
+    with pytest.raises(BadRequest) as caught:
+        submitted("--exit-profile", "x", "true")
+    assert caught.value.hint == "known: sysexits, seed"
+
+
 def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "tasks.toml"
     file.write_text('command = "true"\nretreis = 2\n')
