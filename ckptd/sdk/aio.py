@@ -21,6 +21,7 @@ from ckptd.sdk.outcomes import (
     Parked,
     StepTimeout,
     StopRequested,
+    TransientError,
 )
 from ckptd.sdk.values import decode, encode
 from ckptd.sdk.work import CheckpointRef, Draft, Work
@@ -184,15 +185,25 @@ class ResumableContext(TaskContext):
         self._work.current_step = name
         await self._safe_point(force=risky and self._work.is_dirty())
         begin = self._steps.begin(name, version, semantics, retry)
-        if begin:
-            await self._record(*begin)
-        result = await self._tried(
-            lambda: _timed(name, function, timeout, args, kwargs),
-            retry,
+        result = await self._begun(
+            name,
+            begin,
+            lambda: self._tried(lambda: _timed(name, function, timeout, args, kwargs), retry),
         )
         await self._record(*self._steps.end(name, result, version, invalidates))
         await self._save_after_step()
         return decode(encode(result, f"the result of step {name!r}"))
+
+    async def _begun(self, name: str, begin: list[Fact], call: Callable[[], Awaitable[T]]) -> T:
+        """Run what may have to be durable as begun first; TransientError takes that back."""
+        if not begin:
+            return await call()
+        await self._record(*begin)
+        try:
+            return await call()
+        except TransientError:
+            await self._record(facts.step_reset(name))
+            raise
 
     async def _tried(self, call: Callable[[], Awaitable[T]], retry: RetryPolicy | None) -> T:
         for failures in range(1, (retry.max_failures or steps.TRIES_MAX) + 1 if retry else 2):
@@ -364,8 +375,10 @@ class ResumableContext(TaskContext):
         job_key = steps.job_key(name)
         if job_key not in self._work.known.values:
             await self._safe_point()
-            await self._record(*self._steps.begin(name, 1, AT_MOST_ONCE, None))
-            made = encode(await submit(self.idempotency_key(name)), f"the id of job {name!r}")
+            key = self.idempotency_key(name)
+            begin = self._steps.begin(name, 1, AT_MOST_ONCE, None)
+            job_id = await self._begun(name, begin, lambda: submit(key))
+            made = encode(job_id, f"the id of job {name!r}")
             await self._record(facts.set_value(job_key, made))
         job = self.get_intermediate_result(job_key)
         try:

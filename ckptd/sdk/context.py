@@ -23,10 +23,11 @@ from ckptd.sdk import steps, waits
 from ckptd.sdk.declare import RetryPolicy
 from ckptd.sdk.items import Keys, SyncItems, size_of
 from ckptd.sdk.members import TaskContext
-from ckptd.sdk.outcomes import Parked, StopRequested
+from ckptd.sdk.outcomes import Parked, StopRequested, TransientError
 from ckptd.sdk.values import decode, encode
 from ckptd.sdk.work import CheckpointRef, Draft, Pending
 from ckptd.storage import facts
+from ckptd.storage.journal import Fact
 
 T = TypeVar("T")
 AT_LEAST_ONCE: Final = "at_least_once"
@@ -111,7 +112,8 @@ class SyncResumableContext(TaskContext):
 
         `version`: a completed step of another version runs again, and those that it
         `invalidates`, too. `at_most_once`: its start is durable first, and one that was
-        interrupted is never run again. `timeout` (seconds) needs the main thread.
+        interrupted is never run again, unless it raised TransientError: that says nothing was
+        done. `timeout` (seconds) needs the main thread.
 
         Raises:
             DuplicateStepError, StepInterrupted, StepTimeout; what the function raises.
@@ -124,12 +126,25 @@ class SyncResumableContext(TaskContext):
         self._work.current_step = name
         self._safe_point(force=risky and self._work.is_dirty())
         begin = self._steps.begin(name, version, semantics, retry)
-        if begin:
-            self._work.record(*begin)
-        result = self._tried(lambda: steps.timed(name, function, timeout, args, kwargs), retry)
+        result = self._begun(
+            name,
+            begin,
+            lambda: self._tried(lambda: steps.timed(name, function, timeout, args, kwargs), retry),
+        )
         self._work.record(*self._steps.end(name, result, version, invalidates))
         self._save_after_step()
         return decode(encode(result, f"the result of step {name!r}"))  # type: ignore[no-any-return]
+
+    def _begun(self, name: str, begin: list[Fact], call: Callable[[], T]) -> T:
+        """Run what may have to be durable as begun first; TransientError takes that back."""
+        if not begin:
+            return call()
+        self._work.record(*begin)
+        try:
+            return call()
+        except TransientError:
+            self._work.record(facts.step_reset(name))
+            raise
 
     def _tried(self, call: Callable[[], T], retry: RetryPolicy | None) -> T:
         for failures in range(1, (retry.max_failures or steps.TRIES_MAX) + 1 if retry else 2):
@@ -308,7 +323,8 @@ class SyncResumableContext(TaskContext):
         the result. `cancel(id)` is called when this task is cancelled.
 
         Raises:
-            StepInterrupted: the submit was begun, and its answer was lost.
+            StepInterrupted: the submit was begun, and its answer was lost. TransientError of
+                `submit`: nothing was submitted, it is tried again.
         """
         memo = self._steps.memo(name, 1)
         if memo is not None:
@@ -316,8 +332,9 @@ class SyncResumableContext(TaskContext):
         job_key = steps.job_key(name)
         if job_key not in self._work.known.values:
             self._safe_point()
-            self._work.record(*self._steps.begin(name, 1, AT_MOST_ONCE, None))
-            made = encode(submit(self.idempotency_key(name)), f"the id of job {name!r}")
+            key = self.idempotency_key(name)
+            begin = self._steps.begin(name, 1, AT_MOST_ONCE, None)
+            made = encode(self._begun(name, begin, lambda: submit(key)), f"the id of job {name!r}")
             self._work.record(facts.set_value(job_key, made))
         job = self.get_intermediate_result(job_key)
         result = self._polled(job, poll, cancel, every)

@@ -132,6 +132,7 @@ class Work:
         self.current_step = str(self.saved.get("current_step") or "")
         self.progress: tuple[float, float] | None = None
         self.files_dropped: set[str] = set()
+        self._dropping: set[str] = set()
         self.collectors: list[Callable[[], None]] = []
         self.saves_behind = False  # strategy's saves: an author's collector allows it
         self._pending: Pending | None = None
@@ -302,11 +303,12 @@ class Work:
     def _begin(self) -> saver.Saving:
         """Take the stage, and carry on what the newest checkpoint has that was not written anew."""
         stage = f"{self.around.dir}/stage"
+        self._dropping = set(self.files_dropped)  # what is dropped from now on is of the next one
         names = (str(entry["name"]) for entry in self.saved.get("files", []))
         carry = [
             name
             for name in names
-            if name not in self.files_dropped and not os.path.lexists(f"{stage}/{name}")
+            if name not in self._dropping and not os.path.lexists(f"{stage}/{name}")
         ]
         return saver.begin(self.around.dir, [], self.around.attempt, carry)
 
@@ -317,7 +319,7 @@ class Work:
         now_s = self.ports.now_s()
         took_s = now_s - draft.began_s
         self.saved, self.around.last, self._content = saved.manifest, saved.path, draft.content
-        self.files_dropped.clear()
+        self.files_dropped -= self._dropping
         self.pace.saved(now_s, took_s if block_s is None else block_s, saved.size_bytes)
         self.pace.interval_s = self.task.strategy.interval_s(self.pace, now_s)
         self._provenance = {}

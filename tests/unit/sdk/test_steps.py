@@ -268,3 +268,59 @@ def test_a_cancel_cancels_the_external_job_and_a_shutdown_does_not(tmp_path: Pat
         with pytest.raises(StopRequested, match=reason):
             run_local(function, tmp_path / reason)
         assert other.cancelled == wanted
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_step_that_must_not_run_twice_may_say_that_nothing_was_done(
+    tmp_path: Path, *, is_async: bool
+) -> None:
+    tries: list[int] = []
+
+    def pay() -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise TransientError("the bank does not answer the phone")
+        return "paid"
+
+    def plain(ctx: SyncResumableContext) -> str:
+        return ctx.step("pay", pay, semantics="at_most_once")
+
+    async def awaited(ctx: Any) -> Any:
+        return await ctx.step("pay", pay, semantics="at_most_once")
+
+    function = awaited if is_async else plain
+    with pytest.raises(TransientError):
+        run_local(function, tmp_path / "t")
+    assert run_local(function, tmp_path / "t") == "paid"
+    assert len(tries) == 2
+
+
+def test_a_job_that_could_not_be_submitted_is_submitted_later(tmp_path: Path) -> None:
+    keys: list[str] = []
+
+    def submit(key: str) -> int:
+        keys.append(key)
+        if len(keys) == 1:
+            raise TransientError("connection refused")
+        return 7
+
+    def function(ctx: SyncResumableContext) -> Any:
+        return ctx.external_job("render", submit, lambda job: f"done {job}")
+
+    with pytest.raises(TransientError):
+        run_local(function, tmp_path / "t")
+    assert run_local(function, tmp_path / "t") == "done 7"
+    assert keys[0] == keys[1]
+
+
+def test_a_file_dropped_while_a_save_is_under_way_is_left_out_of_the_next(tmp_path: Path) -> None:
+    def function(ctx: SyncResumableContext) -> list[list[str]]:
+        Path(ctx.file("w")).write_text("weights")
+        pending = ctx.checkpoint_behind()
+        ctx.drop_file("w")
+        pending.wait()
+        first = ctx.files()
+        ctx.checkpoint()
+        return [first, ctx.files()]
+
+    assert run_local(function, tmp_path / "t") == [["w"], []]
