@@ -11,9 +11,9 @@ from ckptd.sdk.declare import RetryPolicy
 from ckptd.sdk.items import RETRY, Item, Items, Outcome, Tally, outcome_of
 from ckptd.sdk.outcomes import (
     CheckpointTooLarge,
+    CorruptCheckpointError,
     NotJson,
     Parked,
-    SdkError,
     StopRequested,
     TransientError,
 )
@@ -147,7 +147,7 @@ class AsyncItems(Items):
     ) -> Outcome:
         try:
             return Outcome("pass", await function(item))
-        except SdkError:
+        except CorruptCheckpointError:  # of the task, not of the item
             raise
         except Exception as error:  # noqa: BLE001 - an item's failure is its own
             return outcome_of(error, failures, retry)

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ckptd.sdk.declare import RetryPolicy
 from ckptd.sdk.outcomes import (
     CheckpointTooLarge,
+    CorruptCheckpointError,
     NotJson,
     Parked,
     PermanentError,
     QuarantineItem,
     RateLimited,
-    SdkError,
     SkipItem,
+    StepInterrupted,
     StopRequested,
     TransientError,
 )
@@ -184,7 +185,7 @@ def outcome_of(error: Exception, failures: int, retry: RetryPolicy) -> Outcome:
     match error:
         case SkipItem():
             return Outcome("skipped", error=str(error))
-        case QuarantineItem():
+        case QuarantineItem() | StepInterrupted():  # a person looks before it runs again
             return Outcome("quarantined", error=str(error))
         case RateLimited():
             delay_s = error.retry_after_s or retry.delay_s(failures)
@@ -358,7 +359,7 @@ class SyncItems(Items):
     ) -> Outcome:
         try:
             return Outcome("pass", function(item))
-        except SdkError:
+        except CorruptCheckpointError:  # of the task, not of the item
             raise
         except Exception as error:  # noqa: BLE001 - an item's failure is its own
             return outcome_of(error, failures, retry)

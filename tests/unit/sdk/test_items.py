@@ -248,3 +248,26 @@ def test_no_item_is_handed_out_twice_and_all_lanes_are_used(tmp_path: Path) -> N
 def test_a_concurrency_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="concurrency is 0"):
         run_local(lambda ctx: ctx.items([], concurrency=0), tmp_path / "t")
+
+
+def test_an_item_whose_step_must_be_looked_at_is_set_apart_and_the_others_go_on(
+    tmp_path: Path,
+) -> None:
+    def function(ctx: SyncResumableContext, crash: bool) -> Any:  # noqa: FBT001
+        def pay() -> str:
+            if crash:
+                os._exit(9)
+            return "paid"
+
+        def do(item: Any) -> Any:
+            semantics = "at_most_once" if item.value == "b" else "at_least_once"
+            return item.step("pay", pay if item.value == "b" else str, semantics=semantics)
+
+        return repr(ctx.items("abc", key=str).run(do, gives_item=True))
+
+    pid = os.fork()
+    if not pid:
+        run_local(function, tmp_path / "t", crash=True)
+    os.waitpid(pid, 0)
+    told = run_local(function, tmp_path / "t", crash=False)
+    assert told == "pass 1, quarantined 1, known before 1"
