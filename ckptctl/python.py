@@ -97,6 +97,17 @@ def with_command(
     }
 
 
+def checked_command(target: str, given: Any, interpreter: str | None, cwd: str) -> list[str]:
+    """Return the command of a function's attempt in our own environment, with it looked at.
+
+    Raises:
+        BadRequest: it cannot be imported, is not there, or does not take the input.
+    """
+    command = [_interpreter(interpreter), _runner(), target, "--input", _compact(given)]
+    _described(command, {"chdir": cwd}, os.environ)
+    return command
+
+
 def _runner() -> str:
     assert ckptd.__file__ is not None
     return os.path.join(os.path.dirname(os.path.abspath(ckptd.__file__)), "sdk", "run.py")
@@ -192,7 +203,7 @@ def _answer(target: str, done: "subprocess.CompletedProcess[bytes]") -> dict[str
             f"try it: {clean(str(done.args[0]))} -c 'import {target.partition(':')[0]}'",
         )
     if told.get("error"):
-        raise BadRequest(f"--python {target}: {clean(str(told['error']))}", "nothing was submitted")
+        raise BadRequest(f"--python {target}: {clean(str(told['error']))}", "nothing was started")
     return told
 
 

@@ -137,6 +137,12 @@ ckptctl wait --exit-code task 7; echo $?""",
         Verb("quarantine release", "change:release", "let them try again", "TASK..."),
         Verb("quarantine drop", "change:drop", "give them up", "TASK..."),
     ),
+    "measure": (
+        Verb("bench overhead", "bench:overhead", "what saving costs a Python function, in pairs",
+             "--python M:F",
+             examples="ckptctl bench overhead --python work:ingest --input '{\"limit\": 1000}'\n"
+             "ckptctl bench overhead --python work:ingest --pairs 30 -o json"),
+    ),
     "batches: one command over many items": (
         Verb(
             "batch submit", "batch:batch_submit", "work off many items in one task; print its id",
@@ -221,6 +227,7 @@ ALIASES: Final = {
 }
 NOUNS: Final = {
     "batch": "batch status",
+    "bench": "bench overhead",
     "group": "group ls",
     "checkpoint": "checkpoint ls",
     "quarantine": "quarantine ls",

@@ -23,7 +23,7 @@ _USAGE: Final = 64
 _BAD_DATA: Final = 65
 
 
-def _make_importable() -> None:
+def make_importable() -> None:
     """Let `import ckptd` be this very package, whatever the interpreter has installed."""
     import importlib.util  # noqa: PLC0415  (only this way of starting needs it)
 
@@ -51,7 +51,7 @@ def resolve(target: str) -> Any:
     Raises:
         NoSuchFunction: with what is wrong, and what there is instead.
     """
-    from ckptd.sdk.declare import as_task  # noqa: PLC0415  (after _make_importable)
+    from ckptd.sdk.declare import as_task  # noqa: PLC0415  (after make_importable)
 
     name, colon, attribute = target.partition(":")
     if not (name and colon and attribute):
@@ -199,7 +199,7 @@ def main(argv: list[str]) -> int:
             sys.stdout.write(json.dumps({"error": error}) + "\n")
             return 0
         return _say(error, _BAD_DATA)
-    _make_importable()
+    make_importable()
     text = None
     if argv[-2:-1] == ["--input"]:
         text, argv = argv[-1], argv[:-2]
