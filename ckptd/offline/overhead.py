@@ -15,6 +15,7 @@ Read next: `ckptd/sdk/drive.py` (one run), `ckptd/sdk/strategy.py` (what is expe
 
 from __future__ import annotations  # run by its path, as `run.py` is
 
+import contextlib
 import copy
 import json
 import os
@@ -35,6 +36,7 @@ _RESAMPLES: Final = 4_000
 _SURE: Final = 0.95
 _FAILED: Final = 1
 _BAD_DATA: Final = 65
+_INTERRUPTED: Final = 130
 
 
 class Run(NamedTuple):
@@ -61,7 +63,8 @@ def measure(task: Task, given: dict[str, Any], place: str, pairs: int) -> list[R
 
     Durable: nothing that stays; each run as it would be.
     """
-    from ckptd.sdk.strategy import Manual  # noqa: PLC0415  (after make_importable)
+    from ckptd.sdk.outcomes import StopRequested  # noqa: PLC0415  (after make_importable)
+    from ckptd.sdk.strategy import Manual  # noqa: PLC0415
 
     plain = copy.copy(task)
     plain.strategy = Manual()
@@ -73,7 +76,7 @@ def measure(task: Task, given: dict[str, Any], place: str, pairs: int) -> list[R
             path = os.path.join(place, f"run-{len(runs) + 1}")
             try:
                 runs.append(_run(one, given, path, is_declared=is_declared))
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit, StopRequested) as error:
                 raise Failed(f"{what} failed: {_told(error)}") from error
             finally:
                 shutil.rmtree(path, ignore_errors=True)
@@ -193,7 +196,12 @@ def main(argv: list[str]) -> int:
         told, code = {"error": str(error)}, _BAD_DATA
     except Failed as error:
         told, code = {"error": str(error)}, _FAILED
-    os.write(said, f"{json.dumps(told)}\n".encode())
+    except KeyboardInterrupt:
+        return _INTERRUPTED  # whoever waits for us got the same Ctrl-C
+    finally:
+        shutil.rmtree(place, ignore_errors=True)  # whose maker may be killed before us
+    with contextlib.suppress(BrokenPipeError):  # a stop took who asked along
+        os.write(said, f"{json.dumps(told)}\n".encode())
     return code
 
 

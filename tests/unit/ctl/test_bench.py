@@ -1,6 +1,9 @@
 """`ckptctl bench overhead` as a process: pairs that take turns, what is told, what goes wrong."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,8 @@ from typing import Any
 import pytest
 
 from ckptd.offline.overhead import Run, bootstrap, report
-from tests.unit.ctl.conftest import ctl
+from tests.unit.ctl.conftest import ROOT, ctl
+from tests.waiting import until
 
 WORK = """
 import os
@@ -166,6 +170,21 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     assert code == 64
     assert complaint in err
     assert not (work / "runs.log").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing_behind(work: Path, number: signal.Signals) -> None:
+    options = ("--python", "work:fold", "--interpreter", sys.executable, "--input", '{"n": 99999}')
+    command = [sys.executable, "-m", "ckptctl", "bench", "overhead", *options]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, process_group=0) as process:
+        until((work / "runs.log").exists)
+        os.killpg(process.pid, number)
+        assert process.stderr is not None
+        said = process.stderr.read().decode()  # to its end: both are gone
+    assert "Traceback" not in said
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    assert left(work) == []
 
 
 def test_without_a_function_there_is_an_example() -> None:
