@@ -4,12 +4,15 @@
 
 Invariant: `record` returns after the sync that covers its facts, or raises and they are not there.
 Invariant: one thread at a time is in the journal; the others wait or queue. No thread of our own.
+A forked child begins with an empty queue and a journal opened by itself.
 Read next: `ckptd/storage/journal.py`.
 """
 
+import os
 from _thread import allocate_lock
 from collections.abc import Sequence
 from typing import Final, Protocol
+from weakref import WeakSet
 
 from ckptd.storage.journal import Fact, StaleAttempt, TooLarge
 from ckptd.storage.untrusted import Damaged
@@ -52,6 +55,11 @@ class Recorder:
 
     def __init__(self, journal: Appends) -> None:
         self._journal = journal
+        self.begin()
+        _RECORDERS.add(self)
+
+    def begin(self) -> None:
+        """Forget who waits; after fork(2) their threads are not here, and who writes is not."""
         self._lock = allocate_lock()  # over what follows; never over a sync
         self._queue: list[_Waiting] = []
         self._group: list[_Waiting] = []  # what the writer took out of the queue
@@ -142,3 +150,14 @@ def _settle(journal: Appends, group: Sequence[_Waiting]) -> None:
             one.error = error
     for one in group:
         one.is_settled = True
+
+
+_RECORDERS: Final[WeakSet[Recorder]] = WeakSet()
+
+
+def _begin_as_child() -> None:
+    for one in list(_RECORDERS):
+        one.begin()
+
+
+os.register_at_fork(after_in_child=_begin_as_child)

@@ -26,7 +26,6 @@ from ckptd.storage.journal import Fact
 
 T = TypeVar("T")
 TRIES_MAX: Final = 1_000  # of a step whose policy says "as long as it takes"
-_SECRET: Final = "ckptd:secret"  # noqa: S105 - the name of a value, not the value
 # An exception must not strike there: the facts of other threads are under way, too.
 _UNDIVIDED: Final = frozenset({Work.record.__code__, Work.write.__code__})
 _AGAIN_S: Final = 0.001
@@ -151,11 +150,11 @@ def idempotency_key(work: Work, step: str, item: str | None) -> str:
     import hmac  # noqa: PLC0415  (with it comes OpenSSL; few tasks ask)
 
     with _ONE_SECRET:  # two threads that ask first must not make two
-        secret = work.known.values.get(_SECRET)
+        secret = work.known.values.get(facts.SECRET)
         if secret is None:
             import secrets  # noqa: PLC0415
 
-            secret = secrets.token_hex(16)
-            work.record(facts.set_value(_SECRET, secret))
+            work.record(facts.set_value(facts.SECRET, secrets.token_hex(16)))
+            secret = work.agreed(facts.SECRET)
     text = f"{work.around.task}\0{step}\0{'' if item is None else item}"
     return hmac.new(str(secret).encode(), text.encode(), "sha256").hexdigest()[:32]

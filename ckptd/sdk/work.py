@@ -219,6 +219,12 @@ class Work:
         for fact in facts:
             self.known.take(self.around.attempt, fact)
 
+    def agreed(self, key: str) -> Any:
+        """Return a value as the journal has it: another process of this attempt may be first."""
+        value = self._read_facts().values.get(key, self.known.values[key])
+        self.known.values[key] = value
+        return value
+
     # --- checkpoints ----------------------------------------------------------------------------
 
     def draft(self, **more: Any) -> Draft:

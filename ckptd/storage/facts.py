@@ -33,6 +33,7 @@ from ckptd.storage.journal import FORMAT, TASK, Bounds, Fact, read
 STATUSES: Final = ("pass", "fail", "error", "skipped", "quarantined")
 RETRY_AFTER_S_MAX: Final = 86_400.0  # longer waits are the business of `--at`
 WHYS: Final = ("checkpoint", "version", "corrupt")  # what a problem may be about
+SECRET: Final = "ckptd:secret"  # noqa: S105 - the name of a value, not the value
 NAME_CHARS_MAX: Final = 1_024
 _TEXT_CHARS_MAX: Final = 500
 
@@ -219,6 +220,8 @@ class Facts(Standing):
                 self.steps.pop(str(fact["name"]), None)
                 self.started.pop(str(fact["name"]), None)
                 self.result = {}  # of work of which a part is to be done anew
+            case "set" if fact["key"] == SECRET:  # keys made with the first one are out there
+                self.values.setdefault(SECRET, fact["value"])
             case "set":
                 self.values[str(fact["key"])] = fact["value"]
             case "delete":

@@ -86,6 +86,7 @@ class Journal:
         self.attempt = attempt
         self.bounds = bounds
         self._uid = os.getuid()
+        self._pid = os.getpid()
         self._task_fd = open_directory(task_dir, self._uid)
         self._fd = -1
         self._seed = _seed(task, attempt)
@@ -116,6 +117,8 @@ class Journal:
         """
         if self._failure:
             raise JournalDamaged(f"a sync failed before ({self._failure}); nothing may follow")
+        if os.getpid() != self._pid:
+            self._open_as_child()
         self._refuse_if_stale()
         if self._fd < 0:
             self._fd = self._opened()
@@ -124,6 +127,19 @@ class Journal:
             return self._append_locked(facts, is_synced=is_synced)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _open_as_child(self) -> None:
+        """Begin anew after fork(2): a lock on the parent's open file does not keep the parent out.
+
+        What the parent knew was perhaps half said, by a thread that is not here.
+        """
+        inherited = (self._fd, self._task_fd)
+        epoch = self._chain.epoch
+        own = Journal(self.task_dir, self.task, self.attempt, epoch, bounds=self.bounds)
+        vars(self).update(vars(own))
+        for fd in inherited:
+            if fd >= 0:
+                os.close(fd)
 
     def _append_locked(self, facts: list[Fact], *, is_synced: bool) -> int:
         """Invariant: a frame promises what was synced before it, not what rides unsynced."""
@@ -321,7 +337,7 @@ class Journal:
 
         What was appended unsynced stays so: it outlives this process, not a loss of power.
         """
-        if self._has_made_room and not self._failure:
+        if self._has_made_room and not self._failure and os.getpid() == self._pid:
             with contextlib.suppress(OSError):
                 self._give_room_back()
         for fd in (self._fd, self._task_fd):
