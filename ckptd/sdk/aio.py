@@ -14,7 +14,7 @@ from ckptd.sdk import steps, waits
 from ckptd.sdk.aio_items import AsyncItems
 from ckptd.sdk.context import AT_LEAST_ONCE, AT_MOST_ONCE
 from ckptd.sdk.declare import RetryPolicy
-from ckptd.sdk.items import Keys, size_of
+from ckptd.sdk.items import Keys, key_of, size_of
 from ckptd.sdk.members import TaskContext
 from ckptd.sdk.outcomes import (
     CheckpointTooLarge,
@@ -155,7 +155,8 @@ class ResumableContext(TaskContext):
                 is_behind = work.saves_behind and not (is_stopped or force)
                 await (self._save_behind(draft) if is_behind else self._save(draft))
                 is_saved = True
-        work.raise_if_stopped()
+        if is_stopped:  # and saved here; one that came meanwhile is seen at the next safe point
+            work.raise_if_stopped()
         return is_saved
 
     # --- steps and values -----------------------------------------------------------------------
@@ -265,7 +266,7 @@ class ResumableContext(TaskContext):
 
         Durable: the result, before it returns.
         """
-        await self._record_item(key, status, result, error)
+        await self._record_item(key_of(key), status, result, error)
         await self._safe_point()
 
     async def _record_item(

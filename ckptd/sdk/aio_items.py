@@ -40,7 +40,8 @@ class AsyncItem(Item):
         Durable: the result.
         """
         self.is_recorded = True
-        await self.items.ctx.record_item(self.key, status, result, error)
+        await self.items.ctx._record_item(self.key, status, result, error)
+        await self.items.ctx._safe_point()
 
 
 class AsyncItems(Items):

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 from ckptd.sdk import steps, waits
 from ckptd.sdk.declare import RetryPolicy
-from ckptd.sdk.items import Keys, SyncItems, size_of
+from ckptd.sdk.items import Keys, SyncItems, key_of, size_of
 from ckptd.sdk.members import TaskContext
 from ckptd.sdk.outcomes import Parked, StopRequested, TransientError
 from ckptd.sdk.values import decode, encode
@@ -78,7 +78,11 @@ class SyncResumableContext(TaskContext):
         return self._safe_point(force=force)
 
     def _safe_point(self, *, force: bool = False) -> bool:
-        """Invariant: state is collected in the task's own thread alone, never beside its code."""
+        """Invariant: state is collected in the task's own thread alone, never beside its code.
+
+        Invariant: who is told to stop has been saved here; a stop that comes meanwhile is seen at
+        the next safe point.
+        """
         self._has_safe_point = True
         work = self._work
         if threading.get_ident() != self._owner:
@@ -90,7 +94,8 @@ class SyncResumableContext(TaskContext):
             work.write_behind(work.draft(reason="strategy"))
         elif is_saved:
             self._save(work.draft(reason="stop" if is_stopped else "strategy"))
-        work.raise_if_stopped()
+        if is_stopped:
+            work.raise_if_stopped()
         return is_saved
 
     # --- steps and values -----------------------------------------------------------------------
@@ -207,12 +212,13 @@ class SyncResumableContext(TaskContext):
 
         Durable: the result, before it returns.
         """
-        self._record_item(key, status, result, error)
+        self._record_item(key_of(key), status, result, error)
         self._safe_point()
 
     def _record_item(
         self, key: str, status: str, result: Any = None, error: str | None = None
     ) -> None:
+        """Record it under a key as `key_of` made it: one made of that would be another."""
         self._work.record(self._item_fact(key, status, result, error))
         self._work.pace.items_since += 1
 

@@ -137,7 +137,8 @@ class SyncItem(Item):
         Durable: the result.
         """
         self.is_recorded = True
-        self.items.ctx.record_item(self.key, status, result, error)
+        self.items.ctx._record_item(self.key, status, result, error)
+        self.items.ctx._safe_point()
 
 
 class Tally:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ckptd.sdk import steps, waits
-from ckptd.sdk.items import key_of
 from ckptd.sdk.outcomes import DuplicateStepError
 from ckptd.sdk.state import Cursor
 from ckptd.sdk.values import decode, encode
@@ -229,7 +228,7 @@ class TaskContext:
     @staticmethod
     def _item_fact(key: str, status: str, result: Any = None, error: str | None = None) -> Fact:
         stored = encode(result, f"the result of item {key!r}")
-        return facts.item_done(key_of(key), status, stored, (error or "")[:500])
+        return facts.item_done(key, status, stored, (error or "")[:500])
 
     def _completed(self, step: str | None, progress: Any) -> list[Fact]:
         """Return what `checkpoint_if_needed` makes durable always; takes note of the progress."""
