@@ -10,7 +10,7 @@ import time
 import tomllib
 from typing import Any, NoReturn
 
-from ckptctl import selectors, spec, words
+from ckptctl import files, selectors, words
 from ckptctl.call import Call
 from ckptctl.render import facts_lines, json_text, plain
 from ckptctl.units import SECOND_NS, duration_text, number_text
@@ -209,7 +209,7 @@ def config_diff(call: Call) -> int:
             call.out([json_text({"path": None, "changes": []})])
         return 0
     try:
-        wanted = tomllib.loads(spec.read_text(path))
+        wanted = tomllib.loads(files.read_text(path))
     except tomllib.TOMLDecodeError as bad:
         raise BadConfig(f"{path}: not TOML: {bad}", f"ckptctl config check {path}") from bad
     now = flat(found.config)

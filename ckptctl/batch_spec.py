@@ -13,7 +13,7 @@ import shlex
 import shutil
 from typing import Any, Final
 
-from ckptctl import spec, units
+from ckptctl import files, spec, units
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import TaskSpec
@@ -393,7 +393,7 @@ def task_of(
     given = {name: getattr(args, name.replace("-", "_"), None) for name in _TASK_KEYS}
     options = {name: value for name, value in given.items() if value is not None}
     if args.env_file:
-        options["env"] = spec.read_env_file(args.env_file) + options.get("env", [])
+        options["env"] = files.read_env_file(args.env_file) + options.get("env", [])
     labels = units.parse_pairs(options.get("labels", []), "label")
     fixed = {
         "name": f"batch:{batch}",

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ckptctl import selectors, spec, units, words
+from ckptctl import files, selectors, spec, units, words
 from ckptctl.call import Call
 from ckptctl.change import change, tell
 from ckptctl.refusals import out_of_range
@@ -163,7 +163,7 @@ def edited_text(text: str, language: str, parse: Callable[[str], Any]) -> Any:
     while True:  # Bound: a person says when to give up
         _run_editor(editor, path)
         try:
-            parsed = parse(spec.read_text(path))
+            parsed = parse(files.read_text(path))
         except ValueError as bad:
             if not _wants_again(f"not {language}: {bad}"):
                 refusal = f"not {language}, nothing was changed: {bad}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ckptd
 from ckptctl import units
+from ckptctl.files import read_text
 from ckptctl.words import clean
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest
@@ -52,8 +53,6 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _input(text: str) -> Any:
-    from ckptctl.spec import read_text  # noqa: PLC0415 (which imports us)
-
     source = "--input"
     if text == "-" or text.startswith("@"):
         source = f"--input {text}"

@@ -8,7 +8,6 @@ import argparse
 import os
 import pwd
 import shlex
-import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ckptctl import python, units
+from ckptctl import files, python, units
 from ckptctl.selectors import words_of
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.limits import RETRIES_UNLIMITED
@@ -253,7 +252,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
         if value is not None:
             found[key] = value
     if args.env_file:
-        found["env"] = read_env_file(args.env_file) + found.get("env", [])
+        found["env"] = files.read_env_file(args.env_file) + found.get("env", [])
     return found
 
 
@@ -360,35 +359,10 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def read_env_file(path: str) -> list[str]:
-    """Return the `K=V` lines of a file; blank lines, comments and `export` are left out."""
-    lines: Iterable[str] = read_text(path).splitlines()
-    lines = (line.strip().removeprefix("export ") for line in lines)
-    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
-    return [f"{name}{equals}{_unquoted(value)}" for name, equals, value in pairs]
-
-
-def _unquoted(value: str) -> str:
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if is_quoted else value
-
-
-def read_text(path: str) -> str:
-    """Return the text of a file, `-` for stdin. Raises BadRequest."""
-    try:
-        if path == "-":
-            return sys.stdin.read()
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as bad:
-        reason = bad.strerror if isinstance(bad, OSError) else bad
-        raise BadRequest(f"cannot read {path}: {reason}") from bad
-
-
 def read_file(path: str) -> list[dict[str, Any]]:
     """Return the options of each task of a TOML file: the top level, or every [[task]]."""
     try:
-        table = tomllib.loads(read_text(path))
+        table = tomllib.loads(files.read_text(path))
     except tomllib.TOMLDecodeError as bad:
         raise BadRequest(f"{path}: not TOML: {bad}") from bad
     tasks = table.pop("task", None)
