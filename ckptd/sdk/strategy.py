@@ -90,6 +90,11 @@ class Strategy:
         del pace, now_s
         return False
 
+    def warning(self, pace: Pace) -> str:
+        """Return what the author should know about what saving costs, or an empty text."""
+        del pace
+        return ""
+
 
 class Time(Strategy):
     """Save when `interval` seconds have passed since the last save."""
@@ -169,9 +174,14 @@ class Automatic(Strategy):
         """Return whether half of the interval has passed."""
         return now_s - pace.saved_at_s >= self.interval_s(pace, now_s) / 2
 
-    def is_over_budget(self, pace: Pace) -> bool:
-        """Return whether `max_loss` asks for more saves than the budget has room for."""
-        return pace.saves > 0 and pace.cost_s / self.budget > self.max_loss
+    def warning(self, pace: Pace) -> str:
+        """Return what to say where `max_loss` asks for more saves than the budget has room for."""
+        if pace.cost_s / self.budget <= self.max_loss:
+            return ""
+        return (
+            f"a save takes {pace.cost_s:.1f} s: one every {self.max_loss:.0f} s (max_loss) costs "
+            f"{pace.cost_s / self.max_loss:.1%} of the time, the budget is {self.budget:.1%}"
+        )
 
 
 def numbers(strategy: Strategy, pace: Pace, now_s: float) -> dict[str, Any]:

@@ -12,8 +12,10 @@ Read next: `context.py`, `ckptd/storage/journal.py`, `save.py`.
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -60,31 +62,60 @@ class Draft(NamedTuple):
 
 
 class Pending:
-    """A checkpoint on its way to the disk, in a thread of its own."""
+    """A checkpoint on its way to the disk, in a thread of its own once it is started."""
 
     def __init__(self, finish: Callable[[], CheckpointRef]) -> None:
         self._finish = finish
         self._ref: CheckpointRef | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="checkpoint")
-        self._thread.start()
+        self._is_told = False
+        self._claim = allocate_lock()  # whoever has it runs
+        self._gate = allocate_lock()  # closed until it is over; a join that was struck forgets
+        self._gate.acquire()
+
+    def start(self) -> None:
+        """Let it run beside its caller; where nothing runs beside, in its place."""
+        try:
+            threading.Thread(target=self._run, name="checkpoint").start()
+        except RuntimeError:  # no more threads are allowed here
+            self._run()
+        except BaseException:
+            # A signal's exception: left undone, it would hold the lock on `ckpt/` for ever.
+            self._run()
+            raise
 
     def _run(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
         try:
             self._ref = self._finish()
         except BaseException as error:  # noqa: BLE001 - whoever waits gets it raised
             self._error = error
+        finally:
+            self._gate.release()
 
     def wait(self) -> CheckpointRef:
         """Return it once it is durable; raises what `checkpoint` raises.
 
         Durable: the checkpoint it returns.
         """
-        self._thread.join()
+        with self._gate:
+            pass
+        self._is_told = True
         if self._error is not None:
             raise self._error
         assert self._ref is not None
         return self._ref
+
+    def settle(self) -> None:
+        """Wait until it is over; raises what became of it, unless `wait` did.
+
+        Durable: the checkpoint.
+        """
+        with self._gate:
+            pass
+        if not self._is_told:
+            self.wait()
 
 
 def _journal(around: Surroundings) -> Appends:
@@ -133,6 +164,7 @@ class Work:
         self.progress: tuple[float, float] | None = None
         self.files_dropped: set[str] = set()
         self._dropping: set[str] = set()
+        self._has_warned = False
         self.collectors: list[Callable[[], None]] = []
         self.saves_behind = False  # strategy's saves: an author's collector allows it
         self._pending: Pending | None = None
@@ -228,7 +260,11 @@ class Work:
     # --- checkpoints ----------------------------------------------------------------------------
 
     def draft(self, **more: Any) -> Draft:
-        """Collect what a checkpoint shall hold; runs the author's callbacks, in this thread."""
+        """Collect what a checkpoint shall hold; runs the author's callbacks, in this thread.
+
+        Invariant: nothing waits between this and `_begin`: state and files are of one moment.
+        """
+        self.settle()
         began_s = self.ports.now_s()
         for collect in self.collectors:
             collect()
@@ -274,7 +310,7 @@ class Work:
         return bool((state, cursors) != self._content[:2])
 
     def write(self, draft: Draft) -> CheckpointRef:
-        """Write a draft; may run in another thread than `draft` did.
+        """Write a draft, in this thread.
 
         Raises:
             CheckpointTooLarge, CorruptCheckpointError, LeaseLost, TransientError: the one before
@@ -284,17 +320,27 @@ class Work:
         """
         self.settle()
         with _told_as_ours("the checkpoint could not be saved"):
-            saving = self._begin()
-        return self._finish(draft, saving, None)
+            saving = self._begin(waits=True)
+        try:
+            return self._finish(draft, saving, None)
+        finally:
+            saving.drop()  # nothing, unless a signal's exception came before it was finished
 
-    def write_behind(self, draft: Draft) -> Pending:
-        """Take what is staged and return; sealing and syncing go on in a thread, one at a time."""
+    def write_behind(
+        self, draft: Draft, *, is_waited_for: bool = False, waits: bool = True
+    ) -> Pending:
+        """Take what is staged and return; sealing and syncing go on in a thread, one at a time.
+
+        Without `waits` it raises BlockingIOError where another process saves or prunes just now.
+        """
         self.settle()
         with _told_as_ours("the checkpoint could not be saved"):
-            saving = self._begin()
+            saving = self._begin(waits=waits)
         now_s = self.ports.now_s()
         self.pace.saved_at_s = now_s
-        self._pending = Pending(lambda: self._finish(draft, saving, now_s - draft.began_s))
+        block_s = None if is_waited_for else now_s - draft.began_s
+        self._pending = Pending(lambda: self._finish(draft, saving, block_s))
+        self._pending.start()
         return self._pending
 
     def settle(self) -> None:
@@ -302,12 +348,11 @@ class Work:
 
         Durable: that checkpoint.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.wait()
+        if self._pending is not None:  # it stays: who is struck while waiting must wait again
+            self._pending.settle()
 
-    def _begin(self) -> saver.Saving:
-        """Take the stage, and carry on what the newest checkpoint has that was not written anew."""
+    def _begin(self, *, waits: bool) -> saver.Saving:
+        """Take the stage, and carry on what the last checkpoint has that was not written anew."""
         stage = f"{self.around.dir}/stage"
         self._dropping = set(self.files_dropped)  # what is dropped from now on is of the next one
         names = (str(entry["name"]) for entry in self.saved.get("files", []))
@@ -316,7 +361,10 @@ class Work:
             for name in names
             if name not in self._dropping and not os.path.lexists(f"{stage}/{name}")
         ]
-        return saver.begin(self.around.dir, [], self.around.attempt, carry)
+        last = os.path.basename(self.around.last)
+        return saver.begin(
+            self.around.dir, [], self.around.attempt, carry, carry_from=last, waits=waits
+        )
 
     def _finish(self, draft: Draft, saving: saver.Saving, block_s: float | None) -> CheckpointRef:
         """Durable: the checkpoint it returns."""
@@ -328,9 +376,15 @@ class Work:
         self.files_dropped -= self._dropping
         self.pace.saved(now_s, took_s if block_s is None else block_s, saved.size_bytes)
         self.pace.interval_s = self.task.strategy.interval_s(self.pace, now_s)
+        self._warn_once(self.task.strategy.warning(self.pace))
         self._provenance = {}
         self.around.notify("CHECKPOINT=1")
         return CheckpointRef(saved.seq, saved.manifest["digest"], saved.size_bytes, took_s)
+
+    def _warn_once(self, text: str) -> None:
+        if text and not self._has_warned:
+            self._has_warned = True
+            sys.stderr.write(f"ckptd: {self.task.name}: {text}\n")
 
     def is_save_due(self) -> bool:
         """Return whether to save at this safe point, by the daemon's wish or the strategy's."""

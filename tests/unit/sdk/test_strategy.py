@@ -148,3 +148,13 @@ def test_what_a_checkpoint_says_is_gone_on_from() -> None:
 def test_hostile_numbers_are_as_none(told: object) -> None:
     found = pace_of(told, 0)
     assert (found.cost_s, found.saves, found.wall_before_s, found.block_s) == (0, 0, 0, 0)
+
+
+def test_a_maximum_loss_that_breaks_the_budget_is_said() -> None:
+    pace = Pace()
+    pace.saved(10.0, 30.0, 0)
+    assert Automatic(budget=0.01, max_loss=300).warning(pace) == (
+        "a save takes 30.0 s: one every 300 s (max_loss) costs 10.0% of the time, the budget is 1.0%"
+    )
+    assert not Automatic(budget=0.2, max_loss=300).warning(pace)
+    assert not Time(1).warning(pace)
