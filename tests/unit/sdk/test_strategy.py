@@ -58,8 +58,8 @@ def test_automatic_keeps_within_its_budget() -> None:
 def test_automatic_never_risks_more_than_its_maximum_loss_and_says_where_that_costs_more() -> None:
     strategy = Automatic(budget=0.01, max_loss=60)
     assert strategy.interval_s(pace(10.0), 0.0) == 60
-    assert strategy.is_over_budget(pace(10.0))
-    assert not strategy.is_over_budget(pace(0.5))
+    assert strategy.warning(pace(10.0))
+    assert not strategy.warning(pace(0.5))
 
 
 def test_automatic_changes_its_interval_by_no_more_than_half_from_save_to_save() -> None:
@@ -154,7 +154,8 @@ def test_a_maximum_loss_that_breaks_the_budget_is_said() -> None:
     pace = Pace()
     pace.saved(10.0, 30.0, 0)
     assert Automatic(budget=0.01, max_loss=300).warning(pace) == (
-        "a save takes 30.0 s: one every 300 s (max_loss) costs 10.0% of the time, the budget is 1.0%"
+        "a save takes 30.0 s: one every 300 s (max_loss) costs 10.0% of the time, "
+        "the budget is 1.0%"
     )
     assert not Automatic(budget=0.2, max_loss=300).warning(pace)
     assert not Time(1).warning(pace)
