@@ -164,10 +164,10 @@ class Automatic(Strategy):
         """Return the interval that is aimed at now."""
         if not pace.saves:
             return FIRST_SAVE_S
-        wanted = max(daly_s(pace.cost_s, pace.mtbf_s(now_s)), pace.cost_s / self.budget)
-        wanted = min(max(wanted, INTERVAL_MIN_S), self.max_loss) * pace.jitter
+        wanted = max(daly_s(pace.cost_s, pace.mtbf_s(now_s)), INTERVAL_MIN_S) * pace.jitter
         if pace.interval_s:
             wanted = min(max(wanted, pace.interval_s / _STEP), pace.interval_s * _STEP)
+        wanted = max(wanted, pace.cost_s / self.budget)  # at once: a budget is no wish
         return min(wanted, self.max_loss)
 
     def is_worth_at_step_end(self, pace: Pace, now_s: float) -> bool:

@@ -64,7 +64,11 @@ def test_automatic_never_risks_more_than_its_maximum_loss_and_says_where_that_co
 
 def test_automatic_changes_its_interval_by_no_more_than_half_from_save_to_save() -> None:
     assert Automatic().interval_s(pace(0.0001, interval_s=90.0), 0.0) == pytest.approx(60.0)
-    assert Automatic().interval_s(pace(2.9, interval_s=10.0), 0.0) == pytest.approx(15.0)
+    assert Automatic().interval_s(pace(0.05, interval_s=10.0), 0.0) == pytest.approx(15.0)
+
+
+def test_a_save_that_became_dear_is_made_seldom_at_once() -> None:
+    assert Automatic().interval_s(pace(2.9, interval_s=10.0), 0.0) == pytest.approx(290.0)
 
 
 def test_automatic_takes_the_end_of_a_step_after_half_of_the_interval() -> None:
