@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptd.sdk.aio import ResumableContext as ResumableContext
+    from ckptd.sdk.behind import CheckpointRef as CheckpointRef
     from ckptd.sdk.context import SyncResumableContext as SyncResumableContext
     from ckptd.sdk.declare import RetryPolicy as RetryPolicy
     from ckptd.sdk.declare import task as task
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from ckptd.sdk.strategy import Manual as Manual
     from ckptd.sdk.strategy import Progress as Progress
     from ckptd.sdk.strategy import Time as Time
-    from ckptd.sdk.work import CheckpointRef as CheckpointRef
 
 _ROOMS = {
     "aio": "ResumableContext",
@@ -46,7 +46,7 @@ _ROOMS = {
     " Parked PermanentError QuarantineItem RateLimited SkipItem StateVersionError StepInterrupted"
     " StepTimeout StopRequested TransientError",
     "strategy": "Automatic Manual Progress Time",
-    "work": "CheckpointRef",
+    "behind": "CheckpointRef",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

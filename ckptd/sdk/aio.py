@@ -8,10 +8,12 @@ Read next: `context.py`.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from ckptd.sdk import steps, waits
 from ckptd.sdk.aio_items import AsyncItems
+from ckptd.sdk.behind import CheckpointRef, Pending
 from ckptd.sdk.context import AT_LEAST_ONCE, AT_MOST_ONCE
 from ckptd.sdk.declare import RetryPolicy
 from ckptd.sdk.items import Keys, key_of, size_of
@@ -24,12 +26,13 @@ from ckptd.sdk.outcomes import (
     TransientError,
 )
 from ckptd.sdk.values import decode, encode
-from ckptd.sdk.work import CheckpointRef, Draft, Work
+from ckptd.sdk.work import Draft, Work
 from ckptd.storage import facts
 from ckptd.storage.journal import Fact
 
 T = TypeVar("T")
 _GROUP_MAX = 250  # calls in one append
+_LOCKED_S = 0.02  # until one looks again whether another process still saves or prunes
 
 
 def run_async(work: Work, park_after_s: float) -> Any:
@@ -60,7 +63,6 @@ class ResumableContext(TaskContext):
         self._flusher: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
         self._woken = asyncio.Event()
-        self._behind: asyncio.Task[CheckpointRef] | None = None
 
     def _wake(self) -> None:
         self._woken.set()
@@ -105,19 +107,25 @@ class ResumableContext(TaskContext):
             else:
                 settled.set_exception(error)
 
-    async def _save(self, draft: Draft) -> CheckpointRef:
-        await self._settled()
-        return await asyncio.to_thread(self._work.write, draft)
+    async def _save(self, collect: Callable[[], Draft]) -> CheckpointRef:
+        """Save; who is cancelled while it waits leaves the save to the next one, or the end."""
+        pending = await self._taken(collect, is_waited_for=True)
+        return await asyncio.to_thread(pending.wait)
 
-    async def _save_behind(self, draft: Draft) -> None:
-        """Save beside the work; the next save waits for it."""
-        await self._settled()
-        self._behind = asyncio.create_task(asyncio.to_thread(self._work.write, draft))
+    async def _taken(self, collect: Callable[[], Draft], *, is_waited_for: bool) -> Pending:
+        """Collect, take what is staged, and let a thread go on with it.
+
+        Invariant: no coroutine runs between the two: state and files are of one moment.
+        """
+        while True:  # Bound: whoever has the lock on `ckpt/` saves or prunes, and ends
+            await self._settled()
+            try:
+                return self._work.write_behind(collect(), is_waited_for=is_waited_for, waits=False)
+            except BlockingIOError:
+                await asyncio.sleep(_LOCKED_S)
 
     async def _settled(self) -> None:
-        behind, self._behind = self._behind, None
-        if behind is not None:
-            await behind
+        await asyncio.to_thread(self._work.settle)
 
     # --- safe points ----------------------------------------------------------------------------
 
@@ -127,7 +135,7 @@ class ResumableContext(TaskContext):
         Durable: the checkpoint it returns.
         """
         async with self._saving:
-            return await self._save(self._work.draft(reason=reason))
+            return await self._save(partial(self._work.draft, reason=reason))
 
     async def checkpoint_if_needed(
         self, step: str | None = None, progress: Any = None, *, force: bool = False
@@ -151,9 +159,11 @@ class ResumableContext(TaskContext):
         async with self._saving:
             is_stopped = self.should_stop
             if force or work.is_save_due() or (is_stopped and work.is_dirty()):
-                draft = work.draft(reason="stop" if is_stopped else "strategy")
-                is_behind = work.saves_behind and not (is_stopped or force)
-                await (self._save_behind(draft) if is_behind else self._save(draft))
+                collect = partial(work.draft, reason="stop" if is_stopped else "strategy")
+                if work.saves_behind and not (is_stopped or force):
+                    await self._taken(collect, is_waited_for=False)
+                else:
+                    await self._save(collect)
                 is_saved = True
         if is_stopped:  # and saved here; one that came meanwhile is seen at the next safe point
             work.raise_if_stopped()
@@ -222,7 +232,7 @@ class ResumableContext(TaskContext):
         async with self._saving:
             is_worth = work.task.strategy.is_worth_at_step_end(work.pace, work.ports.now_s())
             if is_worth and work.is_dirty():
-                await self._save(work.draft(reason="step"))
+                await self._save(partial(work.draft, reason="step"))
 
     async def complete_step(self, name: str, result: Any = None) -> None:
         """Take note that a step is completed.
@@ -324,7 +334,7 @@ class ResumableContext(TaskContext):
         left_s = until_s - time.time()
         if left_s > self._park_after_s:
             async with self._saving:
-                await self._save(waits.parking_draft(self._work))
+                await self._save(partial(waits.parking_draft, self._work))
             await self._record(waits.parking_fact(until_s, scope))
             raise Parked(until_s, why, scope)
         await self._pause(left_s)

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from ckptd.sdk import steps, waits
+from ckptd.sdk.behind import CheckpointRef, Pending
 from ckptd.sdk.declare import RetryPolicy
 from ckptd.sdk.items import Keys, SyncItems, key_of, size_of
 from ckptd.sdk.members import TaskContext
 from ckptd.sdk.outcomes import Parked, StopRequested, TransientError
 from ckptd.sdk.values import decode, encode
-from ckptd.sdk.work import CheckpointRef, Draft, Pending
+from ckptd.sdk.work import Draft
 from ckptd.storage import facts
 from ckptd.storage.journal import Fact
 

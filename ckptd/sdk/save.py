@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -36,7 +37,13 @@ from ckptd.storage.taskdir import (
     opened,
     this_boot_id,
 )
-from ckptd.storage.untrusted import NotTrusted, is_empty, open_directory, remove_tree
+from ckptd.storage.untrusted import (
+    NotTrusted,
+    is_empty,
+    names_in,
+    open_directory,
+    remove_tree,
+)
 
 _COLLISIONS_MAX: Final = 10
 
@@ -70,29 +77,49 @@ def save(
     return begin(task_dir, files, int(header.get("attempt", 0)), carry).finish(header)
 
 
-def begin(task_dir: str, files: Sequence[str], attempt: int, carry: Sequence[str] = ()) -> "Saving":
+def begin(
+    task_dir: str,
+    files: Sequence[str],
+    attempt: int,
+    carry: Sequence[str] = (),
+    *,
+    carry_from: str = "",
+    waits: bool = True,
+) -> "Saving":
     """Take what is to be saved, with the arguments and errors of `save`.
+
+    `carry_from` names the generation to carry on from, where it is not the newest that looks
+    valid: state that goes with its files must not come to lie beside older ones.
 
     When it returns, `stage/` is free for the next one, and the files may be changed. What is long,
     carrying on, syncing and hashing, is left to `finish`. One save of a task at a time: a second
-    one waits here.
+    one waits here, or without `waits` raises BlockingIOError.
 
     Durable: nothing yet.
     """
-    return Saving(task_dir, files, attempt, carry)
+    return Saving(task_dir, files, attempt, carry, carry_from=carry_from, waits=waits)
 
 
 class Saving:
     """A save under way, ended once by `finish` or `drop`, in whichever thread."""
 
     def __init__(
-        self, task_dir: str, files: Sequence[str], attempt: int, carry: Sequence[str]
+        self,
+        task_dir: str,
+        files: Sequence[str],
+        attempt: int,
+        carry: Sequence[str],
+        *,
+        carry_from: str,
+        waits: bool,
     ) -> None:
         self._task_dir, self._attempt, self._uid = task_dir, attempt, os.getuid()
         self._began_s = time.monotonic()
         self._name = f"{LEFTOVER}new-{os.getpid()}"
+        self._number = ""  # once it is published
         self._is_staged = False
         self._is_over = False
+        self._carry, self._carry_from = carry, carry_from
         self._wanted: dict[str, Manifest] = {}  # to be carried on from `_old_fd`
         self._carried: dict[str, Manifest] = {}
         self._old_fd = -1
@@ -101,9 +128,16 @@ class Saving:
         self._open = contextlib.ExitStack()
         self._task_fd, self._ckpt_fd = self._open.enter_context(opened(task_dir, self._uid))
         try:
-            fcntl.flock(self._ckpt_fd, fcntl.LOCK_EX)  # until the descriptor is closed
+            fcntl.flock(self._ckpt_fd, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self._is_over = True  # what lies there is of whoever holds the lock
+            self._open.close()
+            raise
+        # Not by closing alone: a child that was forked meanwhile keeps the open file.
+        self._open.callback(fcntl.flock, self._ckpt_fd, fcntl.LOCK_UN)
+        try:
             remove_tree(self._name, self._ckpt_fd)
-            self._fill(files, carry)
+            self._fill(files)
         except BaseException:
             self.drop()
             raise
@@ -118,11 +152,11 @@ class Saving:
         with self._open:
             try:
                 manifest = self._publish(header)
+                sync_fd(self._ckpt_fd)
+                sync_fd(self._task_fd)
             except BaseException:
                 self._take_back()
                 raise
-            sync_fd(self._ckpt_fd)
-            sync_fd(self._task_fd)
             with contextlib.suppress(OSError, NotTrusted):  # saved is saved; the next one prunes
                 pruned(self._task_fd, self._ckpt_fd, self._uid)
         seq = int(manifest["seq"])
@@ -139,12 +173,12 @@ class Saving:
 
     # --- taking --------------------------------------------------------------------------------
 
-    def _fill(self, files: Sequence[str], carry: Sequence[str]) -> None:
+    def _fill(self, files: Sequence[str]) -> None:
         with _as_newest(self._task_fd, self._uid, self._attempt):
             if not files and not is_empty("stage", self._task_fd):
                 # Crash: what was staged is lost, as it is when a task dies before it publishes.
-                os.rename("stage", self._name, src_dir_fd=self._task_fd, dst_dir_fd=self._ckpt_fd)
                 self._is_staged = True
+                os.rename("stage", self._name, src_dir_fd=self._task_fd, dst_dir_fd=self._ckpt_fd)
                 os.mkdir("stage", 0o700, dir_fd=self._task_fd)
             else:
                 os.mkdir(self._name, 0o700, dir_fd=self._ckpt_fd)
@@ -155,36 +189,34 @@ class Saving:
                     copy_in(path, new_fd)
             finally:
                 os.close(new_fd)
-        if carry:
-            self._find(carry)
 
     def _find(self, names: Sequence[str]) -> None:
         """Find what is to be carried on. Who holds our lock keeps its generation from the prune."""
-        seq, path = newest_sealed(self._task_dir, self._uid)
-        if not seq:
+        last = self._carry_from or os.path.basename(newest_sealed(self._task_dir, self._uid)[1])
+        if not last:
             raise FileNotFoundError(errno.ENOENT, "no checkpoint to carry it on from", names[0])
-        self._old_fd = open_directory(os.path.basename(path), self._uid, self._ckpt_fd)
+        self._old_fd = open_directory(last, self._uid, self._ckpt_fd)
         self._open.callback(os.close, self._old_fd)
         lying = {entry["name"]: entry for entry in load(self._old_fd, self._uid)["files"]}
         for name in names:
             if name not in lying:
-                raise FileNotFoundError(errno.ENOENT, f"not in checkpoint {seq}", name)
+                raise FileNotFoundError(errno.ENOENT, f"not in checkpoint {last}", name)
             self._wanted[name] = lying[name]
 
     def _take_back(self) -> None:
         """Leave nothing behind of a save that failed; what was staged goes back to the stage."""
         with contextlib.suppress(OSError):  # what cannot go back stays for the next prune
+            if self._number:  # published, and its name may not be durable: it was not told
+                os.rename(
+                    self._number, self._name, src_dir_fd=self._ckpt_fd, dst_dir_fd=self._ckpt_fd
+                )
             if self._is_staged:
                 self._strip()
                 with (
                     contextlib.suppress(StaleAttempt),
                     _as_newest(self._task_fd, self._uid, self._attempt),
                 ):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.rmdir("stage", dir_fd=self._task_fd)
-                    os.rename(
-                        self._name, "stage", src_dir_fd=self._ckpt_fd, dst_dir_fd=self._task_fd
-                    )
+                    _give_back(self._name, "stage", self._ckpt_fd, self._task_fd, self._uid)
             remove_tree(self._name, self._ckpt_fd)
 
     def _strip(self) -> None:
@@ -200,6 +232,8 @@ class Saving:
         ckpt_fd = self._ckpt_fd
         new_fd = open_directory(self._name, self._uid, ckpt_fd)
         try:
+            if self._carry:
+                self._find(self._carry)
             for name, entry in self._wanted.items():
                 carry_on(self._old_fd, entry, self._uid, new_fd)
                 self._carried[name] = entry
@@ -214,7 +248,9 @@ class Saving:
                 }
                 manifest = seal(new_fd, self._uid, {**EMPTY, **header, **own}, self._carried)
                 with _as_newest(self._task_fd, self._uid, self._attempt):  # sealing took its time
-                    if _renamed(self._name, f"{own['seq']:08d}", ckpt_fd):
+                    number = f"{own['seq']:08d}"
+                    if _renamed(self._name, number, ckpt_fd):
+                        self._number = number
                         return manifest
         finally:
             os.close(new_fd)
@@ -236,6 +272,31 @@ def _as_newest(task_fd: int, uid: int, attempt: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(task_fd, fcntl.LOCK_UN)
+
+
+def _give_back(name: str, into: str, from_fd: int, into_fd: int, uid: int) -> None:
+    """Move a directory to where it was; what was made there anew meanwhile stays as it is."""
+    try:
+        os.rename(name, into, src_dir_fd=from_fd, dst_dir_fd=into_fd)  # over an empty one
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+            raise
+    else:
+        return
+    old_fd, new_fd = open_directory(name, uid, from_fd), open_directory(into, uid, into_fd)
+    try:
+        for inner in names_in(old_fd):  # Bound: what one checkpoint may hold
+            if stat.S_ISDIR(os.stat(inner, dir_fd=old_fd, follow_symlinks=False).st_mode):
+                with contextlib.suppress(NotADirectoryError):
+                    _give_back(inner, inner, old_fd, new_fd, uid)
+            else:
+                with contextlib.suppress(FileExistsError):  # a link replaces nothing
+                    os.link(
+                        inner, inner, src_dir_fd=old_fd, dst_dir_fd=new_fd, follow_symlinks=False
+                    )
+    finally:
+        os.close(old_fd)
+        os.close(new_fd)
 
 
 def _renamed(name: str, number: str, ckpt_fd: int) -> bool:

@@ -27,7 +27,9 @@ from ckptd.storage.journal import Fact
 T = TypeVar("T")
 TRIES_MAX: Final = 1_000  # of a step whose policy says "as long as it takes"
 # An exception must not strike there: the facts of other threads are under way, too.
-_UNDIVIDED: Final = frozenset({Work.record.__code__, Work.write.__code__})
+_UNDIVIDED: Final = frozenset(
+    {Work.record.__code__, Work.write.__code__, Work.write_behind.__code__}
+)
 _AGAIN_S: Final = 0.001
 _ONE_SECRET: Final = threading.Lock()
 

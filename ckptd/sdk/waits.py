@@ -32,8 +32,7 @@ def limit_wait_s(scope: str, retry_after: float | str | None, rate: str | None) 
 
 def parking_draft(work: Work) -> Draft:
     """Return the checkpoint to save before the process ends for a wait."""
-    work.pauses += 1
-    return work.draft(reason="park", parked_at_ns=time.time_ns())
+    return work.draft(reason="park", parked_at_ns=time.time_ns(), pause_count=work.pauses + 1)
 
 
 def parking_fact(until_s: float, scope: str) -> Fact:

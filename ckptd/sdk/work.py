@@ -13,9 +13,7 @@ import contextlib
 import json
 import os
 import sys
-import threading
 import time
-from _thread import allocate_lock
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +21,7 @@ from ckptd.protocol.version import VERSION
 from ckptd.sdk import save as saver
 from ckptd.sdk import state as states
 from ckptd.sdk.attention import Attention
+from ckptd.sdk.behind import CheckpointRef, Pending
 from ckptd.sdk.declare import Task
 from ckptd.sdk.group import Appends, Recorder
 from ckptd.sdk.outcomes import (
@@ -44,78 +43,12 @@ _TELL_EVERY_S: Final = 0.1  # progress is telemetry; a fast loop must not pay fo
 _CODE_CHARS: Final = 16
 
 
-class CheckpointRef(NamedTuple):
-    """A checkpoint that is durable: number, digest, bytes of its files, seconds it took."""
-
-    seq: int
-    digest: str
-    bytes: int
-    seconds: float
-
-
 class Draft(NamedTuple):
     """A checkpoint that is collected and not written yet."""
 
     header: Manifest
     content: Any
     began_s: float
-
-
-class Pending:
-    """A checkpoint on its way to the disk, in a thread of its own once it is started."""
-
-    def __init__(self, finish: Callable[[], CheckpointRef]) -> None:
-        self._finish = finish
-        self._ref: CheckpointRef | None = None
-        self._error: BaseException | None = None
-        self._is_told = False
-        self._claim = allocate_lock()  # whoever has it runs
-        self._gate = allocate_lock()  # closed until it is over; a join that was struck forgets
-        self._gate.acquire()
-
-    def start(self) -> None:
-        """Let it run beside its caller; where nothing runs beside, in its place."""
-        try:
-            threading.Thread(target=self._run, name="checkpoint").start()
-        except RuntimeError:  # no more threads are allowed here
-            self._run()
-        except BaseException:
-            # A signal's exception: left undone, it would hold the lock on `ckpt/` for ever.
-            self._run()
-            raise
-
-    def _run(self) -> None:
-        if not self._claim.acquire(blocking=False):
-            return
-        try:
-            self._ref = self._finish()
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it raised
-            self._error = error
-        finally:
-            self._gate.release()
-
-    def wait(self) -> CheckpointRef:
-        """Return it once it is durable; raises what `checkpoint` raises.
-
-        Durable: the checkpoint it returns.
-        """
-        with self._gate:
-            pass
-        self._is_told = True
-        if self._error is not None:
-            raise self._error
-        assert self._ref is not None
-        return self._ref
-
-    def settle(self) -> None:
-        """Wait until it is over; raises what became of it, unless `wait` did.
-
-        Durable: the checkpoint.
-        """
-        with self._gate:
-            pass
-        if not self._is_told:
-            self.wait()
 
 
 def _journal(around: Surroundings) -> Appends:
@@ -419,10 +352,13 @@ class Work:
 
     def close(self) -> None:
         """Give the files back; what was recorded is on the disk already."""
-        with contextlib.suppress(Exception):  # `settle` tells; here it only must not run on
-            self.settle()
-        self.recorder.close()
-        self.attention.close()
+        try:
+            # `settle` tells; here it only must not run on
+            with contextlib.suppress(Exception, StopRequested):
+                self.settle()
+        finally:
+            self.recorder.close()
+            self.attention.close()
 
 
 @contextlib.contextmanager
