@@ -76,7 +76,8 @@ def ended(
     cause = run.stop.why if run.stop is not None and seen.cause in _BY_STOP else seen.cause
     lost_s = 0.0
     if verdict.phase in PENDING and seen.cause != "not_started":
-        lost_s = max(0, ended_ns - max(started_ns, run.checkpoint_ns)) / 1e9
+        kept_ns = max(run.checkpoint_ns, mark.gained_ns if mark is not None else 0)
+        lost_s = max(0, ended_ns - max(started_ns, kept_ns)) / 1e9
     return [
         Ended(
             task=seen.task,

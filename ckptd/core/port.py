@@ -147,6 +147,7 @@ class MarkSeen(msgspec.Struct, frozen=True, gc=False):
     retry_after_s: float = 0.0  # the task asked to wait (rate limit); 0: it did not
     problem: str = ""  # "state version 3 cannot be migrated": blocks the task
     why: str = ""  # for short: checkpoint, version, corrupt; the reason of `blocked`
+    gained_ns: int = 0  # when a step, an item or a value was last recorded; 0: never
 
 
 class TelemetrySeen(msgspec.Struct, frozen=True, gc=False):

@@ -377,7 +377,7 @@ class AttemptRow(Answer, frozen=True):
     code: int | None
     signal: int | None
     checkpoint: int  # it resumed from
-    lost_s: float  # work since the last checkpoint that the end threw away
+    lost_s: float  # work since the last checkpoint, step, item or value that the end threw away
     cpu_s: float
     rss_bytes: int
     text: str  # evidence: what the runner saw

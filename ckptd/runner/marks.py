@@ -79,7 +79,7 @@ class Marks:
         one.rests_until_s = time.monotonic() + REST_S
         seen = MarkSeen(
             *one.key, mark.checkpoint, mark.checkpoint_ns, mark.cursor, mark.retry_after_s,
-            mark.problem, mark.why,
+            mark.problem, mark.why, mark.gained_ns,
         )  # fmt: skip
         if seen != one.marked and (seen.cursor or seen.checkpoint or seen.problem):
             one.marked = seen

@@ -102,6 +102,7 @@ class Mark(NamedTuple):
     checkpoint_ns: int = 0
     cursor: str = ""
     retry_after_s: float = 0.0
+    gained_ns: int = 0  # when the journal last recorded what is not done again
     problem: str = ""
     why: str = ""  # what the problem is about: one of facts.WHYS
 
@@ -407,14 +408,10 @@ def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool
     gain = _read_gain(task_dir, task_of(task_dir), uid, attempt)
     known = (seals.content_digest(saved) if newest else "") + gain.digest()
     text, why = (problem, "version") if problem else gain.problem_of(attempt)
-    return Mark(
-        int(saved.get("seq", 0)),
-        int(saved.get("at_ns") or 0),
-        sha256(known.encode()).hexdigest()[:32] if known else "",
-        gain.retry_after_s(attempt),
-        plain(text),
-        why,
-    )
+    seq, at_ns = int(saved.get("seq", 0)), int(saved.get("at_ns") or 0)
+    cursor = sha256(known.encode()).hexdigest()[:32] if known else ""
+    wait_s = gain.retry_after_s(attempt)
+    return Mark(seq, at_ns, cursor, wait_s, gain.gained_ns, plain(text), why)
 
 
 def newest_sealed(task_dir: str, owner_uid: int) -> tuple[int, str]:

@@ -36,6 +36,7 @@ WHYS: Final = ("checkpoint", "version", "corrupt")  # what a problem may be abou
 SECRET: Final = "ckptd:secret"  # noqa: S105 - the name of a value, not the value
 NAME_CHARS_MAX: Final = 1_024
 _TEXT_CHARS_MAX: Final = 500
+_GAINS: Final = frozenset({"step_done", "set", "item", "progress", "result"})
 
 
 def step_start(name: str, version: int = 1) -> Fact:
@@ -121,6 +122,7 @@ class Standing:
 
     def __init__(self) -> None:
         self.count = 0
+        self.gained_ns = 0  # when something was last recorded that is not done again
         self.problem = ""
         self._retry: tuple[int, int, float] = (0, 0, 0.0)  # attempt, at_ns, seconds
         self._asked: tuple[int, str, str] = (0, "", "")  # attempt, text, why
@@ -130,6 +132,8 @@ class Standing:
         self.count += 1
         try:
             is_known = self._know(attempt, fact)
+            if fact["op"] in _GAINS:
+                self.gained_ns = max(self.gained_ns, int(fact.get("at_ns") or 0))
         except (KeyError, TypeError, ValueError, OverflowError):
             is_known = False
         if not is_known and not self.problem:

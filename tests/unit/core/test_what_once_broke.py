@@ -4,7 +4,7 @@ import pytest
 
 from ckptd.core import image
 from ckptd.core.plan import Observed, adoption, effects, intents
-from ckptd.core.port import Control, Deliver, Freeze
+from ckptd.core.port import Control, Deliver, Freeze, MarkSeen
 from ckptd.core.records import Phase, StartIntent
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
@@ -222,3 +222,16 @@ def test_a_claim_that_went_with_the_power_is_a_reboot_and_not_a_start_that_never
     run = world.task(number).run
     assert run is not None
     assert (run.past[-1].cause, run.interruptions) == ("reboot", 1)
+
+
+def test_work_that_steps_and_items_recorded_is_not_told_as_lost() -> None:
+    world = World()
+    number = world.submit(retries=2, backoff_s=1.0)
+    world.begins(number)
+    world.pass_time(10)
+    world.mark = MarkSeen(number, world.attempt(number), 0, 0, "c", gained_ns=world.at_ns)
+    world.pass_time(2)
+    world.ends(number, "signal", signal=9)
+    run = world.task(number).run
+    assert run is not None
+    assert run.past[-1].lost_s == 2

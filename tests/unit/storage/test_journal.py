@@ -1,6 +1,7 @@
 """A task's journal: what counts as done, what is torn, what is damage."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,14 @@ def test_the_wait_that_an_attempt_asked_for_counts_for_that_attempt_alone(
 
     world.begin()
     assert world.mark().retry_after_s == 0
+
+
+def test_when_something_was_last_recorded_is_known_and_a_start_alone_is_nothing(
+    world: TaskWorld,
+) -> None:
+    before_ns = time.time_ns()
+    world.record(facts.step_done("fetch"))
+    gained_ns = world.mark().gained_ns
+    assert before_ns <= gained_ns <= time.time_ns()
+    world.record(facts.step_start("parse"))
+    assert world.mark().gained_ns == gained_ns
