@@ -144,7 +144,7 @@ def quarantine_ls(call: Call) -> int:
                paint=lambda row: words.PAINT[row.phase]),
         Column("attempt", lambda row: str(row.attempt or ""), "try", is_right=True),
         Column("age", lambda row: words.row_age_text(row, now_ns), is_right=True),
-        Column("command", words.command_text, shrink=10),
+        Column("command", words.brief_command_text, shrink=10),
     )  # fmt: skip
     call.show(Listing("tasks", rows, columns, lambda row: str(row.id)))
     if rows:

@@ -192,7 +192,7 @@ def task_columns(now_ns: int, *, utc: bool = False) -> tuple[Column, ...]:
         Column("key", lambda row: words.clean(row.key), is_wide=True),
         Column("labels", labels_text, is_wide=True),
         Column("submitted", when("submitted_ns"), is_wide=True),
-        Column("command", words.command_text, shrink=14, drop=3),
+        Column("command", words.brief_command_text, shrink=14, drop=3),
     )
 
 

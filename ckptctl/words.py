@@ -171,6 +171,16 @@ def command_text(row: TaskRow) -> str:
     return clean(shlex.join(row.argv))
 
 
+def brief_command_text(row: TaskRow) -> str:
+    """Return the command for a list: of a function or a batch what it is, not how it is run."""
+    match row.argv:
+        case [_, runner, target, "--input", given] if runner.endswith("/ckptd/sdk/run.py"):
+            return clean(target if given == "{}" else f"{target} {given}")
+        case [_, "-P", "-m", "ckptd.batch", "run", folder]:
+            return clean(f"batch {folder.rpartition('/')[2]}")
+    return command_text(row)
+
+
 def fraction(progress: Progress | None) -> float | None:
     """Return how far, 0.0 to 1.0, or None where a total is not known."""
     if progress is None or progress.total <= 0:
@@ -216,6 +226,9 @@ def next_steps(row: TaskRow) -> list[str]:
     if row.phase not in ("failed", "cancelled"):
         return []
     steps = [f"its output: ckptctl logs -n 20 {row.id}"] if row.attempt else []
+    if (batch := row.labels.get("batch")) and row.name == f"batch:{batch}":
+        again = f"which items, and how to go on: ckptctl batch status {batch}"
+        return [*map(clean, [again]), *steps]
     return [*steps, f"to start it again: ckptctl retry {row.id}"]
 
 

@@ -1,4 +1,5 @@
 import msgspec
+import pytest
 
 from ckptctl import words
 from ckptctl.picture import check_code
@@ -56,6 +57,32 @@ def test_limits_are_told_by_their_options_and_the_usual_is_left_out() -> None:
     usual = dict(words.settings({"on_oom": "count"}))
     limits = ("memory", "cpus", "tasks-max", "io-weight", "nice", "on-oom")
     assert not any(usual[name] for name in limits)
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (("/p/python3", "/l/ckptd/sdk/run.py", "work:bill", "--input", "{}"), "work:bill"),
+        (
+            ("/p/python3", "/l/ckptd/sdk/run.py", "work:bill", "--input", '{"n":1}'),
+            'work:bill {"n":1}',
+        ),
+        (("/p/python", "-P", "-m", "ckptd.batch", "run", "/h/batches/lint"), "batch lint"),
+        (("python3", "run.py", "a b"), "python3 run.py 'a b'"),
+    ],
+)
+def test_a_list_says_what_a_function_or_a_batch_is_and_not_how_it_is_run(
+    argv: tuple[str, ...], shown: str
+) -> None:
+    assert words.brief_command_text(row(argv=argv)) == shown
+
+
+def test_a_batch_that_ended_badly_is_explained_by_its_items() -> None:
+    over = row(name="batch:lint", phase="failed", labels={"batch": "lint"}, attempt=1)
+    assert words.next_steps(over) == [
+        "which items, and how to go on: ckptctl batch status lint",
+        "its output: ckptctl logs -n 20 1",
+    ]
 
 
 def test_hostile_text_cannot_steer_the_terminal() -> None:
