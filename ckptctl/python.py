@@ -197,6 +197,11 @@ def _answer(target: str, done: "subprocess.CompletedProcess[bytes]") -> dict[str
     if not isinstance(told, dict):
         said = done.stderr[-_SAID_BYTES_MAX:].decode(errors="replace").strip().splitlines()
         last = f": {clean(said[-1])[:300]}" if said else ""
+        if "future feature annotations" in last:  # older than 3.7: it cannot even say so
+            raise BadRequest(
+                f"{clean(str(done.args[0]))} is an old Python; a task needs 3.11 or newer",
+                "name another: --interpreter .venv/bin/python",
+            )
         raise BadRequest(
             f"importing {target} ended the interpreter (exit {done.returncode}){last}",
             f"try it: {clean(str(done.args[0]))} -c 'import {target.partition(':')[0]}'",

@@ -176,6 +176,16 @@ def test_the_interpreter_is_the_one_named_else_that_of_the_venv(
         submitted("--python", "work:plain")
 
 
+def test_a_python_too_old_to_say_so_is_told_as_what_it_is(work: Path) -> None:
+    old = work / "python2"
+    old.write_text(
+        "#!/bin/sh\necho 'SyntaxError: future feature annotations is not defined' >&2; exit 1"
+    )
+    old.chmod(0o755)
+    with pytest.raises(BadRequest, match=r"python2 is an old Python; a task needs 3\.11 or newer"):
+        submitted("--python", "work:plain", "--interpreter", str(old))
+
+
 THEIRS = "/usr/bin/python3"  # one that any user may execute
 
 
