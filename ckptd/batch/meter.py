@@ -41,6 +41,10 @@ def span(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _speed(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
+
+
 class Tally:
     """How many items have which result, and how many a run may spoil."""
 
@@ -130,7 +134,7 @@ class Meter:
         bar = "#" * full + "-" * (_BAR_CHARS - full)
         parts = [f"[{bar}] {done:,}/{self._total:,}", f"{share:4.0%}"]
         if rate := self.rate(now_s):
-            parts += [f"{rate:.3g}/s", f"ETA {span(self.eta_s(done, now_s))}"]
+            parts += [_speed(rate), f"ETA {span(self.eta_s(done, now_s))}"]
         parts += [f"{flying} in flight"]
         parts += [f"{number} {status}" for status, number in counts.items() if status != "pass"]
         columns = shutil.get_terminal_size((80, 24)).columns
@@ -139,7 +143,7 @@ class Meter:
     def _line(self, done: int, counts: dict[str, int], now_s: float) -> str:
         text = f"batch {self._name}: {done:,} of {self._total:,} done"
         if rate := self.rate(now_s):
-            text += f", {rate:.3g}/s, {span(self.eta_s(done, now_s))} to go"
+            text += f", {_speed(rate)}, {span(self.eta_s(done, now_s))} to go"
         said = ", ".join(f"{number:,} {status}" for status, number in counts.items())
         return text + (f"; {said}" if said else "")
 

@@ -89,6 +89,17 @@ def test_a_log_is_turned_over_and_one_old_one_is_kept(
     assert capfd.readouterr().out.count("x" * 100) == 30
 
 
+def test_a_speed_of_thousands_is_a_number_that_people_read() -> None:
+    out = io.StringIO()
+    meter = Meter("b", 20_000, out)
+    began_s = time.monotonic()
+    meter.ended(0, began_s)
+    meter.ended(12_000, began_s + 6)
+    meter.draw(12_000, 1, {"pass": 12_000}, began_s + 6)
+
+    assert "12,000 of 20,000 done, 2,000/s, 0:04 to go" in out.getvalue()
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.4, "1:15"), (7_500, "2:05:00")])
 def test_spans_read_like_clocks(seconds: float, text: str) -> None:
     assert span(seconds) == text
