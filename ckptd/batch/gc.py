@@ -59,7 +59,8 @@ def _kept_by(one: dict[str, Any], before_ns: int) -> str:
     if one["lock_pid"]:
         return "it is running"
     if one["todo"] or not one["total"]:
-        return f"{count(one['todo'], 'item is', 'items are')} to do" if one["todo"] else "it is new"
+        why = f"{count(one['todo'], 'item is', 'items are')} to do" if one["todo"] else "it is new"
+        return f"{why} (by its name and with --force it goes)"
     if one["changed_ns"] > before_ns:
         return "it changed not long ago"
     return ""

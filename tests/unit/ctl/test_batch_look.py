@@ -215,7 +215,7 @@ def test_gc_removes_what_is_finished_and_old_and_nothing_else(look: Look, three:
 def test_gc_takes_an_unfinished_batch_by_name_and_force_alone(look: Look, three: Path) -> None:
     code, _, err = look("gc", "half")
     assert code == 1
-    assert "half is kept: 1 item is to do" in err
+    assert "half is kept: 1 item is to do (by its name and with --force it goes)" in err
     assert look("gc", "--force")[0] == 64
     assert look("gc", "half", "--force")[0] == 0
     assert names_in(three) == {"finished", "new"}
