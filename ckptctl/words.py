@@ -178,7 +178,8 @@ def brief_command_text(row: TaskRow) -> str:
             return clean(target if given == "{}" else f"{target} {given}")
         case [_, "-P", "-m", "ckptd.batch", "run", folder]:
             return clean(f"batch {folder.rpartition('/')[2]}")
-    return command_text(row)
+        case _:
+            return command_text(row)
 
 
 def fraction(progress: Progress | None) -> float | None:
