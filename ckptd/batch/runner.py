@@ -359,8 +359,9 @@ class Runner:
         if self._preflight is not None:
             self._preflight.stop()
         if flying:
+            more = "; Ctrl-C again ends them" if reason == "interrupt" else ""
             self._meter.say(
-                f"stopping ({reason}): {len(flying)} in flight may end within {grace_s:g} s"
+                f"stopping ({reason}): {len(flying)} in flight may end within {grace_s:g} s{more}"
             )
 
 

@@ -234,9 +234,10 @@ def test_ctrl_c_lets_items_in_flight_end_and_a_second_kills_them(world: BatchWor
     runner.send_signal(signal.SIGINT)
     until(lambda: list((world.dir / "items").glob("*/control.json")))
     (world.work / "free").touch()
-    runner.communicate(timeout=20)
+    said = runner.communicate(timeout=20)[1]
 
     assert runner.returncode == 130
+    assert "2 in flight may end within 10 s; Ctrl-C again ends them" in said
     assert set(world.statuses()) == {"a", "b"}
     (world.work / "free").unlink()
     runner = world.start()
