@@ -237,7 +237,7 @@ def _source(
     else:
         raise BadRequest(
             "no items: where do they come from?",
-            "-i FILE, --items-from 'find . -name *.log', words after :::, or a pipe",
+            "-i FILE, --items-from 'ls logs/*.log', words after :::, or a pipe",
         )
     form = args.format or _usual_format(source.get("path", ""))
     return source | {"format": form} | ({"key": args.item_key} if args.item_key else {})
