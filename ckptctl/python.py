@@ -197,7 +197,9 @@ def _answer(target: str, done: "subprocess.CompletedProcess[bytes]") -> dict[str
     if not isinstance(told, dict):
         said = done.stderr[-_SAID_BYTES_MAX:].decode(errors="replace").strip().splitlines()
         last = f": {clean(said[-1])[:300]}" if said else ""
-        if "future feature annotations" in last:  # older than 3.7: it cannot even say so
+        places = [line for line in said if line.lstrip().startswith("File ")]
+        ours = os.path.dirname(str(done.args[1]))  # what is wrong in ours is that it is too old
+        if "SyntaxError" in last and places and f'"{ours}/' in places[-1]:
             raise BadRequest(
                 f"{clean(str(done.args[0]))} is an old Python; a task needs 3.11 or newer",
                 "name another: --interpreter .venv/bin/python",

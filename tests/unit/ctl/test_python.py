@@ -179,7 +179,8 @@ def test_the_interpreter_is_the_one_named_else_that_of_the_venv(
 def test_a_python_too_old_to_say_so_is_told_as_what_it_is(work: Path) -> None:
     old = work / "python2"
     old.write_text(
-        "#!/bin/sh\necho 'SyntaxError: future feature annotations is not defined' >&2; exit 1"
+        "#!/bin/sh\n"
+        'printf \'  File "%s", line 1\\nSyntaxError: invalid syntax\\n\' "$1" >&2; exit 1'
     )
     old.chmod(0o755)
     with pytest.raises(BadRequest, match=r"python2 is an old Python; a task needs 3\.11 or newer"):
