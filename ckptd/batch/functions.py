@@ -63,6 +63,9 @@ def check_function(config: Config, interpreter: str, env: dict[str, str]) -> Non
         ) from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no word"]
+        places = [line for line in lines if line.lstrip().startswith("File ")]
+        if "SyntaxError" in lines[-1] and places and f'"{_HOST}"' in places[-1]:
+            raise Refused(f"{interpreter} is an old Python; a batch needs 3.11 or newer")
         raise Refused(f"{config.python}: {lines[-1]}", f"it is imported in {config.cwd}")
 
 

@@ -208,3 +208,14 @@ def test_a_batch_file_changed_by_hand_is_refused(world: BatchWorld) -> None:
 
     assert "was changed by hand" in world.prepare(code=65)["said"]
     assert "was changed by hand" in world.run(code=65).stderr
+
+
+def test_an_interpreter_that_cannot_even_read_the_host_is_told_as_old(world: BatchWorld) -> None:
+    old = world.work / "python2"
+    old.write_text(
+        "#!/bin/sh\n"
+        'printf \'  File "%s", line 1\\nSyntaxError: invalid syntax\\n\' "$1" >&2; exit 1'
+    )
+    old.chmod(0o755)
+    told = world.prepare(python="os:stat", items=["a"], interpreter=str(old), code=64)
+    assert "python2 is an old Python; a batch needs 3.11 or newer" in told["said"]
