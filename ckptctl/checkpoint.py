@@ -339,6 +339,12 @@ def _told(call: Call, row: TaskRow, made: dict[str, Any], how: str) -> int:
     if again := made.get("steps_to_run_again"):
         names = words.clean(", ".join(again[:5])) + (" ..." if len(again) > 5 else "")
         call.note(f"results of steps stay in the journal of their task, these run again: {names}")
+    saved_by = made.get("saved_by", {})
+    if (name := words.clean(saved_by.get("name", ""))) not in ("", row.name):
+        call.note(
+            f"{name} (task {saved_by['task']}) saved it, and task {row.id} is"
+            f" {words.clean(row.name)}: is its state meant for that?"
+        )
     if row.phase in ("blocked", "quarantined", "held"):
         call.aside(f"to go on from it: ckptctl release {row.id}")
     elif row.phase in FINISHED:

@@ -190,7 +190,13 @@ def import_(task_dir: str, task: str, attempt: str, source: str) -> dict[str, An
     new_generation.record(where, before, old)
     done = facts.read_facts(task_dir, where.task, os.getuid(), where.attempt).steps
     unknown = [step for step in old["steps"] if isinstance(step, str) and step not in done]
-    return {"seq": saved.seq, "path": saved.path, "steps_to_run_again": unknown}
+    saved_by = {"task": old["task"], "name": str(old.get("task_name") or "")}
+    return {
+        "seq": saved.seq,
+        "path": saved.path,
+        "steps_to_run_again": unknown,
+        "saved_by": saved_by,
+    }
 
 
 @contextlib.contextmanager

@@ -202,6 +202,17 @@ def test_what_was_exported_is_imported_as_a_new_checkpoint(desk: Desk, name: str
         assert desk.world.path("ckpt/00000003", path).read_bytes() == data
 
 
+def test_a_checkpoint_of_another_function_is_taken_and_told(desk: Desk) -> None:
+    desk.saves({"part": 1}, task_name="census")
+    assert desk.run("export", str(desk.folder / "own"))[0] == 0
+    assert "saved it" not in desk.run("import", str(desk.folder / "own"))[2]
+    desk.saves({"part": 2})
+    assert desk.run("export", str(desk.folder / "other"))[0] == 0
+    code, _, err = desk.run("import", str(desk.folder / "other"))
+    assert code == 0
+    assert f"ingest (task {TASK}) saved it, and task {TASK} is census" in err
+
+
 def test_a_checkpoint_goes_through_a_pipe(desk: Desk) -> None:
     desk.saves({"part": 1}, FILES)
     with ctl_process(desk.endpoint, "checkpoint", "export", str(TASK), "-") as process:
