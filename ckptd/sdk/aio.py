@@ -206,14 +206,15 @@ class ResumableContext(TaskContext):
         return decode(encode(result, f"the result of step {name!r}"))
 
     async def _begun(self, name: str, begin: list[Fact], call: Callable[[], Awaitable[T]]) -> T:
-        """Run what may have to be durable as begun first; TransientError takes that back."""
+        """Run what may have to be durable as begun first; its own TransientError takes that back."""
         if not begin:
             return await call()
         await self._record(*begin)
         try:
             return await call()
-        except TransientError:
-            await self._record(facts.step_reset(name))
+        except TransientError as error:
+            if not error.is_of_sdk:
+                await self._record(facts.step_reset(name))
             raise
 
     async def _tried(self, call: Callable[[], Awaitable[T]], retry: RetryPolicy | None) -> T:

@@ -15,7 +15,6 @@ from ckptd.sdk.outcomes import (
     NotJson,
     Parked,
     StopRequested,
-    TransientError,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class AsyncItems(Items):
         finally:
             await asyncio.gather(*flying, return_exceptions=True)
         if self.tally.undone:
-            raise TransientError(f"{self.tally.undone} items left: {self.tally.last_error}")
+            raise self._left()
         return self.tally
 
     async def _run_all(

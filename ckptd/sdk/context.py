@@ -142,14 +142,15 @@ class SyncResumableContext(TaskContext):
         return decode(encode(result, f"the result of step {name!r}"))  # type: ignore[no-any-return]
 
     def _begun(self, name: str, begin: list[Fact], call: Callable[[], T]) -> T:
-        """Run what may have to be durable as begun first; TransientError takes that back."""
+        """Run what may have to be durable as begun first; its own TransientError takes that back."""
         if not begin:
             return call()
         self._work.record(*begin)
         try:
             return call()
-        except TransientError:
-            self._work.record(facts.step_reset(name))
+        except TransientError as error:
+            if not error.is_of_sdk:
+                self._work.record(facts.step_reset(name))
             raise
 
     def _tried(self, call: Callable[[], T], retry: RetryPolicy | None) -> T:

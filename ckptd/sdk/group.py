@@ -10,7 +10,7 @@ Read next: `ckptd/storage/journal.py`.
 
 import os
 from _thread import allocate_lock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 from weakref import WeakSet
 
@@ -50,16 +50,23 @@ class _Waiting:
             self.gate.release()
 
 
+def _forget(facts: list[Fact]) -> None:
+    del facts
+
+
 class Recorder:
     """One journal, shared by the threads of a task."""
 
-    def __init__(self, journal: Appends) -> None:
+    def __init__(self, journal: Appends, know: Callable[[list[Fact]], None] = _forget) -> None:
+        """`know` gets what is durable, in the order of the journal, before `record` returns."""
         self._journal = journal
+        self._know = know
         self.begin()
         _RECORDERS.add(self)
 
     def begin(self) -> None:
         """Forget who waits; after fork(2) their threads are not here, and who writes is not."""
+        self._writing = allocate_lock()  # over the journal
         self._lock = allocate_lock()  # over what follows; never over a sync
         self._queue: list[_Waiting] = []
         self._group: list[_Waiting] = []  # what the writer took out of the queue
@@ -100,7 +107,8 @@ class Recorder:
             return
         with self._lock:  # the first in the queue is our own
             self._group, self._queue = self._parted()
-        _settle(self._journal, self._group)
+        with self._writing:
+            _settle(self._journal, self._group, self._know)
 
     def _parted(self) -> tuple[list[_Waiting], list[_Waiting]]:
         count = facts = 0
@@ -130,11 +138,14 @@ class Recorder:
         self._group, self._writer = [], self._queue[0] if self._queue else None
 
     def close(self) -> None:
-        """Close the journal; no thread may be recording any more."""
-        self._journal.close()
+        """Close the journal, after the append that is under way: its caller may be gone."""
+        with self._writing:
+            self._journal.close()
 
 
-def _settle(journal: Appends, group: Sequence[_Waiting]) -> None:
+def _settle(
+    journal: Appends, group: Sequence[_Waiting], know: Callable[[list[Fact]], None]
+) -> None:
     """Append; what a signal's exception leaves unsettled here is for the next writer."""
     try:
         journal.append([fact for one in group for fact in one.facts])
@@ -142,12 +153,15 @@ def _settle(journal: Appends, group: Sequence[_Waiting]) -> None:
         # Nothing was written. One call's facts must not cost the others theirs.
         if len(group) > 1:
             for one in group:
-                _settle(journal, [one])
+                _settle(journal, [one], know)
             return
         group[0].error = error
     except (StaleAttempt, Damaged, OSError) as error:  # each of the callers gets it raised
         for one in group:
             one.error = error
+    else:
+        for one in group:
+            know(one.facts)
     for one in group:
         one.is_settled = True
 

@@ -240,6 +240,11 @@ class Items:
     def _given(function: Callable[[Any], Any], *, gives_item: bool) -> Callable[[Item], Any]:
         return function if gives_item else lambda item: function(item.value)
 
+    def _left(self) -> TransientError:
+        error = TransientError(f"{self.tally.undone} items left: {self.tally.last_error}")
+        error.is_of_sdk = True
+        return error
+
     def _tell(self, in_flight: int = 0) -> None:
         self.ctx.set_progress(max(0, self.seen - in_flight), self.total)
 
@@ -295,7 +300,7 @@ class SyncItems(Items):
             self.ctx._safe_point()
             raise
         if self.tally.undone:
-            raise TransientError(f"{self.tally.undone} items left: {self.tally.last_error}")
+            raise self._left()
         return self.tally
 
     def _run_one_by_one(

@@ -38,6 +38,7 @@ class TransientError(Exception):
 
     def __init__(self, text: str = "", *, retry_after: float | str = 0.0) -> None:
         super().__init__(text or "try again later")
+        self.is_of_sdk = False  # raised by the SDK: it says nothing of what a function has done
         self.retry_after_s = _seconds(retry_after)
 
 

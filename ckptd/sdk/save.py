@@ -179,7 +179,8 @@ class Saving:
                 # Crash: what was staged is lost, as it is when a task dies before it publishes.
                 self._is_staged = True
                 os.rename("stage", self._name, src_dir_fd=self._task_fd, dst_dir_fd=self._ckpt_fd)
-                os.mkdir("stage", 0o700, dir_fd=self._task_fd)
+                with contextlib.suppress(FileExistsError):  # a thread of the task was first
+                    os.mkdir("stage", 0o700, dir_fd=self._task_fd)
             else:
                 os.mkdir(self._name, 0o700, dir_fd=self._ckpt_fd)
         if files:

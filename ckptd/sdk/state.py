@@ -35,8 +35,8 @@ class Cursor:
 
     @property
     def value(self) -> Any:
-        """The position; after a resume that of the last save."""
-        return self._cursors[self.name]
+        """The position, a copy of it; after a resume that of the last save."""
+        return decode(self._cursors[self.name])
 
     def set(self, value: Any) -> None:
         """Move to a position."""

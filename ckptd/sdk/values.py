@@ -29,8 +29,10 @@ def encode(value: Any, what: str) -> Any:
 
 
 def _encoded(value: Any, what: str, depth: int) -> Any:
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an Enum what will come back
     if depth > _DEPTH_MAX:
         raise NotJson(f"{what} is nested deeper than {_DEPTH_MAX}")
     match value:

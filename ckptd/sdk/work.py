@@ -35,7 +35,7 @@ from ckptd.sdk.strategy import numbers, pace_of
 from ckptd.sdk.surroundings import Surroundings
 from ckptd.storage import manifest as seals
 from ckptd.storage.facts import Facts, read_facts
-from ckptd.storage.journal import Fact, Journal, StaleAttempt, TooLarge
+from ckptd.storage.journal import Fact, Journal, StaleAttempt, TooLarge, sync_names
 from ckptd.storage.manifest import Manifest, TooNew, sha256
 from ckptd.storage.untrusted import Damaged, NotTrusted, is_empty, is_passing, open_directory
 
@@ -112,7 +112,7 @@ class Work:
         self.pace.jitter = 0.9 + (hash((around.task, around.attempt)) % 201) / 1000
         self.pace.resume_s = time.monotonic() - began_s
         self._content = self._content_now() if self.saved else None
-        self.recorder = Recorder(self.ports.journal(around))
+        self.recorder = Recorder(self.ports.journal(around), self._know)
         self.attention = Attention(around)
         try:
             self._migrate()
@@ -123,9 +123,12 @@ class Work:
     # --- what is there --------------------------------------------------------------------------
 
     def _read_facts(self) -> Facts:
+        """Durable: what it returns; its writer may have been killed before its sync."""
         around = self.around
         try:
             known = read_facts(around.dir, around.task, os.getuid(), around.attempt)
+            if known.count:
+                _settle_facts(around)
         except (Damaged, NotTrusted) as error:
             raise CorruptCheckpointError(f"the journal does not check: {error}") from error
         except OSError as error:
@@ -175,12 +178,14 @@ class Work:
     # --- facts ----------------------------------------------------------------------------------
 
     def record(self, *facts: Fact) -> None:
-        """Make facts durable, then know them.
+        """Make facts durable, then know them, in the order of the journal.
 
         Durable: all of them, before it returns.
         """
         with _told_as_ours("a fact could not be recorded"):
             self.recorder.record(list(facts))
+
+    def _know(self, facts: list[Fact]) -> None:
         for fact in facts:
             self.known.take(self.around.attempt, fact)
 
@@ -361,6 +366,15 @@ class Work:
             self.attention.close()
 
 
+def _settle_facts(around: Surroundings) -> None:
+    uid = os.getuid()
+    fd = open_directory(around.dir, uid)
+    try:
+        sync_names(fd, uid, around.attempt)
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def _told_as_ours(what: str) -> Iterator[None]:
     """Raise what the storage raises as what an author knows."""
@@ -381,7 +395,9 @@ def _told_as_ours(what: str) -> Iterator[None]:
 def trouble(error: OSError, what: str) -> Exception:
     """Return what to raise for an error of the machine: what passes is waited out."""
     if is_passing(error):
-        return TransientError(f"{what}: {error.strerror}; it is tried again")
+        passing = TransientError(f"{what}: {error.strerror}; it is tried again")
+        passing.is_of_sdk = True
+        return passing
     return error
 
 

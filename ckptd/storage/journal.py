@@ -46,6 +46,7 @@ __all__ = [
     "TooLarge",
     "file_name",
     "read",
+    "sync_names",
 ]
 
 FORMAT: Final = 1
@@ -227,32 +228,13 @@ class Journal:
         try:
             sync_data_fd(self._fd)
             if not self._has_name:
-                self._sync_names()
+                sync_names(self._task_fd, self._uid, self.attempt - 1)
                 self._has_name = True
         except OSError as error:
             self._failure = str(error)
             raise
         self._durable_lsn = self._next_lsn - 1
         self._synced_bytes = self._end_bytes
-
-    def _sync_names(self) -> None:
-        """Durable: the names from the task's directory down, and all of earlier attempts.
-
-        An earlier attempt may have been killed between write and sync; what it wrote has been
-        read as done by now, so it must not vanish in a later power loss.
-        """
-        journal_fd = open_directory("journal", self._uid, self._task_fd)
-        try:
-            for attempt, name in _files(journal_fd):
-                if attempt < self.attempt:
-                    with contextlib.suppress(NotTrusted):
-                        fd = open_regular(name, self._uid, journal_fd)
-                        sync_data_fd(fd)
-                        os.close(fd)
-            sync_fd(journal_fd)
-        finally:
-            os.close(journal_fd)
-        sync_fd(self._task_fd)
 
     def _refuse_if_stale(self) -> None:
         try:
@@ -388,6 +370,27 @@ def _files(journal_fd: int) -> list[tuple[int, str]]:
     if len(found) > ATTEMPTS_MAX:
         raise JournalDamaged(f"{len(found)} journals, more than {ATTEMPTS_MAX}")
     return sorted(found)
+
+
+def sync_names(task_fd: int, uid: int, attempt_max: int) -> None:
+    """Make durable what `read` found: its writer may have been killed before its sync.
+
+    Whoever acts on it, or hands it on as done, must not see it vanish in a later power loss.
+
+    Durable: the names from the task's directory down, and all of the attempts up to one.
+    """
+    journal_fd = open_directory("journal", uid, task_fd)
+    try:
+        for attempt, name in _files(journal_fd):
+            if attempt <= attempt_max:
+                with contextlib.suppress(NotTrusted):
+                    fd = open_regular(name, uid, journal_fd)
+                    sync_data_fd(fd)
+                    os.close(fd)
+        sync_fd(journal_fd)
+    finally:
+        os.close(journal_fd)
+    sync_fd(task_fd)
 
 
 def read(

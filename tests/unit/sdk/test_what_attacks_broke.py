@@ -1,12 +1,16 @@
 """Damage that a hostile review found in the SDK, one test each; the name says what was lost."""
 
 import asyncio
+import enum
 import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,17 +19,21 @@ from ckptd.sdk import (
     CorruptCheckpointError,
     Manual,
     ResumableContext,
+    StepInterrupted,
     StopRequested,
     SyncResumableContext,
     TransientError,
     run_local,
     task,
 )
+from ckptd.sdk.group import Recorder
 from ckptd.sdk.save import Saved, Saving
 from ckptd.sdk.strategy import Pace
 from ckptd.sdk.work import Ports
 from ckptd.storage.blobs import generations
 from ckptd.storage.facts import read_facts
+from ckptd.storage.journal import Fact
+from tests.waiting import let_pass
 
 FORK = multiprocessing.get_context("fork")
 
@@ -308,3 +316,141 @@ def test_a_child_that_was_forked_during_a_save_does_not_keep_the_next_one_waitin
         return seq
 
     assert run_local(function, tmp_path / "t", ports=held.ports) == 2
+
+
+# --- what is remembered --------------------------------------------------------------------------
+
+
+def synced_while(call: Callable[[], object]) -> set[str]:
+    """Return the names of the files that were synced in this thread meanwhile."""
+    synced = set()
+
+    def look(frame: FrameType, event: str, found: object) -> None:
+        if event == "c_call" and found is os.fdatasync:
+            synced.add(os.path.basename(os.readlink(f"/proc/self/fd/{frame.f_locals['fd']}")))
+
+    sys.setprofile(look)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return synced
+
+
+def test_what_is_told_as_done_is_synced_though_its_writer_may_not_have_come_to_it(
+    tmp_path: Path,
+) -> None:
+    def function(ctx: SyncResumableContext) -> None:
+        ctx.step("a", os.getpid)
+        raise ZeroDivisionError
+
+    def attempt() -> None:
+        with pytest.raises(ZeroDivisionError):
+            run_local(function, tmp_path / "t")
+
+    attempt()
+    assert "000001.j" in synced_while(attempt)
+
+
+def test_a_full_disk_after_the_effect_of_a_step_that_must_not_run_twice_is_no_leave_to_run_it(
+    tmp_path: Path,
+) -> None:
+    held = Held()
+    held.is_let_go.set()
+    effects: list[int] = []
+
+    def pay(ctx: SyncResumableContext) -> None:
+        effects.append(ctx.attempt)
+        ctx.checkpoint("bad")
+
+    def function(ctx: SyncResumableContext) -> None:
+        ctx.step("pay", pay, ctx, semantics="at_most_once")
+
+    with pytest.raises(TransientError):
+        run_local(function, tmp_path / "t", ports=held.ports)
+    with pytest.raises(StepInterrupted):
+        run_local(function, tmp_path / "t")
+    assert effects == [1]
+
+
+def test_a_value_that_threads_set_at_once_is_in_memory_what_it_is_on_disk(tmp_path: Path) -> None:
+    keys = [f"k{number}" for number in range(200)]
+
+    def function(ctx: SyncResumableContext) -> dict[str, Any]:
+        def record(value: int) -> None:
+            for key in keys:
+                ctx.set_intermediate_result(key, value)
+
+        threads = [threading.Thread(target=record, args=(value,)) for value in range(4)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join(30)
+        return {key: ctx.get_intermediate_result(key) for key in keys}
+
+    assert run_local(function, tmp_path / "t") == values_on_disk(tmp_path / "t")
+
+
+class Color(str, enum.Enum):  # noqa: UP042 - f"{Color.RED}" is no "red"
+    RED = "red"
+
+
+def test_a_text_that_is_more_than_a_text_comes_back_the_first_time_as_it_will_later(
+    tmp_path: Path,
+) -> None:
+    def function(ctx: SyncResumableContext) -> str:
+        told = f"{ctx.step('color', lambda: Color.RED)}"
+        if ctx.attempt == 1:
+            (tmp_path / "told").write_text(told)
+            raise ZeroDivisionError
+        return told
+
+    with pytest.raises(ZeroDivisionError):
+        run_local(function, tmp_path / "t")
+    assert run_local(function, tmp_path / "t") == (tmp_path / "told").read_text()
+
+
+def test_a_cursor_that_is_changed_in_place_spoils_no_checkpoint(tmp_path: Path) -> None:
+    held = Held()
+
+    def function(ctx: SyncResumableContext) -> Any:
+        position = ctx.cursor("place", [0, b"x"])
+        pending = ctx.checkpoint_behind("held")
+        position.value.append(1)
+        held.is_let_go.set()
+        pending.wait()
+        return position.value
+
+    assert run_local(function, tmp_path / "t", ports=held.ports) == [0, b"x"]
+    assert generations(str(tmp_path / "t"), os.getuid(), verify=True)[0].fault == ""
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+class Busy:
+    """A journal that tells whether it was closed while somebody was in it."""
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Event()
+        self.told: list[str] = []
+
+    def append(self, facts: list[Fact]) -> int:
+        self.has_begun.set()
+        let_pass(0.05)
+        self.told.append("appended")
+        return len(facts)
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def test_a_journal_is_not_closed_under_an_append_whose_caller_is_gone() -> None:
+    journal = Busy()
+    recorder = Recorder(journal)
+    writer = threading.Thread(target=recorder.record, args=([{"op": "delete", "key": "a"}],))
+    writer.start()
+    assert journal.has_begun.wait(20)
+    recorder.close()
+    writer.join(20)
+    assert journal.told == ["appended", "closed"]
