@@ -365,7 +365,7 @@ def _preflight(text: str | None) -> str | list[str] | None:
         raise BadRequest(f"--preflight: {bad}: {text!r}", "example: 'curl -sf HOST/up'") from bad
     if not words:
         raise BadRequest("--preflight: no command", "example: 'curl -sf HOST/up'")
-    return words
+    return ["/bin/sh", "-c", text]  # split words would say go to 'curl ... | grep -q up'
 
 
 def _on_exit(text: str | None) -> dict[str, str] | None:

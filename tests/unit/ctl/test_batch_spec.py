@@ -67,10 +67,10 @@ def test_a_line_says_all_of_it_what_it_leaves_out_is_as_usual() -> None:
     _, made = batch("-i", "x", "true")
     assert (made["jobs"], made["limit"], made["timeout_s"], made["on_exit"]) == (0, 0, 0.0, {})
     _, made = batch("-i", "x", "-j", "4", "--retries", "2", "--timeout", "90s", "--on-exit",
-                    "3=skipped,7-8=transient", "--preflight", "curl -sf up", "true")  # fmt: skip
+                    "3=skipped,7-8=transient", "--preflight", "up | grep -q y", "true")  # fmt: skip
     assert (made["jobs"], made["retries"], made["timeout_s"]) == (4, 2, 90.0)
     assert made["on_exit"] == {"3": "skipped", "7": "transient", "8": "transient"}
-    assert made["preflight"] == ["curl", "-sf", "up"]
+    assert made["preflight"] == ["/bin/sh", "-c", "up | grep -q y"]
 
 
 def test_which_items_run_this_time_is_told_to_prepare() -> None:
