@@ -163,7 +163,7 @@ ckptctl batch run -i hosts.txt --dry-run -- ssh {} uptime
 ckptctl batch run -i hosts.txt --errors -- ssh {} uptime""",
         ),
         Verb("batch status", "batch_look:batch_status", "list batches, or show one", "[NAME]",
-             aliases=("batch ls", "batch list"),
+             aliases=("batch ls", "batch list", "batch show"),
              examples="ckptctl batch status\nckptctl batch status ping-3f9a1c\n"
              "ckptctl batch status nightly --check; echo $?"),
         Verb("batch items", "batch_look:batch_items", "items and what they came to", "NAME",

@@ -361,7 +361,7 @@ class Runner:
         if flying:
             more = "; Ctrl-C again ends them" if reason == "interrupt" else ""
             self._meter.say(
-                f"stopping ({reason}): {len(flying)} in flight may end within {grace_s:g} s{more}"
+                f"stopping ({reason}): {len(flying)} in flight may end within {grace_s:.3g} s{more}"
             )
 
 
