@@ -80,7 +80,7 @@ class Pace:
         wait_s *= 1 + random.random() * _JITTER  # noqa: S311 (no secret)
         self._bucket.block(wait_s)
         if scope and scope != self.scope:
-            with contextlib.suppress(ValueError):  # a name that the item made up
+            with contextlib.suppress(ValueError, OSError):  # a name that the item made up
                 Bucket(scope).block(wait_s)
         self._limited(wait_s, now_s)
         return wait_s

@@ -31,6 +31,7 @@ from ckptd.storage.untrusted import is_passing
 
 WAIT_S_MAX: Final = 86_400.0  # a longer Retry-After is cut to this; then it is asked again
 SCOPE_CHARS_MAX: Final = 100
+_NAME_BYTES_MAX: Final = 255  # Source: NAME_MAX
 _RECORD_BYTES: Final = 128
 _CRC_CHARS: Final = 8
 _DURABLE_S: Final = 1.0
@@ -113,7 +114,7 @@ class Bucket:
             ValueError: it cannot be the name of a file.
         """
         fits = 0 < len(scope) <= SCOPE_CHARS_MAX and scope.isprintable() and "/" not in scope
-        if not fits or scope.startswith("."):
+        if not fits or scope.startswith(".") or len(scope.encode()) > _NAME_BYTES_MAX:
             raise ValueError(
                 f"scope {scope[:120]!r}: 1 to {SCOPE_CHARS_MAX} printable characters, no slash, "
                 "no dot in front"
@@ -223,8 +224,9 @@ class Bucket:
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             self.warning = f"scope {self.scope}: {self._path} does not check; counts as empty"
             return _EMPTY
-        latest_ns = now_ns + int(WAIT_S_MAX * _NS)  # beyond it the clock was set back
-        return record._replace(blocked_ns=min(record.blocked_ns, latest_ns))
+        # Nobody writes a wait that ends later: the clock was set back, and how far nobody knows.
+        is_real = record.blocked_ns <= now_ns + int(WAIT_S_MAX * _NS)
+        return record if is_real else record._replace(blocked_ns=0)
 
     def _write(self, fd: int, record: _Record, wait_ns: float) -> None:
         """Crash: 128 bytes within one page are written or not; a power cut may tear: see CRC.
