@@ -37,6 +37,8 @@ LOCK_FILE: Final = "LOCK"
 _BATCH_BYTES_MAX: Final = 16 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@+=-]{0,127}")
 _WRITTEN_BYTES: Final = 1 << 20
+_LOCK_TRIES: Final = 30
+_LOCK_AGAIN_S: Final = 0.01
 
 
 class Item(NamedTuple):
@@ -291,17 +293,28 @@ def locked(path: str, name: str, task: int | None = None) -> Iterator[None]:
     Raises:
         Held: somebody else has it.
     """
-    fd = os.open(f"{path}/{LOCK_FILE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = f"{path}/{LOCK_FILE}"
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Held(name, _holder_in(fd)) from None
+        if not _lock(fd):
+            raise Held(name, _holder_in(fd))
+        if not os.path.samestat(os.fstat(fd), os.stat(file)):  # `gc` moved it away in between
+            raise FileNotFoundError(f"{path} was removed at this moment")
         os.truncate(fd, 0)
         os.pwrite(fd, json.dumps({"pid": os.getpid(), "task": task}).encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Return whether the lock is ours; who only looks at it (see `holder`) is waited out."""
+    for _ in range(_LOCK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_LOCK_AGAIN_S)
+    return False
 
 
 def holder(path: str) -> Holder | None:

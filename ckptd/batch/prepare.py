@@ -26,6 +26,7 @@ from ckptd.storage.facts import Facts
 from ckptd.storage.untrusted import open_directory, remove_tree
 
 _LISTED_MAX = 10_000
+_TRIES_MAX = 5
 
 
 class Wishes(NamedTuple):
@@ -45,6 +46,7 @@ class _Before(NamedTuple):
     batch: Batch | None
     items: dict[str, Item]
     known: Facts
+    run: int
 
 
 def prepare(name: str, given: Any, wishes: Wishes) -> dict[str, Any]:
@@ -55,6 +57,30 @@ def prepare(name: str, given: Any, wishes: Wishes) -> dict[str, Any]:
 
     Durable: all of it.
     """
+    sources = _Sources()
+    for _ in range(_TRIES_MAX):
+        report = _tried(name, given, wishes, sources)
+        if report is not None:
+            return report
+    raise Refused(f"batch {name} is submitted or run by others all the time", code=CONFLICT)
+
+
+class _Sources:
+    """The source, read once: stdin cannot be read twice."""
+
+    def __init__(self) -> None:
+        self._taken: source.Taken | None = None
+
+    def take(self, given: spec.Source) -> source.Taken:
+        self._taken = self._taken or source.take(given, os.getcwd())
+        return self._taken
+
+
+def _tried(name: str, given: Any, wishes: Wishes, sources: _Sources) -> dict[str, Any] | None:
+    """Return the report; None where somebody else changed the batch between our look and lock.
+
+    Written over, its id would be another, and every result under the old one would be lost.
+    """
     path = place.path_of(name)
     before = _look(path, wishes)
     wanted = spec.parse(
@@ -64,7 +90,7 @@ def prepare(name: str, given: Any, wishes: Wishes) -> dict[str, Any]:
     )
     _settle_cwd(wanted, before.batch)
     _look_at_program(name, path, wanted)
-    items, taken = _items_of(wanted, before, wishes)
+    items, taken = _items_of(wanted, before, wishes, sources)
     batch = _merged(name, wanted, before, wishes, list(items))
     batch.items = len(items)
     report = _report(path, batch, items, before, taken)
@@ -74,6 +100,9 @@ def prepare(name: str, given: Any, wishes: Wishes) -> dict[str, Any]:
     place.make(path)
     try:
         with place.locked(path, name):
+            is_same = place.load_or_none(path) == before.batch
+            if not (is_same and place.newest_run(path) == before.run):
+                return None
             _write(path, batch, items, before, wishes)
     except place.Held as held:
         if not _is_same(batch, items, before, wishes):
@@ -83,11 +112,13 @@ def prepare(name: str, given: Any, wishes: Wishes) -> dict[str, Any]:
 
 
 def _look(path: str, wishes: Wishes) -> _Before:
+    run = place.newest_run(path)
     batch = place.load_or_none(path)
     if batch is None:
-        return _Before(None, {}, Facts())
+        return _Before(None, {}, Facts(), run)
     items = {item.key: item for item in place.load_items(path)}
-    return _Before(batch, items, Facts() if wishes.is_fresh else ledger.read(path, batch))
+    known = Facts() if wishes.is_fresh else ledger.read(path, batch)
+    return _Before(batch, items, known, run)
 
 
 def _settle_cwd(wanted: Spec, before: Batch | None) -> None:
@@ -110,13 +141,13 @@ def _look_at_program(name: str, path: str, wanted: Spec) -> None:
 
 
 def _items_of(
-    wanted: Spec, before: _Before, wishes: Wishes
+    wanted: Spec, before: _Before, wishes: Wishes, sources: _Sources
 ) -> tuple[dict[str, Item], source.Taken | None]:
     if wanted.source is None:
         if before.batch is None:
             raise Refused("no items given", "--items FILE, --items - or --items-from 'COMMAND'")
         return before.items, None
-    taken = source.take(wanted.source, os.getcwd())
+    taken = sources.take(wanted.source)
     if not taken.items and not wishes.allows_empty:
         raise Refused(
             "there are no items: the source is empty",
@@ -141,7 +172,7 @@ def _merged(name: str, wanted: Spec, before: _Before, wishes: Wishes, keys: list
         if batch.digest != old.digest and not wishes.is_fresh:
             _accept(old, batch, wishes)
     batch.next = Next(
-        base_run=place.newest_run(place.path_of(name)),
+        base_run=before.run,
         statuses=check_statuses(wishes.statuses),
         only=check_only(wishes.only, keys),
     )
