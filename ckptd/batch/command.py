@@ -23,13 +23,12 @@ from typing import Final, NamedTuple
 
 from ckptd.batch import itemdir
 from ckptd.batch.job import Ended, How, Job, Setting
-from ckptd.batch.judge import Judge
+from ckptd.batch.judge import KILL_AFTER_S, Judge
 from ckptd.batch.place import Item, canonical
 from ckptd.batch.refusal import Refused
 from ckptd.batch.spec import Config
 from ckptd.storage.untrusted import NotTrusted
 
-KILL_AFTER_S: Final = 5.0  # between SIGTERM and SIGKILL of an item whose time is over
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _OWN: Final = frozenset(("", "item", "key", "N"))
 
@@ -135,10 +134,9 @@ class Commands:
         job.has_dir = True
         try:
             place = itemdir.make(self._setting, job)
-            process = self._spawned(words, place, job)
-        except (OSError, NotTrusted) as error:
+            process, fd = self._spawned(words, place, job)
+        except (OSError, NotTrusted, ValueError) as error:  # ValueError: a NUL is no part of a word
             return self._judge.not_started(job, words[0], error)
-        fd = os.pidfd_open(process.pid)
         self._running[fd] = _Running(job, process, place)
         self._fd_of[job.number] = fd
         self._epoll.register(fd, select.EPOLLIN)
@@ -146,10 +144,10 @@ class Commands:
 
     def _spawned(
         self, words: list[str], place: itemdir.ItemDir, job: Job
-    ) -> subprocess.Popen[bytes]:
+    ) -> tuple[subprocess.Popen[bytes], int]:
         """Crash: the order is in the ledger, the process runs; `itemdir.py` ends it."""
         with place.opened("out") as out, place.opened("err") as err:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 words,
                 cwd=self._setting.cwd,
                 env=place.environment(self._setting.env, job),
@@ -158,6 +156,12 @@ class Commands:
                 stderr=err,
                 process_group=0,
             )
+        try:
+            return process, os.pidfd_open(process.pid)
+        except OSError:  # no descriptor left: nobody would see it end
+            _signal(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
 
     def send(self) -> None:
         """Do nothing: a process was started at once."""

@@ -54,8 +54,10 @@ class ItemDir(NamedTuple):
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[int]:
-        """Open a file for output, emptied."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        """Open a new file for output; what an earlier try left there, a FIFO say, is removed."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.path}/{name}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         fd = os.open(f"{self.path}/{name}", flags, 0o600)
         try:
             yield fd
@@ -71,6 +73,8 @@ class ItemDir(NamedTuple):
         try:
             lost = max(0, os.fstat(fd).st_size - _READ_BYTES_MAX)
             data = os.pread(fd, _READ_BYTES_MAX, lost)
+        except OSError:
+            return b""  # a FIFO, a directory: it was put there by the item
         finally:
             os.close(fd)
         return b"[%d bytes before this are left out]\n%s" % (lost, data) if lost else data
@@ -149,7 +153,7 @@ def _attempt_before(path: str) -> int:
 def ask_to_stop(path: str, numbers: list[int], data: bytes) -> None:
     """Write the control file of items in flight; `ckpt stop?` in them says yes from now on."""
     for number in numbers:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NotTrusted):  # the item may have replaced it
             fd = open_directory(f"{path}/items/{number}", os.getuid())
             try:
                 replace_small(taskdir.CONTROL, data, fd, os.getuid(), is_synced=False)
@@ -201,6 +205,15 @@ def remove_spares(setting: Setting) -> None:
         finally:
             os.close(items_fd)
     setting.spares.clear()
+
+
+def empty_outputs(path: str) -> None:
+    """Remove what items without a result printed: it may be what filled the disk."""
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"{path}/items"):  # Bound: one for each item in play, and spares
+            for name in ("out", "err"):
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{path}/items/{number}/{name}")
 
 
 def sweep(path: str, kept: set[int]) -> None:

@@ -19,6 +19,7 @@ from ckptd.batch.spec import Config
 from ckptd.storage.untrusted import is_passing, parse_json, refuse_deep
 
 RESULT_BYTES_MAX: Final = 256 << 10
+KILL_AFTER_S: Final = 5.0  # between asking an item whose time is over to end, and making it
 AGAIN_STALLS_MAX: Final = 3  # ends with 85 and nothing new before that is an error
 _LINE_CHARS_MAX: Final = 500
 _USUAL: Final = {0: "pass", 1: "fail", 75: "transient", 85: "again"}
@@ -118,6 +119,7 @@ class Judge:
         try:
             refuse_deep([[[result]]])
             size = len(json.dumps(result))
+            json.dumps(result, ensure_ascii=False).encode()  # half a surrogate could not be shown
         except ValueError as bad:
             text = f"its result cannot be kept: {bad}"
             return Ended(job, How.RESULT, "error", text=text, is_final=True)
