@@ -9,6 +9,7 @@ Read next: `host.py` (the other end of the pipes).
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -20,14 +21,16 @@ from typing import Any, Final
 
 from ckptd.batch import itemdir
 from ckptd.batch.job import Ended, How, Job, Setting
-from ckptd.batch.judge import signal_name
+from ckptd.batch.judge import KILL_AFTER_S, signal_name
 from ckptd.batch.refusal import FAILED, Refused
 from ckptd.batch.spec import Config, Knobs
-from ckptd.storage.facts import STATUSES
+from ckptd.storage.facts import RETRY_AFTER_S_MAX, STATUSES
+from ckptd.storage.untrusted import is_passing
 
 _HOST: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "host.py")
 _LINE_BYTES_MAX: Final = 8 << 20
 _READ_BYTES: Final = 1 << 20
+_READS_MAX: Final = 64
 _CHECK_S_MAX: Final = 30.0
 
 
@@ -80,6 +83,7 @@ class _Host:
         self.is_full = False  # its pipe takes nothing more for now
         self.bad = ""
         self.is_async = False
+        self.kill_at: dict[int, float] = {}  # when a cancelled coroutine must have ended
         self._rest = b""
         self._unsent = bytearray()
         theirs_in, self.to_fd = os.pipe()
@@ -98,6 +102,8 @@ class _Host:
         except OSError as error:
             os.close(self.to_fd)
             os.close(self.from_fd)
+            if is_passing(error) or isinstance(error, BlockingIOError):
+                raise  # EAGAIN, no descriptors: the machine's trouble, not the interpreter's
             raise Refused(
                 f"the interpreter {knobs.interpreter}: {error.strerror}", code=FAILED
             ) from error
@@ -127,7 +133,10 @@ class _Host:
         """Return the messages that lie ready; a host that talks nonsense is killed."""
         messages: list[dict[str, Any]] = []
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self.from_fd, _READ_BYTES):  # Bound: what lies in the pipe
+            for _ in range(_READS_MAX):  # more than a pipe holds; the rest wakes us again
+                chunk = os.read(self.from_fd, _READ_BYTES)
+                if not chunk:
+                    break
                 *lines, self._rest = (self._rest + chunk).split(b"\n")
                 messages += [found for line in lines if (found := self._parsed(line))]
                 if len(self._rest) > _LINE_BYTES_MAX:
@@ -138,10 +147,10 @@ class _Host:
     def _parsed(self, line: bytes) -> dict[str, Any] | None:
         try:
             found = json.loads(line)
-        except ValueError:
-            found = None
-        if isinstance(found, dict):
-            return found
+            if isinstance(found, dict) and isinstance(found.get("n", 0), int):
+                return found
+        except (ValueError, RecursionError):
+            pass
         self.kill()
         return None
 
@@ -291,17 +300,19 @@ class Functions:
     def expire(self, job: Job) -> None:
         """End a job whose time is over: cancelled in a loop, else with its host.
 
-        A thread cannot be ended alone: the others in it are innocent and run again.
+        A thread cannot be ended alone: the others in it are innocent and run again; nor can a
+        coroutine that does not let go of its loop.
         """
-        if job.is_timed_out:
-            return
+        now_s = time.monotonic()
         for host in self._hosts:
-            if job.number in host.running and host.is_ready:
-                job.is_timed_out = True
-                if host.is_async:
+            if job.number in host.running and host.is_ready and not host.is_ending:
+                if host.is_async and not job.is_timed_out:
+                    job.is_timed_out = True
+                    host.kill_at[job.number] = now_s + KILL_AFTER_S
                     host.say({"cancel": job.number})
                     self._watch(host)
-                else:
+                elif not host.is_async or now_s >= host.kill_at[job.number]:
+                    job.is_timed_out = True
                     host.is_ending = True
                     host.kill()
 
@@ -323,9 +334,16 @@ def _how_ended(code: int) -> str:
     return f"was killed by {signal_name(-code)}" if code < 0 else f"exited with {code}"
 
 
+def _bounded(seconds: object) -> float:
+    """Return a wait that our clocks can hold, whatever a function or a server came up with."""
+    if not isinstance(seconds, int | float) or math.isnan(seconds):
+        return 0.0
+    return float(min(max(seconds, 0), RETRY_AFTER_S_MAX))
+
+
 def _end_of(job: Job, said: dict[str, Any], timeout_s: float) -> Ended:
     out = str(said.get("out", "")).encode(errors="replace")
-    text = str(said.get("text", ""))
+    text = str(said.get("text", "")).encode(errors="replace").decode()
     if said.get("cancelled"):
         if job.is_timed_out:
             return Ended(job, How.RESULT, "error", text=f"timed out after {timeout_s:g} s")
@@ -334,12 +352,17 @@ def _end_of(job: Job, said: dict[str, Any], timeout_s: float) -> Ended:
         return Ended(job, How.INNOCENT, out=out)
     if "retry_after" in said:
         scope = str(said.get("scope", ""))
-        wait_s = float(said["retry_after"])
+        wait_s = _bounded(said["retry_after"])
         how = How.LATER if said.get("is_own") else How.TRANSIENT
         return Ended(job, how, text=text, retry_after_s=wait_s, scope=scope, out=out)
     status = str(said.get("status"))
     if status not in STATUSES:
         return Ended(job, How.RESULT, "error", text=f"the host said {status!r}", out=out)
+    try:
+        json.dumps(said.get("result"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as bad:  # half a surrogate: nobody could show it
+        text = f"its result cannot be kept: {bad}"
+        return Ended(job, How.RESULT, "error", text=text, is_final=True, out=out)
     is_final = bool(said.get("final")) or status != "error"
     trace = str(said.get("trace", "")).encode(errors="replace")
     return Ended(
