@@ -20,7 +20,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
-from ckptd.batch.refusal import DENIED, TRANSIENT, Refused, tell
+from ckptd.batch.refusal import BAD_DATA, DENIED, TRANSIENT, Refused, tell
+from ckptd.storage.untrusted import NotTrusted
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,6 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         return VERBS[asked.verb](asked)
     except Refused as refused:
         return tell(refused)
+    except NotTrusted as bad:
+        return tell(Refused(str(bad), "nothing was changed", code=BAD_DATA))
     except PermissionError as denied:
         return tell(Refused(str(denied), "a batch belongs to its user", code=DENIED))
     except OSError as error:
@@ -138,6 +141,18 @@ def main(argv: list[str] | None = None) -> int:
         return tell(Refused(str(error), hint, code=TRANSIENT))
 
 
+def _open_what_is_closed() -> None:
+    """Let 0, 1 and 2 be open: else a ledger gets such a number, and items print into it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 (for our whole life)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
 if __name__ == "__main__":
+    _open_what_is_closed()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Final, NamedTuple
 
@@ -46,23 +47,21 @@ class Preflight:
         command = knobs.preflight
         if isinstance(command, str):
             command = host_command(knobs.interpreter or sys.executable, "--preflight", command)
-        self._said, theirs = os.pipe2(os.O_CLOEXEC)
+        # A file, not a pipe: nobody reads before the end, and it may say more than a pipe holds.
+        self._said = tempfile.TemporaryFile(dir=setting.path)  # noqa: SIM115 (closed in `answer`)
         try:
             self._process = subprocess.Popen(
                 command,
                 cwd=setting.cwd,
                 env=setting.env,
                 stdin=subprocess.DEVNULL,
-                stdout=theirs,
+                stdout=self._said,
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
         except OSError:
-            os.close(self._said)
+            self._said.close()
             raise
-        finally:
-            os.close(theirs)
-        os.set_blocking(self._said, False)
         self.fd = os.pidfd_open(self._process.pid)
         self.ends_s = now_s + TIMEOUT_S
         self._is_late = False
@@ -88,11 +87,10 @@ class Preflight:
         epoll.unregister(self.fd)
         self.stop()
         code = self._process.wait()
-        try:
-            said = os.read(self._said, _SAID_BYTES_MAX)
-        except BlockingIOError:
-            said = b""
-        os.close(self._said)
+        size = self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, size - _SAID_BYTES_MAX))
+        said = self._said.read(_SAID_BYTES_MAX)
+        self._said.close()
         os.close(self.fd)
         lines = said.decode(errors="replace").strip().splitlines()
         last = lines[-1].strip() if lines else ""

@@ -9,6 +9,7 @@ quarantined. A stop in order, a reboot, or the death of a runner with others in 
 nobody. Read next: `runner.py`.
 """
 
+import contextlib
 import os
 import select
 import sys
@@ -53,11 +54,12 @@ def run(path: str, knobs: dict[str, Any], *, waits: bool) -> int:
 
     Durable: every result that was told.
     """
-    batch = _with(place.load(path), path, knobs)
+    name = place.load(path).name
     contact = Contact()
     contact.listen()
     try:
-        with place.locked(path, batch.name, contact.task or None):
+        with place.locked(path, name, contact.task or None):
+            batch = _with(place.load(path), path, knobs)  # as it stands now that nobody changes it
             return _Run(path, batch, contact).work(waits=waits)
     except place.Held as held:
         refused = held.refusal()
@@ -182,8 +184,13 @@ class _Run:
         runner = Runner(parts)
         try:
             return runner, runner.run()
-        except Refused:
-            opened.append([self._end_event("refused")])
+        except Exception as error:
+            # In order, too: what was in flight did not end this run, a full disk or so did.
+            workers.close()
+            itemdir.empty_outputs(self.path)
+            why = "refused" if isinstance(error, Refused) else "trouble"
+            with contextlib.suppress(OSError, Damaged, NotTrusted, TooLarge, StaleAttempt):
+                opened.append([self._end_event(why)])
             raise
         finally:
             workers.close()
