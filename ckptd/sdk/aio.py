@@ -206,7 +206,7 @@ class ResumableContext(TaskContext):
         return decode(encode(result, f"the result of step {name!r}"))
 
     async def _begun(self, name: str, begin: list[Fact], call: Callable[[], Awaitable[T]]) -> T:
-        """Run what may have to be durable as begun first; its own TransientError takes that back."""
+        """Run what may have to be durable as begun first; its TransientError takes that back."""
         if not begin:
             return await call()
         await self._record(*begin)

@@ -142,7 +142,7 @@ class SyncResumableContext(TaskContext):
         return decode(encode(result, f"the result of step {name!r}"))  # type: ignore[no-any-return]
 
     def _begun(self, name: str, begin: list[Fact], call: Callable[[], T]) -> T:
-        """Run what may have to be durable as begun first; its own TransientError takes that back."""
+        """Run what may have to be durable as begun first; its TransientError takes that back."""
         if not begin:
             return call()
         self._work.record(*begin)
