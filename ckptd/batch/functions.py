@@ -31,6 +31,7 @@ _HOST: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "host.py
 _LINE_BYTES_MAX: Final = 8 << 20
 _READ_BYTES: Final = 1 << 20
 _READS_MAX: Final = 64
+_IMPORT_DEATHS_MAX: Final = 3  # by signals, in a row: it is not the machine's trouble, then
 _CHECK_S_MAX: Final = 30.0
 
 
@@ -178,6 +179,7 @@ class Functions:
         self._hosts: list[_Host] = []
         self._by_fd: dict[int, _Host] = {}
         self._is_known = False
+        self._import_deaths = 0  # in a row, by signals
         self._wants_context = False
 
     def can_start(self, job: Job) -> bool:
@@ -264,6 +266,7 @@ class Functions:
             host.is_ready = not host.bad
             host.begin_anew(time.monotonic(), self._config.timeout_s)
             host.is_async = bool(said.get("is_async"))
+            self._import_deaths = 0
             self._is_known, self._wants_context = True, bool(said.get("wants_context"))
             return []
         job = host.running.pop(said["n"], None)
@@ -274,12 +277,15 @@ class Functions:
         host.kill()  # what it left behind in its group; it is not reaped yet
         code = host.process.wait()
         if not host.is_ready and not host.is_ending:
-            raise Refused(
-                f"{self._config.python}: the process ended while its module was imported "
-                f"({_how_ended(code)})",
-                "nothing more was run",
-                code=FAILED,
-            )
+            self._import_deaths += 1
+            host.is_ending = True  # what waited in it has not begun
+            if code >= 0 or self._import_deaths >= _IMPORT_DEATHS_MAX:
+                raise Refused(
+                    f"{self._config.python}: the process ended while its module was imported "
+                    f"({_how_ended(code)})",
+                    "nothing more was run",
+                    code=FAILED,
+                )
         for fd in host.fds():
             self._epoll.unregister(fd)
             os.close(fd)

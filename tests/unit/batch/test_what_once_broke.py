@@ -245,3 +245,29 @@ def test_a_clock_that_was_a_year_ahead_blocks_no_scope_for_a_year(tmp_path: Path
 
     assert bucket.wait_s() == 0.0
     assert bucket.take(1.0) == 0.0
+
+
+def test_a_host_killed_while_it_imports_ends_no_batch(world: BatchWorld) -> None:
+    world.module(
+        "import os, signal\n"
+        "if os.path.exists('strike'):\n"
+        "    os.unlink('strike')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def work(item):\n"
+        "    if item == 'a' and not os.path.exists('struck'):\n"
+        "        open('struck', 'w').close()\n"
+        "        open('strike', 'w').close()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    world.prepare(python="items:work", mode="process", jobs=1, items=["a", "b", "c"])
+
+    world.run()
+
+    assert set(world.statuses().values()) == {"pass"}
+
+
+def test_a_module_whose_import_kills_its_process_is_given_up(world: BatchWorld) -> None:
+    world.module("def work(item): return 1\n")
+    world.prepare(python="items:work", items=["a"])
+    world.module("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    assert "while its module was imported" in world.run(code=1).stderr
