@@ -138,13 +138,15 @@ class Line:
     def __bool__(self) -> bool:
         return bool(self._ready or self._alone or self._delayed)
 
-    def again(self, job: Job, not_before_s: float = 0.0) -> None:
-        """Put a job back in front, or away for a while."""
+    def again(self, job: Job, not_before_s: float = 0.0, *, is_last: bool = False) -> None:
+        """Put a job back in front, or last, or away for a while."""
         if not_before_s:
             job.not_before_s = not_before_s
             heapq.heappush(self._delayed, (not_before_s, next(self._serial), job))
         elif job.is_alone:
             heapq.heappush(self._alone, (job.alone_deaths, next(self._serial), job))
+        elif is_last:
+            self._ready.append(job)
         else:
             self._ready.appendleft(job)
 

@@ -161,7 +161,8 @@ class Runner:
                     text = f"still not, after {TRANSIENTS_MAX} times: {end.text or 'exit 75'}"
                     return self._fact(end._replace(status="error", text=text), now_s)
                 self._pace.hit(end.retry_after_s, end.scope, now_s)
-                self._line.again(job)
+                # It may be its own trouble and no limit: the others get their turn first.
+                self._line.again(job, is_last=job.transients > 1)
             case How.LATER:
                 self._line.again(job, now_s + max(end.retry_after_s, 0.001))
             case How.DIED:

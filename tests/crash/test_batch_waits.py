@@ -10,6 +10,7 @@ import pytest
 
 from ckptd.batch import ledger
 from ckptd.sdk.rate import Bucket
+from ckptd.storage import taskdir
 from tests.batch_world import BatchWorld
 from tests.task_world import TaskWorld
 from tests.waiting import until
@@ -323,3 +324,26 @@ def test_killed_runners_are_progress_to_the_daemon_so_that_poison_can_be_found(
 
     assert len(set(cursors)) == len(cursors)
     assert world.statuses() == {"poison": "quarantined"}
+
+
+def test_an_item_that_is_never_ready_does_not_keep_the_others_from_their_turn(
+    world: BatchWorld,
+) -> None:
+    script = "test $1 = a && test ! -e free && exit 75; test $1 = c && touch free; exit 0"
+    world.prepare(argv=shell(script), items=["a", "b", "c"], jobs=1)
+    world.run()
+    assert world.statuses() == {"a": "pass", "b": "pass", "c": "pass"}
+
+
+def test_a_slow_rate_does_not_use_up_the_runs_that_a_ledger_holds(
+    world: BatchWorld, task: TaskWorld
+) -> None:
+    world.prepare(argv=shell("echo $1"), items=["a", "b"], jobs=1, rate="2/s", park_after_s=0.1)
+    assert "parked" in world.run(code=75, **under(task)).stderr  # while runs are plenty
+    taskdir.prepare(str(world.dir), 5_000, os.getuid(), os.getgid(), fresh=False)
+    task.begin()
+
+    world.prepare("--only", "a", "--only", "b")  # both again
+    done = world.run(**under(task))
+
+    assert sorted(done.stdout.split()) == ["a", "b"]
