@@ -43,6 +43,9 @@ from ckptd.storage.journal import Fact, StaleAttempt, TooLarge
 from ckptd.storage.taskdir import this_boot_id
 from ckptd.storage.untrusted import Damaged, NotTrusted, is_empty
 
+# Every park ends a run, and a ledger holds 10,000: a slow rate must not use them up.
+_RUNS_SPARED: Final = 5_000
+_PARK_LATE_S: Final = 3_600.0
 SHARED_DEATHS_MAX: Final = 2  # runners killed with an item in flight, before it runs alone
 
 
@@ -156,6 +159,8 @@ class _Run:
         self, jobs: list[Job], opened: Ledger, run_number: int, *, waits: bool
     ) -> tuple[Runner, str]:
         epoll, config, knobs = select.epoll(), self.batch.config, self.batch.knobs
+        if self.contact.is_under_daemon and run_number > _RUNS_SPARED:
+            knobs = replace(knobs, park_after_s=max(knobs.park_after_s, _PARK_LATE_S))
         workers: Workers = (
             Commands(self.setting, config, fields_of(self.items), epoll)
             if config.argv

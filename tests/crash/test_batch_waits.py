@@ -344,6 +344,6 @@ def test_a_slow_rate_does_not_use_up_the_runs_that_a_ledger_holds(
     task.begin()
 
     world.prepare("--only", "a", "--only", "b")  # both again
-    done = world.run(**under(task))
+    done = world.run(code=0, **under(task))
 
     assert sorted(done.stdout.split()) == ["a", "b"]
