@@ -83,6 +83,7 @@ def test_one_batch_in_detail_says_what_went_wrong_and_what_to_do(look: Look) -> 
         end="interrupt",
     )
     text = look("status", "census")[1]
+    assert look("show", "census")[1] == text
     assert "2 of 3 done (66%)" in text
     assert "error 2" in text
     assert "wc -c" in text
