@@ -103,6 +103,8 @@ def begin(
 class Saving:
     """A save under way, ended once by `finish` or `drop`, in whichever thread."""
 
+    _is_over = True  # until it has the lock
+
     def __init__(
         self,
         task_dir: str,
@@ -114,11 +116,12 @@ class Saving:
         waits: bool,
     ) -> None:
         self._task_dir, self._attempt, self._uid = task_dir, attempt, os.getuid()
+        self._pid = os.getpid()
         self._began_s = time.monotonic()
         self._name = f"{LEFTOVER}new-{os.getpid()}"
         self._number = ""  # once it is published
         self._is_staged = False
-        self._is_over = False
+        self.saved: Saved | None = None  # once it is durable, whatever strikes after that
         self._carry, self._carry_from = carry, carry_from
         self._wanted: dict[str, Manifest] = {}  # to be carried on from `_old_fd`
         self._carried: dict[str, Manifest] = {}
@@ -130,9 +133,9 @@ class Saving:
         try:
             fcntl.flock(self._ckpt_fd, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
-            self._is_over = True  # what lies there is of whoever holds the lock
-            self._open.close()
+            self._open.close()  # what lies there is of whoever holds the lock
             raise
+        self._is_over = False
         # Not by closing alone: a child that was forked meanwhile keeps the open file.
         self._open.callback(fcntl.flock, self._ckpt_fd, fcntl.LOCK_UN)
         try:
@@ -151,18 +154,27 @@ class Saving:
         self._is_over = True
         with self._open:
             try:
-                manifest = self._publish(header)
+                saved = self._told(self._publish(header))
                 sync_fd(self._ckpt_fd)
                 sync_fd(self._task_fd)
             except BaseException:
                 self._take_back()
                 raise
+            self.saved = saved
             with contextlib.suppress(OSError, NotTrusted):  # saved is saved; the next one prunes
                 pruned(self._task_fd, self._ckpt_fd, self._uid)
+        return saved
+
+    def _told(self, manifest: Manifest) -> Saved:
         seq = int(manifest["seq"])
         size_bytes = sum(int(entry["bytes"]) for entry in manifest["files"])
         took_s = time.monotonic() - self._began_s
         return Saved(seq, f"{self._task_dir}/ckpt/{seq:08d}", manifest, size_bytes, took_s)
+
+    def __del__(self) -> None:
+        """Give up what a signal's exception took away from whoever would have finished it."""
+        if not self._is_over and os.getpid() == self._pid:
+            self.drop()
 
     def drop(self) -> None:
         """Give it up, if it is not over; what was staged goes back, unless there is newer."""

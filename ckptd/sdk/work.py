@@ -261,8 +261,10 @@ class Work:
             saving = self._begin(waits=True)
         try:
             return self._finish(draft, saving, None)
-        finally:
-            saving.drop()  # nothing, unless a signal's exception came before it was finished
+        finally:  # does nothing, unless a signal's exception struck on the way
+            saving.drop()
+            if saving.saved is not None:
+                self._take_over(saving.saved, draft)
 
     def write_behind(
         self, draft: Draft, *, is_waited_for: bool = False, waits: bool = True
@@ -310,8 +312,7 @@ class Work:
             saved = self.ports.save(saving, draft.header)
         now_s = self.ports.now_s()
         took_s = now_s - draft.began_s
-        self.saved, self.around.last, self._content = saved.manifest, saved.path, draft.content
-        self.files_dropped -= self._dropping
+        self._take_over(saved, draft)
         self.pace.saved(now_s, took_s if block_s is None else block_s, saved.size_bytes)
         self.pace.interval_s = self.task.strategy.interval_s(self.pace, now_s)
         self._warn_once(self.task.strategy.warning(self.pace))
@@ -323,6 +324,10 @@ class Work:
         if text and not self._has_warned:
             self._has_warned = True
             sys.stderr.write(f"ckptd: {self.task.name}: {text}\n")
+
+    def _take_over(self, saved: saver.Saved, draft: Draft) -> None:
+        self.saved, self.around.last, self._content = saved.manifest, saved.path, draft.content
+        self.files_dropped -= self._dropping
 
     def is_save_due(self) -> bool:
         """Return whether to save at this safe point, by the daemon's wish or the strategy's."""

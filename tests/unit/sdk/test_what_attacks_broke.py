@@ -1,6 +1,7 @@
 """Damage that a hostile review found in the SDK, one test each; the name says what was lost."""
 
 import asyncio
+import contextlib
 import enum
 import errno
 import multiprocessing
@@ -454,3 +455,44 @@ def test_a_journal_is_not_closed_under_an_append_whose_caller_is_gone() -> None:
     recorder.close()
     writer.join(20)
     assert journal.told == ["appended", "closed"]
+
+
+class Struck(Exception):
+    """What a signal's handler raised."""
+
+
+def strike_at(serial: int) -> list[int]:
+    """Raise at the call of that many functions of the SDK from now on, as a signal may."""
+    left = [serial]
+
+    def look(frame: FrameType, event: str, found: object) -> None:
+        del found
+        code = frame.f_code
+        is_ours = code.co_filename.endswith(("sdk/save.py", "sdk/work.py"))
+        if event == "call" and is_ours and code.co_name != "__del__":  # there it is swallowed
+            left[0] -= 1
+            if not left[0]:
+                raise Struck
+
+    sys.setprofile(look)
+    return left
+
+
+def test_a_save_that_is_struck_anywhere_loses_no_file_and_no_later_save(tmp_path: Path) -> None:
+    def function(ctx: SyncResumableContext) -> list[str]:
+        torn = []
+        for serial in range(1, 100):  # Bound: the calls of one save
+            ctx.state["n"] = serial
+            write(ctx.file("n"), str(serial))
+            left = strike_at(serial)
+            with contextlib.suppress(Struck):
+                ctx.checkpoint()
+            sys.setprofile(None)
+            ctx.checkpoint()
+            if read(ctx.saved_file("n")) != str(serial):
+                torn.append(f"{serial}: {read(ctx.saved_file('n'))}")
+            if left[0] > 0:
+                return torn
+        raise AssertionError
+
+    assert run_local(function, tmp_path / "t") == []
