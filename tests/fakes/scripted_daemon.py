@@ -26,7 +26,6 @@ class ScriptedDaemon:
         self.endpoint = f"ipc://{self.path}"
         self.script = script
         self.requests: list[tuple[str, str, Message]] = []  # (id, verb, arguments)
-        self._context = zmq.Context()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -39,7 +38,10 @@ class ScriptedDaemon:
         return self
 
     def stop(self) -> None:
-        """Close the socket and leave a stale file behind, as a killed daemon does."""
+        """Close the socket and leave a stale file behind, as a killed daemon does.
+
+        With its context: before that ends, libzmq may still take up a connection.
+        """
         if self._thread is not None:
             self._stop.set()
             self._thread.join()
@@ -47,14 +49,14 @@ class ScriptedDaemon:
 
     def close(self) -> None:
         self.stop()
-        self._context.term()
 
     def asked(self, verb: str) -> list[str]:
         """Return the ids of the requests for a verb, in the order of their arrival."""
         return [number for number, asked, _ in list(self.requests) if asked == verb]
 
     def _serve(self, bound: threading.Event) -> None:
-        socket = self._context.socket(zmq.ROUTER)
+        context = zmq.Context()
+        socket = context.socket(zmq.ROUTER)
         socket.linger = 0
         self.path.unlink(missing_ok=True)
         socket.bind(self.endpoint)
@@ -66,6 +68,7 @@ class ScriptedDaemon:
                 if reply is not None:
                     socket.send_multipart([peer, reply])
         socket.close()
+        context.term()
 
     def _reply(self, frame: bytes) -> bytes | None:
         request = codec.decode_request(frame)
