@@ -82,7 +82,7 @@ def test_under_the_daemon_a_batch_parks_and_gives_its_slot_back(
     (world.folder / "scopes" / "api").unlink()
     (world.work / "free").touch()
     task.begin()
-    done = world.run(**under(task))
+    done = world.run(code=0, **under(task))
 
     assert sorted(done.stdout.split()) == ["a", "b"]
     assert task.facts().progress["done"] == 2
