@@ -167,7 +167,9 @@ def outcome_of(error: BaseException) -> Message:
             return {"retry_after": wait_s, "scope": error.scope, "is_own": not is_limit}
         case outcomes.StopRequested():
             return {"stopped": True}
-        case outcomes.PermanentError() | outcomes.SdkError():
+        case outcomes.PermanentError():
+            return {"status": "fail", "text": _last_line(error), "final": True}
+        case outcomes.SdkError():
             return {"status": "error", "text": _last_line(error), "final": True}
         case AssertionError():
             return {"status": "fail", "text": _last_line(error), "trace": _trace(error)}

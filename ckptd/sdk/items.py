@@ -195,7 +195,7 @@ def outcome_of(error: Exception, failures: int, retry: RetryPolicy) -> Outcome:
             is_over = failures >= (retry.max_failures or failures + 1)
             delay_s = max(error.retry_after_s, retry.delay_s(failures))
             return Outcome("", error=text, delay_s=delay_s, is_over=is_over)
-        case PermanentError():
+        case PermanentError() | AssertionError():
             return Outcome("fail", error=text)
         case _:
             return Outcome("error", error=text)

@@ -138,7 +138,7 @@ def test_functions_return_raise_skip_and_quarantine(world: BatchWorld) -> None:
         "ok": "pass",
         "skip": "skipped",
         "poison": "quarantined",
-        "permanent": "error",
+        "permanent": "fail",
         "assert": "fail",
         "raise": "error",
         "set": "error",

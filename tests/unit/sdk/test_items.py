@@ -45,6 +45,8 @@ def outcome(value: Any) -> Any:
             raise QuarantineItem("poison")
         case "never":
             raise PermanentError("never")
+        case "differs":
+            raise AssertionError("2 is not 3")
         case "bug":
             raise ZeroDivisionError("oops")
         case "unfit":
@@ -59,6 +61,7 @@ MEANT = {
     "skip": "skipped",
     "poison": "quarantined",
     "never": "fail",
+    "differs": "fail",
     "bug": "error",
     "unfit": "error",
     "huge": "error",
