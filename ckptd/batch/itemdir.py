@@ -22,9 +22,10 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ckptd.batch.job import Job, Setting
+from ckptd.batch.place import newest_run
 from ckptd.storage import taskdir
 from ckptd.storage.blobs import Found, Mark, mark, newest_valid
-from ckptd.storage.taskdir import attempt_of, this_boot_id
+from ckptd.storage.taskdir import this_boot_id
 from ckptd.storage.untrusted import (
     NotTrusted,
     is_empty,
@@ -129,7 +130,7 @@ def make(setting: Setting, job: Job) -> ItemDir:
     Durable: nothing; an item that saves syncs what it needs.
     """
     path = path_of(setting, job)
-    attempt = _attempt_before(path) + 1
+    attempt = newest_run(path) + 1
     if attempt == 1 and setting.spares:
         with contextlib.suppress(OSError):  # it was there after all, without an attempt
             os.rename(f"{setting.path}/items/{setting.spares.pop()}", path)
@@ -137,17 +138,6 @@ def make(setting: Setting, job: Job) -> ItemDir:
     has_saved = attempt > 1 and taskdir.has_anything(path)
     found = newest_valid(path, os.getuid(), this_boot_id()) if has_saved else Found()
     return ItemDir(path, job.number, attempt, found)
-
-
-def _attempt_before(path: str) -> int:
-    try:
-        fd = open_directory(path, os.getuid())
-    except FileNotFoundError:
-        return 0
-    try:
-        return attempt_of(fd, os.getuid())[0]
-    finally:
-        os.close(fd)
 
 
 def ask_to_stop(path: str, numbers: list[int], data: bytes) -> None:

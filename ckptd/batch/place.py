@@ -194,7 +194,7 @@ def store(path: str, batch: Batch) -> None:
 
 
 def newest_run(path: str) -> int:
-    """Return the number of the newest run, 0 before the first."""
+    """Return the number of the newest run of a batch, or of an item; 0 before the first."""
     try:
         fd = open_directory(path, os.getuid())
     except FileNotFoundError:
