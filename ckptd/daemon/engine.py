@@ -30,7 +30,7 @@ from ckptd.storage.wal import Wal
 
 FRAME_BYTES_GOAL = 1 << 20
 PASSES_MAX = 10_000  # of planning in one turn; each pass that continues has made progress
-RESERVE_BYTES = 2 << 20  # kept for ends and stops when the disk is full
+RESERVE_BYTES_MAX = 2 << 20  # kept for ends and stops when the disk is full
 RESERVE_PER_ACTIVE_BYTES = 2 << 10
 
 TURN_BYTES_GOAL = 1 << 20
@@ -224,7 +224,8 @@ class Engine:
         return self.wal.room_bytes >= need
 
     def _reserve_bytes(self) -> int:
-        return RESERVE_BYTES + RESERVE_PER_ACTIVE_BYTES * len(self.state.active)
+        kept = min(RESERVE_BYTES_MAX, self.wal.payload_bytes_max // 2)  # small segments keep less
+        return kept + RESERVE_PER_ACTIVE_BYTES * len(self.state.active)
 
     # --- snapshots ----------------------------------------------------------------------------
 

@@ -45,12 +45,28 @@ class Loop:
 
     def run(self) -> None:
         """Turn until housekeeping says that it is over."""
-        while not self._house.is_over:  # Bound: SIGTERM and `shutdown` end it
-            timeout_s = self._timeout_s()
-            if timeout_s or self._story.is_long:
-                self._story.tell_all(self._engine.state)
-            self._poll.poll(self._story.timeout_s(timeout_s))
+        while not self.is_over:  # Bound: SIGTERM and `shutdown` end it
+            self._poll.poll(self.rest_s())
             self.turn()
+        self.close()
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the loop's work is done."""
+        return self._house.is_over
+
+    def rest_s(self) -> float:
+        """Tell the story if there is time; return how long there is no turn to do, -1 for ever.
+
+        A descriptor that becomes readable ends the rest.
+        """
+        timeout_s = self._timeout_s()
+        if timeout_s or self._story.is_long:
+            self._story.tell_all(self._engine.state)
+        return self._story.timeout_s(timeout_s)
+
+    def close(self) -> None:
+        """Tell the rest of the story."""
         self._story.close(self._engine.state)
 
     def turn(self) -> None:

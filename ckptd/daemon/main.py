@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from ckptd.core.plan import adoption
+from ckptd.core.plan import Adopt, adoption
 from ckptd.core.port import Runner
 from ckptd.core.records import AnyRecord, DaemonStarted
 from ckptd.daemon.echo import Echo
@@ -76,6 +76,28 @@ class Base:
     clock: clocks.Clock
     boot_id: str
     progress: Progress
+    pid: int
+
+
+@dataclass
+class Recovered:
+    """What a start makes of the log."""
+
+    engine: Engine
+    snapshot_lsn: int
+    report: dict[str, Any]
+
+
+@dataclass
+class Edges:
+    """Where one daemon meets the world: its disk, its tasks, its clients, its signals."""
+
+    store: Store
+    runner: Runner
+    server: Server
+    wake: Wake
+    ending: Ending
+    inhibitor: Inhibitor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +142,8 @@ def _base(config_path: str | None, journal: Journal, notify: Notify) -> Base:
     )
     clock = clocks.Clock()
     progress = Progress(notify, clock)
-    return Base(config, config_path, paths, journal, notify, clock, clocks.boot_id(), progress)
+    boot_id, pid = clocks.boot_id(), os.getpid()
+    return Base(config, config_path, paths, journal, notify, clock, boot_id, progress, pid)
 
 
 def _say_failed(journal: Journal, notify: Notify, failed: CkptdError) -> None:
@@ -147,20 +170,39 @@ def _serve(base: Base) -> None:
     os.makedirs(base.paths.run, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
     segment_bytes = base.config.wal.segment_bytes
     store = Store.open(base.paths.state, RealDisk(), segment_bytes=segment_bytes)
-    engine, snapshot_lsn, report = _recover(base, store)
-    ending = Ending(engine, base.notify, base.journal, base.paths.run)
+    gc.disable()  # a replay makes much and drops nothing; `_settle` turns it on again
+    recovered = recover(base, store)
+    _settle()
+    ending = Ending(recovered.engine, base.notify, base.journal, base.paths.run)
     runner, inhibitor = _runner(base, ending)
     wake = Wake()
     wake.install()
-    orders = adoption(engine.state, engine.observed, base.clock.now())
-    for order in orders:
-        runner.adopt(order.task, order.attempt)
+    orders = adopt(base, recovered.engine, runner)
     listening = listen(base.paths.socket, base.config.ipc, handed, base.journal)
     server = Server(listening, base.config.ipc, base.journal)
     _leave_with_manager(listening, base.notify)
-    snapshots = Snapshots(engine, store, base.journal, snapshot_lsn)
+    edges = Edges(store, runner, server, wake, ending, inhibitor)
+    loop, requests = build(base, edges, recovered, orders, started_mono_ns)
+    loop.run()
+    close(base, recovered.engine, edges, requests)
+
+
+def adopt(base: Base, engine: Engine, runner: Runner) -> list[Adopt]:
+    """Have the runner find out about every attempt that an earlier daemon may have started."""
+    orders = adoption(engine.state, engine.observed, base.clock.now())
+    for order in orders:
+        runner.adopt(order.task, order.attempt)
+    return orders
+
+
+def build(
+    base: Base, edges: Edges, recovered: Recovered, orders: list[Adopt], started_mono_ns: int
+) -> tuple[Loop, Requests]:
+    """Put the parts of one daemon together; it only has to run."""
+    engine, runner, server, wake = recovered.engine, edges.runner, edges.server, edges.wake
+    snapshots = Snapshots(engine, edges.store, base.journal, recovered.snapshot_lsn)
     facts = Facts(
-        os.getpid(),
+        base.pid,
         os.geteuid(),
         base.boot_id,
         base.clock.now().at_ns,
@@ -168,7 +210,7 @@ def _serve(base: Base) -> None:
         base.paths.state,
         base.paths.socket,
         base.config_path,
-        report,
+        recovered.report,
     )
     house = Housekeeping(
         engine,
@@ -180,19 +222,17 @@ def _serve(base: Base) -> None:
         wake,
         base.config,
         facts,
-        ending,
+        edges.ending,
         Readiness(runner, base.progress, [(order.task, order.attempt) for order in orders]),
     )
     roles = Roles(os.geteuid(), server.access)
     requests = Requests(engine, house, Files(base.paths.state), base.journal, roles)
     house.tell_missing_groups()
     requests.on_late = wake.up
-    house.requests, house.server, house.inhibitor = requests, server, inhibitor
+    house.requests, house.server, house.inhibitor = requests, server, edges.inhibitor
     story = Story(base.journal, _echo(base, engine, house))
     house.on_ready = lambda: story.adopted(engine.state, facts.started_ns)
-    loop = Loop(engine, server, requests, runner, house, story, base.clock, wake)
-    loop.run()
-    _close(base, engine, runner, server, requests, store)
+    return Loop(engine, server, requests, runner, house, story, base.clock, wake), requests
 
 
 def _runner(base: Base, ending: Ending) -> tuple[Runner, Inhibitor]:
@@ -221,14 +261,13 @@ def _echo(base: Base, engine: Engine, house: Housekeeping) -> Echo:
     return echo
 
 
-def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
+def recover(base: Base, store: Store) -> Recovered:
     """Replay the log, open it for appending, and make the new reign durable."""
     journal = base.journal
 
     def progress(done: int, whole: int) -> None:
         base.progress.tell(f"reading the log: {100 * done // max(1, whole)} %")
 
-    gc.disable()  # a replay makes much and drops nothing; `_settle` turns it on again
     found = store.recover(progress)
     replayed = replay(found.chunks(), _frames(base, found))
     state = replayed.state
@@ -237,7 +276,7 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
     if replayed.lost:
         text = f"{replayed.lost} records of the log are lost to a salvage, {replayed.passed_over}"
         text += f" behind them passed over; {len(replayed.doubtful)} tasks in doubt are held"
-        aside = set_aside(state, base.paths.state, RealDisk())
+        aside = set_aside(state, base.paths.state, store.place.disk)
         text += f", {aside} files of tasks that are lost are in quarantine/" if aside else ""
         journal.event(Kind.LOG_DAMAGED, text, CRITICAL)
     epoch = max(found.epoch, state.epoch) + 1
@@ -245,14 +284,13 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
     wal = store.arm(found, epoch=epoch, boot_id=base.boot_id, at_ns=at_ns)
     engine = Engine(state, wal, policy_of(base.config))
     begin: list[AnyRecord] = [
-        DaemonStarted(at_ns, epoch, base.boot_id, VERSION, os.getpid(), state.stopped)
+        DaemonStarted(at_ns, epoch, base.boot_id, VERSION, base.pid, state.stopped)
     ]
     begin += group_changes(base.config, state)
     begin += replayed.holds(at_ns)
     engine.stage(begin)
     engine.commit()
     wal.prepare_spare()
-    _settle()
     report: dict[str, Any] = msgspec.to_builtins(found.report)
     journal.event(
         Kind.RECOVERY_DONE,
@@ -260,7 +298,7 @@ def _recover(base: Base, store: Store) -> tuple[Engine, int, dict[str, Any]]:
         INFO,
         lsn=state.lsn,
     )
-    return engine, found.snapshot_lsn, report
+    return Recovered(engine, found.snapshot_lsn, report)
 
 
 def _settle() -> None:
@@ -287,20 +325,14 @@ def _leave_with_manager(listening: Listening, notify: Notify) -> None:
         notify.drop(name)
 
 
-def _close(
-    base: Base,
-    engine: Engine,
-    runner: Runner,
-    server: Server,
-    requests: Requests,
-    store: Store,
-) -> None:
-    server.close()
+def close(base: Base, engine: Engine, edges: Edges, requests: Requests) -> None:
+    """End in order; tasks live on."""
+    edges.server.close()
     requests.close()
-    runner.close()
+    edges.runner.close()
     engine.wal.mark_idle(closed=True)
     engine.wal.close()
-    store.close()
+    edges.store.close()
     left = len(engine.state.active)
     text = f"stopped in order; {left} running tasks live on" if left else "stopped in order"
     base.journal.event(Kind.DAEMON_STOPPED, text, INFO)
