@@ -1,0 +1,482 @@
+"""One life: a daemon, its clients and its machine, from one seed, through every fault drawn."""
+
+import errno
+import os
+import random
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+from ckptd.core import image
+from ckptd.daemon.recovery import replay
+from ckptd.protocol import messages as m
+from ckptd.protocol.errors import CkptdError, Corrupt
+from ckptd.storage.store import Store
+from tests.fakes.memory_disk import MemoryDisk
+from tests.fakes.sim_runner import SimAttempt
+from tests.sim.agenda import S, Agenda, SimClock
+from tests.sim.clients import Client, Person
+from tests.sim.daemon import ROOT, Daemon, Descriptors, Told
+from tests.sim.faults import Blow, Climate, Killed, PowerCut, draw
+from tests.sim.jobs import JobMachine
+from tests.sim.model import Model, Violation
+from tests.sim.network import Network, Weather
+
+AMPLE_BYTES = 1 << 40
+QUIET_S_MAX = 20_000  # of simulated time: the longest backoffs in a row, with room
+STEPS_MAX = 400_000
+SPINS_MAX = 3_000  # turns in a row without rest
+TURN_S = 0.0002
+
+
+class Life:
+    """Everything in one life. `run` returns the hash of what happened, or raises Violation."""
+
+    def __init__(self, seed: int, say: Callable[[str], None] | None = None) -> None:
+        self.seed = seed
+        self.dice = random.Random(seed)
+        self.climate: Climate = draw(self.dice)
+        self.agenda = Agenda()
+        self.clock = SimClock(self.agenda, random.Random(self.dice.random()))
+        self.model = Model()
+        self.disk = MemoryDisk(AMPLE_BYTES, self.dice.randrange(1 << 30))
+        self.network = Network(self.agenda, random.Random(self.dice.random()))
+        self.machine = JobMachine(
+            self.agenda, self.clock, random.Random(self.dice.random()), self.model
+        )
+        self.machine.delay_s = self.climate.delay_s
+        self.machine.on_begin = self._check_intent
+        self.network.weather = self.climate.weather
+        self.network.on_arrival = self._poke
+        self.counts: Counter[str] = Counter()
+        self.last: deque[str] = deque(maxlen=300)
+        self.fds = Descriptors()
+        self.daemon: Daemon | None = None
+        self.is_quiet = False
+        self.people = [self._person(number) for number in range(self.climate.people)]
+        self._say = say
+        self._hash = blake2b(digest_size=16)
+        self._edges = 0
+        self._due: dict[int, str] = {}
+        self._turn_ns = 0
+        self._spins = 0
+        self._reigns = 0
+        self._durable_lsn = 0
+        self._appended_lsn = 0
+        self._is_stalled = False
+
+    def _person(self, number: int) -> Person:
+        person = Person(
+            f"c{number}", self.agenda, self.network, self.model, random.Random(self.dice.random())
+        )
+        person.pause_s = self.climate.pause_s
+        person.wall_ns = self.clock.wall_ns
+        return person
+
+    def tell(self, text: str) -> None:
+        """Note what happens, for people and for the hash."""
+        line = f"{self.agenda.elapsed_ns / 1e9:10.4f} {text}"
+        self.last.append(line)
+        self._hash.update(line.encode())
+        if self._say is not None:
+            self._say(line)
+
+    # --- the whole --------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Live; return the hash of all that was told."""
+        try:
+            self._start()
+            for person in self.people:
+                self.agenda.after(self.dice.random(), person.live)
+            self._trouble_later()
+            end_ns = self.agenda.elapsed_ns + int(self.climate.busy_s * S)
+            self._live_while(lambda: self.agenda.elapsed_ns < end_ns)
+            self._grow_quiet()
+            self._live_to_the_end()
+        finally:
+            if self.daemon is not None:
+                self.daemon.bury()
+            self.fds.close()
+        return self._hash.hexdigest()
+
+    def _live_while(self, goes_on: Callable[[], bool]) -> None:
+        for _ in range(STEPS_MAX):
+            if not goes_on():
+                return
+            if not self.agenda.step():
+                raise Violation("nothing can happen any more")
+        raise Violation(f"{STEPS_MAX} steps, and no end of it")
+
+    def _grow_quiet(self) -> None:
+        """The faults stop; people finish what they do and go."""
+        self.tell("the faults stop")
+        self.is_quiet = True
+        self._due.clear()
+        self.disk.capacity, self.disk.faults = AMPLE_BYTES, []
+        self.clock.skew_ns = 0
+        self.network.weather = Weather()
+        self.machine.accidents = 0.0
+        for person in self.people:
+            person.is_leaving = True
+        if self.daemon is not None:
+            self._turn_in(0)
+
+    def _live_to_the_end(self) -> None:
+        """Everything that should end must end, and every client hear of it."""
+        limit_ns = self.agenda.elapsed_ns + QUIET_S_MAX * S
+        self._live_while(
+            lambda: (
+                not all(person.has_left for person in self.people) and self._is_in_time(limit_ns)
+            )
+        )
+        janitor = Janitor(self.agenda, self.network, self.model, random.Random(0))
+        janitor.begin()
+        self._live_while(lambda: not janitor.is_done and self._is_in_time(limit_ns))
+        self.model.finished(janitor.rows)
+        self.tell(f"{len(janitor.rows)} tasks have ended")
+
+    def _is_in_time(self, limit_ns: int) -> bool:
+        if self.agenda.elapsed_ns < limit_ns:
+            return True
+        waits = [person.request for person in self.people if person.request]
+        raise Violation(f"no end within {QUIET_S_MAX} s; unanswered: {waits}")
+
+    # --- the daemon -------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """A daemon starts, as the service manager does it; it may die on its way up."""
+        self._reigns += 1
+        self.tell(f"daemon {self._reigns} starts")
+        self._look_at_log()
+        self._draw_reign()
+        number, told = self._reigns, Told(self.tell)
+        daemon = Daemon(self.climate, self.disk, self.clock, self.machine.boot_id, told, number)
+        self.daemon = daemon
+        self.disk.watch = self._edge
+        if self._survives(lambda: daemon.start(self.machine, self.network, self.fds, self._edge)):
+            assert daemon.runner is not None
+            daemon.runner.on_news = self._poke
+            self._appended_lsn = daemon.engine.state.lsn
+            self._durable_lsn = daemon.engine.wal.durable_lsn
+            self._inspect(daemon)
+            self._turn_in(0)
+            for person in self.people:
+                self.agenda.after(self.dice.random() * 0.5, person.reconnected)
+
+    def _inspect(self, daemon: Daemon) -> None:
+        """See what a client sees, and let the model judge it."""
+        rows: list[dict[str, Any]] = []
+        cursor = 0
+        for _ in range(1_000):
+            page = daemon.ask("status", m.Status(limit=200, cursor=cursor))
+            rows += page["tasks"]
+            cursor = page["next"]
+            if not cursor:
+                break
+        self.model.recovered(rows)
+        ids = [row["id"] for row in rows]
+        for first in range(0, len(ids), 100):
+            chosen = m.Selector(ids=tuple(ids[first : first + 100]))
+            self.model.details(daemon.ask("show", m.Show(chosen))["tasks"])
+        self.counts["recoveries"] += 1
+
+    def _turn_in(self, delay_ns: int) -> None:
+        """Let the daemon have its turn then, unless it is to have one sooner."""
+        at_ns = self.agenda.elapsed_ns + delay_ns
+        if self._turn_ns and self._turn_ns <= at_ns:
+            return
+        self._turn_ns = at_ns
+        self.agenda.at(at_ns, lambda: self._turn_at(at_ns))
+
+    def _poke(self) -> None:
+        """Something arrived that the daemon's epoll would wake up for."""
+        if self.daemon is not None and self.daemon.is_built and not self._is_stalled:
+            self._turn_in(int(self.dice.random() * TURN_S * S))
+
+    def _turn_at(self, at_ns: int) -> None:
+        daemon = self.daemon
+        if at_ns != self._turn_ns or daemon is None or not daemon.is_built:
+            return
+        self._turn_ns = 0
+        self.counts["turns"] += 1
+        if not self._survives(daemon.loop.turn):
+            return
+        self._appended_lsn = max(self._appended_lsn, daemon.engine.state.lsn)
+        self._durable_lsn = daemon.engine.wal.durable_lsn
+        if daemon.loop.is_over:
+            if self._survives(daemon.end):
+                self._gone("it ended in order")
+            return
+        self._rest(daemon)
+
+    def _rest(self, daemon: Daemon) -> None:
+        rests: list[float] = []
+        if not self._survives(lambda: rests.append(daemon.loop.rest_s())):
+            return
+        rest_s = 0.0 if daemon.has_news else rests[0]
+        self._spins = self._spins + 1 if rest_s == 0.0 else 0
+        if self._spins > SPINS_MAX:
+            raise Violation(f"{SPINS_MAX} turns in a row without rest")
+        if rest_s >= 0:
+            self._turn_in(max(int(rest_s * S), int(TURN_S * S)))
+
+    def _survives(self, act: Callable[[], object]) -> bool:
+        """Let the daemon do something; False where it died of it."""
+        daemon = self.daemon
+        assert daemon is not None
+        try:
+            act()
+        except Blow as blow:
+            self._appended(daemon)
+            self._struck(blow)
+        except CkptdError as failed:
+            self._appended(daemon)
+            if isinstance(failed, Corrupt):
+                raise Violation(f"a power cut is taken for damage: {failed.message}") from failed
+            self.counts["gave_up"] += 1
+            self._gone(f"it gave up: {failed.message}")
+        except Violation:
+            raise
+        except Exception as bug:
+            raise Violation(f"the daemon crashed:\n{traceback.format_exc()}") from bug
+        else:
+            return True
+        return False
+
+    def _appended(self, daemon: Daemon) -> None:
+        """Take down how far the log may reach, however the daemon died."""
+        if hasattr(daemon, "engine"):
+            self._appended_lsn = max(self._appended_lsn, daemon.engine.state.lsn)
+            self._durable_lsn = max(self._durable_lsn, daemon.engine.wal.durable_lsn)
+        else:
+            self._appended_lsn += 64  # a start that came as far as its first records
+
+    def _struck(self, blow: Blow) -> None:
+        if isinstance(blow, PowerCut):
+            self._cut_power()
+        else:
+            self.counts["kill"] += 1
+            self._gone("killed")
+
+    def _cut_power(self) -> None:
+        keep = self.climate.keep if self.climate.keep >= 0 else self.dice.random()
+        self.counts["power"] += 1
+        self._gone(f"the power is cut, {keep:.2f} of what was not synced survives")
+        self.disk = self.disk.crash(self.dice, keep)
+        self.machine.tick_clock()
+        self.machine.reboot()
+        for client in self.network.clients:
+            del client  # clients live on other machines, or ask again after the boot
+
+    def _gone(self, how: str) -> None:
+        """The daemon is no more; the next one comes by itself."""
+        daemon, self.daemon = self.daemon, None
+        self.tell(f"daemon {self._reigns} is gone: {how}")
+        if daemon is not None:
+            self.disk.watch = None
+            daemon.bury()
+        self._turn_ns = 0
+        self._due.clear()
+        self.network.daemon_gone()
+        self.machine.crash_daemon()
+        self.machine.forget_orders()
+        delay_s = self.dice.choice([0.001, 0.1, 2.0, 30.0])
+        self.agenda.after(delay_s, self._start)
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def _draw_reign(self) -> None:
+        """Draw what is to happen at which edge of this reign."""
+        self._edges = 0
+        self._due.clear()
+        dice, climate = self.dice, self.climate
+        if self.is_quiet:
+            return
+        if dice.random() < climate.cut_short:
+            kind = "power" if dice.random() < climate.power else "kill"
+            if kind in climate.kinds:
+                self._due[dice.randint(1, climate.reign_edges)] = kind
+        for kind in ("eio_write", "eio_sync", "eio_sync_dir", "stall"):
+            if kind in climate.kinds and dice.random() < 0.2:
+                self._due.setdefault(dice.randint(1, 2 * climate.reign_edges), kind)
+
+    def _edge(self, kind: str, path: str) -> None:
+        """The daemon is about to do something that the world can see."""
+        self._edges += 1
+        if self._is_stalled:
+            return
+        fault = self._due.pop(self._edges, "")
+        if not fault:
+            return
+        if fault.startswith("eio_") and fault != f"eio_{kind}":
+            self._due[self._edges + 1] = self._due.get(self._edges + 1, fault)
+            return
+        self.tell(f"{fault} at {kind} {path}")
+        if fault == "kill":
+            raise Killed
+        if fault == "power":
+            raise PowerCut
+        self.counts[fault] += 1
+        if fault == "stall":
+            self._stall()
+        else:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    def _stall(self) -> None:
+        """The disk takes its time; the world goes on, the daemon does not."""
+        self._is_stalled = True
+        try:
+            until_ns = self.agenda.elapsed_ns + int(self.dice.choice([0.1, 5.0, 40.0]) * S)
+            self.agenda.pass_until(until_ns)
+        finally:
+            self._is_stalled = False
+
+    def _trouble_later(self) -> None:
+        if not self.is_quiet:
+            self.agenda.after(self.dice.expovariate(1 / self.climate.trouble_s), self._trouble)
+
+    def _trouble(self) -> None:
+        """Something happens to the machine, by chance."""
+        if self.is_quiet:
+            return
+        kind = self.dice.choice(("shim_death", "task_death", "jump", "enospc", "reboot_idle",
+                                 "sigterm"))  # fmt: skip
+        if kind in self.climate.kinds:
+            getattr(self, f"_{kind}")()
+        self._trouble_later()
+
+    def _victim(self) -> SimAttempt | None:
+        alive = self.machine.alive()
+        return self.dice.choice(alive) if alive else None
+
+    def _shim_death(self) -> None:
+        if (one := self._victim()) is not None:
+            self.tell(f"the supervisor of {one.key} dies")
+            self.machine.kill_supervisor(*one.key)
+
+    def _task_death(self) -> None:
+        if (one := self._victim()) is not None:
+            self.tell(f"somebody kills {one.key}")
+            self.machine.signal(one, self.dice.choice([9, 11, 15]))
+
+    def _jump(self) -> None:
+        skew_s = self.dice.choice([-7_200, -60, -1, 0, 1, 60, 7_200])
+        self.counts["jump"] += 1
+        self.tell(f"the wall clock jumps to {skew_s} s beside the truth")
+        self.clock.skew_ns = skew_s * S
+
+    def _enospc(self) -> None:
+        used = AMPLE_BYTES - MemoryDisk.free_bytes(self.disk, "") if False else self._used_bytes()
+        self.counts["enospc"] += 1
+        self.disk.capacity = used + self.dice.choice([0, 512, 5_000, 40_000])
+        self.tell(f"the disk has {self.disk.capacity - used} bytes left")
+        self.agenda.after(self.dice.choice([0.5, 5.0, 30.0]), self._room)
+
+    def _room(self) -> None:
+        self.tell("the disk has room again")
+        self.disk.capacity = AMPLE_BYTES
+
+    def _used_bytes(self) -> int:
+        return self.disk.capacity - self.disk.free_bytes("")
+
+    def _reboot_idle(self) -> None:
+        if self.dice.random() < 0.3 and not self._is_stalled:
+            self._cut_power() if self.daemon is not None else self._cut_while_down()
+
+    def _cut_while_down(self) -> None:
+        self.counts["power"] += 1
+        self.tell("the power is cut while no daemon runs")
+        self.disk = self.disk.crash(self.dice, self.dice.random())
+        self.machine.tick_clock()
+        self.machine.reboot()
+
+    def _sigterm(self) -> None:
+        daemon = self.daemon
+        if daemon is not None and daemon.is_built and self.dice.random() < 0.3:
+            assert daemon.wake is not None
+            self.counts["sigterm"] += 1
+            self.tell("SIGTERM")
+            daemon.wake.stop_asked = True
+            daemon.wake.up()
+            self._poke()
+
+    # --- looking at the log -----------------------------------------------------------------------
+
+    def _look_at_log(self) -> None:
+        """Recover copies of the disk: within its bounds, and the same however often."""
+        if self._reigns == 1:
+            return
+        once = self.disk.clone()
+        try:
+            lsn, first = _recovered(once)
+            again, second = _recovered(once)
+        except Corrupt as refused:
+            raise Violation(f"a power cut is taken for damage: {refused.message}") from refused
+        except CkptdError:
+            return
+        self.model.checks += 1
+        if (lsn, first) != (again, second):
+            raise Violation(f"recovery is not idempotent: LSN {lsn}, then {again}")
+        if not self._durable_lsn <= lsn <= self._appended_lsn:
+            raise Violation(
+                f"recovered up to LSN {lsn}: durable was {self._durable_lsn}, "
+                f"written at most {self._appended_lsn}"
+            )
+
+    def _check_intent(self, one: SimAttempt) -> None:
+        """At the start of a process its intent must be on the disk, whatever a power cut leaves."""
+        left = self.disk.crash(random.Random(0), 0.0)
+        store = Store.open(ROOT, left, has_threads=False)
+        try:
+            found = store.recover()
+            task = replay(found.chunks(), found.frames()).state.tasks.get(one.start.task)
+        finally:
+            store.close()
+        run = task.run if task is not None else None
+        self.model.check_intent(*one.key, run.attempt if run is not None else 0)
+
+
+def _recovered(disk: MemoryDisk) -> tuple[int, bytes]:
+    """Return LSN and image of what the log on a disk says; the disk's names are synced by it."""
+    store = Store.open(ROOT, disk, has_threads=False)
+    try:
+        found = store.recover()
+        state = replay(found.chunks(), found.frames()).state
+        return state.lsn, b"".join(image.chunks(state))
+    finally:
+        store.close()
+
+
+class Janitor(Client):
+    """Comes when all is quiet: lets everything go on that waits for a person, and waits for all."""
+
+    def __init__(self, agenda: Agenda, network: Network, model: Model, dice: random.Random) -> None:
+        super().__init__("janitor", agenda, network, model, dice)
+        self.is_done = False
+        self.rows: list[dict[str, Any]] = []
+
+    def begin(self, _: object = None) -> None:
+        group = m.GroupSet("default", 4, paused=False)
+        self.call("group_set", group, self._release, patient=True)
+
+    def _release(self, _: object) -> None:
+        held = m.Selector(all=True, phases=("held",))
+        self.call("release", m.Release(held), self._resume, patient=True)
+
+    def _resume(self, _: object) -> None:
+        paused = m.Selector(all=True, phases=("paused",))
+        self.call("resume", m.Resume(paused), self._wait, patient=True)
+
+    def _wait(self, _: object) -> None:
+        asked = m.Wait(m.Selector(all=True), hold_s=30.0)
+        self.call("wait", asked, self._waited, patient=True)
+
+    def _waited(self, result: dict[str, Any] | None) -> None:
+        if result is None or not result["met"]:
+            self.agenda.after(1.0, self.begin)
+            return
+        self.rows = result["tasks"]
+        self.is_done = True

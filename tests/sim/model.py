@@ -1,0 +1,398 @@
+"""The judge: what must be true of what clients are told, given what really happened.
+
+It knows nothing of the daemon: no record, no State, no policy. It hears what clients sent and were
+answered (as plain JSON values), what the machine's world did, and what a client sees after each
+recovery. What a request may have done is bounded by when it was sent and when it was answered.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FINISHED = frozenset({"succeeded", "failed", "cancelled", "quarantined", "blocked"})
+OWN_STOPS = frozenset({"cancel", "kill", "timeout", "deadline", "shutdown"})
+PERMANENT = frozenset({64, 65, 66, 67, 68, 70, 72, 73, 76, 77, 78, 126, 127})
+STARTERS = frozenset({"retry", "release", "resume"})
+NEVER = 1 << 62
+
+
+class Violation(AssertionError):
+    """A promise is broken."""
+
+
+def hold(is_true: bool, what: str) -> None:  # noqa: FBT001 - it reads as the promise
+    if not is_true:
+        raise Violation(what)
+
+
+@dataclass
+class Asked:
+    """One mutating request: it takes effect, if at all, between its two moments."""
+
+    request: str
+    verb: str
+    args: dict[str, Any]
+    sent: int
+    answered: int = NEVER
+    result: dict[str, Any] | None = None
+    is_refused: bool = False
+    wire: bytes = b""
+
+    def may_concern(self, task: int) -> bool:
+        """Tell whether it may have changed the task."""
+        if self.is_refused:
+            return False
+        if self.result is None:
+            ids = self.args.get("select", {}).get("ids")
+            return not ids or task in ids
+        return any(
+            row["id"] == task and row.get("error") is None for row in self.result.get("tasks", ())
+        )
+
+
+@dataclass
+class Instance:
+    """One attempt, as it really went."""
+
+    attempt: int
+    began: int
+    cause: str = ""  # "": it runs
+    code: int = 0
+    signal: int = 0
+    ended: int = NEVER
+    is_known: bool = True  # False: its end went with the power
+    was_signalled: bool = False
+
+
+@dataclass
+class Job:
+    """One task, as it really went."""
+
+    instances: list[Instance] = field(default_factory=list)
+    saved: int = 0
+    checkpoint: int = 0
+    fresh: bool = False  # its checkpoints were given up since its last instance
+
+
+class Model:
+    """All that was said and done, in order; `now` counts events."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.asked: dict[str, Asked] = {}
+        self.submitted: dict[str, dict[str, Any]] = {}  # unique -> spec
+        self.submit_of: dict[str, Asked] = {}  # unique -> its request
+        self.unique_of: dict[int, str] = {}  # id -> unique, for ever
+        self.id_of: dict[str, int] = {}
+        self.acknowledged: set[int] = set()
+        self.jobs: dict[int, Job] = {}
+        self.succeeded: set[int] = set()
+        self.checks = 0
+
+    # --- what clients say and hear ----------------------------------------------------------------
+
+    def sent(self, request: str, verb: str, args: dict[str, Any], uniques: list[str]) -> None:
+        """A client sends a mutating request for the first time."""
+        self.now += 1
+        one = self.asked[request] = Asked(request, verb, args, self.now)
+        for unique, spec in zip(uniques, args.get("tasks", ()), strict=False):
+            self.submitted[unique] = spec
+            self.submit_of[unique] = one
+
+    def answered(self, request: str, wire: bytes, result: dict[str, Any] | None) -> None:
+        """A reply arrived; None: the daemon refused. A second reply must be the same."""
+        self.now += 1
+        one = self.asked.get(request)
+        if one is None:
+            return
+        if one.result is not None:
+            hold(wire == one.wire, f"{one.verb} {request} was answered twice, differently")
+            return
+        one.answered = min(one.answered, self.now)
+        if result is None:
+            one.is_refused = True
+            return
+        one.is_refused, one.result, one.wire = False, result, wire
+        if one.verb == "submit":
+            self._accepted(one, result)
+
+    def _accepted(self, one: Asked, result: dict[str, Any]) -> None:
+        specs = one.args["tasks"]
+        hold(len(specs) == len(result["ids"]), f"ids {result['ids']} for {len(specs)} tasks")
+        for spec, number, is_new in zip(specs, result["ids"], result["created"], strict=True):
+            if is_new:
+                self._names(number, spec["argv"][1])
+            else:
+                known = self.submitted.get(self.unique_of.get(number, ""), {})
+                hold(
+                    number not in self.unique_of or known.get("key") == spec["key"],
+                    f"key {spec['key']!r} was answered with task {number}, which has another",
+                )
+            self.acknowledged.add(number)
+
+    def _names(self, number: int, unique: str) -> None:
+        """An id belongs to one submitted task, and a submitted task has one id, for ever."""
+        hold(unique in self.submitted, f"task {number} ({unique}) was never submitted")
+        known = self.unique_of.setdefault(number, unique)
+        hold(known == unique, f"id {number} was given to {known} and to {unique}")
+        first = self.id_of.setdefault(unique, number)
+        hold(first == number, f"{unique} was accepted twice: as {first} and as {number}")
+
+    def _may_have(self, task: int, verbs: frozenset[str], since: int) -> bool:
+        """Tell whether a request of these verbs may have changed the task after `since`."""
+        return any(
+            one.verb in verbs and one.answered > since and one.may_concern(task)
+            for one in self.asked.values()
+        )
+
+    # --- what really happens ----------------------------------------------------------------------
+
+    def begun(self, task: int, attempt: int, done: int) -> None:
+        """The main process of an attempt starts to work, with so many items done before."""
+        self.now += 1
+        job = self.jobs.setdefault(task, Job())
+        for one in job.instances:
+            hold(one.cause != "", f"task {task}: {attempt} starts while {one.attempt} runs")
+            hold(one.attempt < attempt, f"task {task}: attempt {attempt} after {one.attempt}")
+        self._check_wanted(task, attempt, job)
+        want = 0 if job.fresh else job.saved
+        hold(done == want, f"task {task}.{attempt} resumes at item {done}, saved were {want}")
+        job.fresh = False
+        job.instances.append(Instance(attempt, self.now))
+
+    def _check_wanted(self, task: int, attempt: int, job: Job) -> None:
+        """Nothing that is over for good, or that was cancelled, starts again by itself."""
+        for one in job.instances:
+            if self._is_final(task, job, one):
+                hold(
+                    self._may_have(task, STARTERS, one.began),
+                    f"task {task} was over with attempt {one.attempt}; {attempt} starts",
+                )
+        for request in self.asked.values():
+            if request.verb in {"cancel", "kill"} and request.result is not None:
+                if not self._ended_by(request, task, "cancelled"):
+                    continue
+                hold(
+                    self._may_have(task, STARTERS, request.sent),
+                    f"task {task}: {request.verb} {request.request} was acknowledged, it starts",
+                )
+
+    @staticmethod
+    def _ended_by(request: Asked, task: int, phase: str) -> bool:
+        assert request.result is not None
+        rows = request.result.get("tasks", ())
+        return any(
+            row["id"] == task and row["phase"] == phase and row.get("error") is None for row in rows
+        )
+
+    def _is_final(self, task: int, job: Job, one: Instance) -> bool:
+        """Tell whether nobody but a person may start the task after this end."""
+        if one.cause != "exit" or not self._is_undisturbed(task, one):
+            return self._is_patience_over(task, job, one)
+        return one.code == 0 or one.code in PERMANENT or self._is_patience_over(task, job, one)
+
+    def _is_patience_over(self, task: int, job: Job, last: Instance) -> bool:
+        """Tell whether the failures that were allowed are used up, since a person said "again"."""
+        retries = self.submitted.get(self.unique_of.get(task, ""), {}).get("retries")
+        if retries is None:
+            return False
+        since = max(
+            (min(one.answered, self.now) for one in self.asked.values()
+             if one.verb in STARTERS and one.sent < last.ended and one.may_concern(task)),
+            default=0,
+        )  # fmt: skip
+        failures = sum(
+            one.began > since
+            and one.is_known
+            and self._is_undisturbed(task, one)
+            and ((one.cause == "exit" and one.code == 1) or one.cause == "signal")
+            for one in job.instances
+            if one.attempt <= last.attempt
+        )
+        return failures > retries
+
+    def _is_undisturbed(self, task: int, one: Instance) -> bool:
+        """Tell whether certainly no stop of ours had to do with an end."""
+        spec = self.submitted.get(self.unique_of.get(task, ""), {})
+        if one.was_signalled or spec.get("timeout_s") or spec.get("deadline_ns"):
+            return False
+        stops = frozenset({"cancel", "kill", "signal"})
+        return not self._may_have(task, stops, one.began) and not self.has_stopped_tasks(one.began)
+
+    def has_stopped_tasks(self, since: int) -> bool:
+        """Tell whether a shutdown that stops tasks may have been under way."""
+        return any(
+            one.verb == "shutdown" and one.args.get("tasks", "keep") != "keep"
+            for one in self.asked.values()
+        )
+
+    def did(self, task: int, attempt: int, item: int) -> None:
+        """An item of a task is done; no item that a checkpoint covers is done again."""
+        self.now += 1
+        job = self.jobs[task]
+        hold(item > job.saved, f"task {task}.{attempt} repeats item {item}, saved: {job.saved}")
+
+    def saved(self, task: int, attempt: int, checkpoint: int, items: int) -> None:
+        self.now += 1
+        job = self.jobs[task]
+        hold(job.instances[-1].attempt == attempt, f"an old instance of task {task} saves")
+        job.saved, job.checkpoint = items, checkpoint
+
+    def _last(self, task: int, attempt: int) -> Instance:
+        found = [one for one in self.jobs[task].instances if one.attempt == attempt]
+        return found[-1]
+
+    def ended(self, task: int, attempt: int, cause: str, code: int, signal: int) -> None:
+        self.now += 1
+        one = self._last(task, attempt)
+        one.cause, one.code, one.signal, one.ended = cause, code, signal, self.now
+
+    def vanished(self, task: int, attempt: int) -> None:
+        """The power went while it ran."""
+        self.ended(task, attempt, "reboot", 0, 0)
+        self._last(task, attempt).is_known = False
+
+    def signalled(self, task: int, attempt: int) -> None:
+        self.now += 1
+        for one in self.jobs.get(task, Job()).instances:
+            if one.attempt == attempt:
+                one.was_signalled = True
+
+    # --- what the daemon orders -------------------------------------------------------------------
+
+    def forgotten(self, task: int, attempt: int) -> None:
+        self.now += 1
+        for one in self.jobs.get(task, Job()).instances:
+            hold(one.attempt != attempt or one.cause != "", f"{task}.{attempt} is dropped alive")
+
+    def deleted(self, task: int) -> None:
+        self.now += 1
+        job = self.jobs.get(task, Job())
+        hold(all(one.cause for one in job.instances), f"task {task} is deleted while it runs")
+        hold(self._may_have(task, frozenset({"clean"}), 0), f"nobody wants task {task} deleted")
+
+    def dropped(self, task: int, why: str) -> None:
+        """The checkpoints of a task are given up by order."""
+        self.now += 1
+        if task not in self.jobs:
+            return
+        job = self.jobs[task]
+        fresh = any(
+            one.verb == "retry" and one.args.get("fresh") and one.may_concern(task)
+            for one in self.asked.values()
+        )
+        over = any(one.cause == "exit" and one.code == 0 for one in job.instances)
+        hold(fresh or over, f"the checkpoints of task {task} are dropped: {why}")
+        job.saved, job.fresh = 0, True
+
+    def check_intent(self, task: int, attempt: int, durable: int) -> None:
+        """`durable`: the newest attempt of the task that a power cut now would leave in the log."""
+        self.checks += 1
+        hold(durable >= attempt, f"{task}.{attempt} starts, durable is the intent of {durable}")
+
+    # --- what clients see -------------------------------------------------------------------------
+
+    def seen(self, rows: list[dict[str, Any]], asked_at: int) -> None:
+        """Rows of status, wait or show, asked for at `asked_at`."""
+        for row in rows:
+            self.checks += 1
+            self._names(row["id"], row["argv"][1])
+            hold(
+                row["argv"] == list(self.submitted[row["argv"][1]]["argv"]),
+                f"task {row['id']} has the command {row['argv']}",
+            )
+            self._check_phase(row, asked_at)
+            if row["cause"]:
+                ended = [one for one in self.jobs.get(row["id"], Job()).instances if one.cause]
+                last = row["attempt"] if row["phase"] in FINISHED else 0
+                told = (row["cause"], row["code"], row["signal"])
+                if last and row["phase"] in {"succeeded"}:
+                    self.check_end(row["id"], last, told)
+                del ended
+
+    def _check_phase(self, row: dict[str, Any], asked_at: int) -> None:
+        task = row["id"]
+        instances = self.jobs.get(task, Job()).instances
+        if row["phase"] == "succeeded":
+            hold(
+                any(one.attempt == row["attempt"] and one.cause for one in instances),
+                f"task {task} is told as succeeded, attempt {row['attempt']} did not end",
+            )
+        if row["phase"] in {"running", "paused"}:
+            hold(
+                any(one.attempt == row["attempt"] for one in instances),
+                f"task {task} is told as {row['phase']}, attempt {row['attempt']} never began",
+            )
+        self._check_cancel(task, row["phase"], asked_at)
+
+    def _check_cancel(self, task: int, phase: str, asked_at: int) -> None:
+        for request in self.asked.values():
+            if request.verb not in {"cancel", "kill"} or request.answered >= asked_at:
+                continue
+            if request.result is None:
+                continue
+            ends = self._ended_by(request, task, "cancelled")
+            if not ends and not self._ended_by(request, task, "stopping"):
+                continue
+            hold(
+                phase == "cancelled"
+                or (phase == "stopping" and not ends)
+                or self._may_have(task, STARTERS, request.sent),
+                f"task {task}: {request.verb} {request.request} was acknowledged, it is {phase}",
+            )
+
+    def check_end(self, task: int, attempt: int, told: tuple[str, int | None, int | None]) -> None:
+        """What is told of an end is what happened; where nobody could know, that is told."""
+        self.checks += 1
+        cause, code, signal = told
+        found = [one for one in self.jobs.get(task, Job()).instances if one.attempt == attempt]
+        name = f"task {task}.{attempt} is told as {cause} {code} {signal}"
+        if not found:
+            hold(cause == "not_started", f"{name}, but it never began")
+            return
+        one = found[0]
+        hold(one.cause != "", f"{name}, but it runs")
+        if not one.is_known:
+            hold(cause in {"reboot", "not_started"}, f"{name}, but its end went with the power")
+            return
+        if cause in OWN_STOPS:
+            hold(one.cause in {"exit", "signal"}, f"{name}, but it ended by {one.cause}")
+            hold(self._may_have_stopped(task, cause, one), f"{name}, but nobody wanted that")
+        else:
+            hold(cause == one.cause, f"{name}, but it ended by {one.cause}")
+        if one.cause in {"exit", "spawn_error"}:
+            hold(code == one.code, f"{name}, but its code was {one.code}")
+        if one.cause in {"signal", "oom"}:
+            hold(signal == one.signal, f"{name}, but its signal was {one.signal}")
+
+    def _may_have_stopped(self, task: int, cause: str, one: Instance) -> bool:
+        spec = self.submitted.get(self.unique_of.get(task, ""), {})
+        if cause == "timeout":
+            return bool(spec.get("timeout_s"))
+        if cause == "deadline":
+            return bool(spec.get("deadline_ns"))
+        if cause == "shutdown":
+            return self.has_stopped_tasks(one.began)
+        return self._may_have(task, frozenset({"cancel", "kill"}), one.began)
+
+    def recovered(self, rows: list[dict[str, Any]]) -> None:
+        """All tasks, as the first client after a recovery sees them."""
+        self.now += 1
+        here = {row["id"] for row in rows}
+        for task in self.acknowledged - here:
+            hold(
+                self._may_have(task, frozenset({"clean"}), 0),
+                f"task {task} was acknowledged and is lost",
+            )
+        self.seen(rows, self.now)
+
+    def details(self, details: list[dict[str, Any]]) -> None:
+        """What `show` tells of every attempt."""
+        for detail in details:
+            for row in detail["attempts"]:
+                told = (row["cause"], row["code"], row["signal"])
+                self.check_end(detail["row"]["id"], row["attempt"], told)
+
+    def finished(self, rows: list[dict[str, Any]]) -> None:
+        """All faults are over for long: everything that can end has ended."""
+        for row in rows:
+            hold(row["phase"] in FINISHED, f"task {row['id']} is {row['phase']} for ever")
