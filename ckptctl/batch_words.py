@@ -31,6 +31,7 @@ _ENDS: Final = {
     "refused": "could not go on",
     "cancel": "cancelled",
     "shutdown": "stopped by a shutdown",
+    "drill": "stopped by a drill",
 }
 
 

@@ -32,6 +32,8 @@ _STOPS: Final = {
     "timeout": "over its time limit",
     "deadline": "past its deadline",
     "shutdown": "the daemon shuts down",
+    "drill": "drilled",
+    "drill_oom": "drilled: without memory",
 }
 _ENDS: Final = {
     "oom": "out of memory",
@@ -42,6 +44,8 @@ _ENDS: Final = {
     "lost": "supervisor lost",
     "reboot": "the machine restarted",
     "shutdown": "stopped by a shutdown",
+    "drill": "stopped by a drill",
+    "drill_oom": "stopped by a drill",
     "stopped": "its unit was stopped",
     "cancel": "",
     "kill": "killed",

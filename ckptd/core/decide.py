@@ -13,6 +13,8 @@ from msgspec.structs import replace
 from ckptd.core.policy import Caller, Now, Policy
 from ckptd.core.records import (
     ACTIVE,
+    DRILL,
+    DRILL_OOM,
     ENDED,
     PENDING,
     STUCK,
@@ -39,6 +41,7 @@ from ckptd.protocol.errors import BadRequest, Conflict, NotFound, Rejected
 from ckptd.protocol.limits import REQUEST_BYTES_MAX
 
 SIGKILL = 9
+STARVES_S = 10.0  # without memory; who lives then is killed
 _LIMITS = ("memory_bytes", "cpus", "tasks_max", "io_weight", "nice", "on_oom")
 _pack = msgspec.msgpack.Encoder(order="sorted")
 
@@ -184,6 +187,37 @@ def _signal(case: Case, task: Task, command: m.Signal) -> list[AnyRecord]:
     ]
 
 
+def _drill(case: Case, task: Task, command: m.Drill) -> list[AnyRecord]:
+    """Stop an attempt so that it goes on: what it dies of is ours, and nobody's failure."""
+    run = task.run
+    if task.phase is not Phase.RUNNING or run is None:
+        raise _conflict(task, "drill", "only a running task can be drilled")
+    if _is_patience_out(case.policy, run):
+        raise Conflict(
+            f"cannot drill task {task.id}: one more interruption would put it into quarantine",
+            "drill it once it has made progress",
+        )
+    at_ns, grace_s, by = case.now.at_ns, task.unpacked().grace_s, case.caller.uid
+    match command.how:
+        case "kill9":
+            return [StopIntent(task.id, run.attempt, at_ns, DRILL, 2, 0, 0.0, by)]
+        case "sigterm":
+            return [stop(task, run, case, DRILL, grace_s=grace_s, ask=True)]
+        case "oom" if not run.invocation:
+            raise Conflict(
+                f"cannot take memory from task {task.id}: it has no unit of its own",
+                "the runner of systemd units can; here: --kill9",
+            )
+        case "oom":
+            next_ns = at_ns + int(STARVES_S * 1e9)
+            return [StopIntent(task.id, run.attempt, at_ns, DRILL_OOM, 1, next_ns, 0.0, by)]
+
+
+def _is_patience_out(policy: Policy, run: Run) -> bool:
+    tried = run.attempt - run.patience_from
+    return run.interruptions >= policy.interruptions_max or tried >= policy.attempts_max
+
+
 def _pause(case: Case, task: Task, _: m.Pause) -> list[AnyRecord]:
     if task.phase is Phase.PAUSED:
         return []
@@ -320,6 +354,7 @@ _CHANGES: dict[type[m.Message], Callable[[Case, Task, Any], list[AnyRecord]]] = 
     m.Cancel: _cancel,
     m.Kill: _kill,
     m.Signal: _signal,
+    m.Drill: _drill,
     m.Pause: _pause,
     m.Resume: _resume,
     m.Hold: _hold,

@@ -1,7 +1,7 @@
 """Why a task is where it is, in one or two sentences that a person can act on."""
 
 from ckptd.core.policy import Now, Policy
-from ckptd.core.records import Phase
+from ckptd.core.records import DRILL_OOM, Phase
 from ckptd.core.state import Past, State, Task, ready_key
 
 _SIGNALS = {1: "HUP", 2: "INT", 3: "QUIT", 4: "ILL", 6: "ABRT", 7: "BUS", 8: "FPE", 9: "KILL",
@@ -79,6 +79,8 @@ def ending(past: Past) -> str:
         "timeout": "stopped: its timeout was over",
         "deadline": "stopped: its deadline had passed",
         "shutdown": "interrupted by a shutdown",
+        "drill": "interrupted by a drill",
+        "drill_oom": "interrupted by a drill: the kernel left it alive without memory",
         "stopped": "stopped by a stop of its unit",
     }.get(past.cause, past.cause)
     if past.cause == "signal":
@@ -198,7 +200,8 @@ def _stopping(task: Task, now: Now) -> str:
     stop = task.run.stop if task.run is not None else None
     if stop is None:
         return "stopping"
-    step = ("asked for a checkpoint", "got its stop signal", "killed")[stop.rung]
+    first = "its memory is taken away" if stop.why == DRILL_OOM else "got its stop signal"
+    step = ("asked for a checkpoint", first, "killed")[stop.rung]
     left = f", force in {lasting((stop.next_ns - now.at_ns) / 1e9)}" if stop.next_ns else ""
     return f"stopping ({stop.why}): {step}{left}"
 

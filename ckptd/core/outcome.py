@@ -172,7 +172,7 @@ class _Judge:
             return self._next(Phase.FAILED, "deadline")
         if why == "timeout":
             return self._failed(crash=False)
-        return self._interrupted(host_death=False)  # shutdown
+        return self._interrupted(host_death=False)  # shutdown, drill
 
     def _exited(self, meaning: str) -> Verdict:
         if meaning == retry.FAIL:

@@ -22,9 +22,11 @@ from ckptd.core.port import (
     Forget,
     Freeze,
     Start,
+    Starve,
 )
 from ckptd.core.records import (
     ACTIVE,
+    DRILL_OOM,
     ENDED,
     PENDING,
     AnyRecord,
@@ -345,6 +347,8 @@ def _climb(task: Task, run: Run) -> list[Effect | Adopt]:
     assert rung is not None, "only a stop has rungs"
     if rung.rung == 0:
         return [_control(task, run)]
+    if rung.rung == 1 and rung.why == DRILL_OOM:
+        return [Starve(task.id, run.attempt, task.unpacked().memory_bytes)]
     if rung.rung == 1:
         return [
             _control(task, run),

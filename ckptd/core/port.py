@@ -53,6 +53,17 @@ class Deliver(msgspec.Struct, frozen=True, gc=False):
     tree: bool
 
 
+class Starve(msgspec.Struct, frozen=True, gc=False):
+    """Effect: take the memory of a unit away for a moment, so that the kernel's OOM killer ends it.
+
+    `memory_bytes`: the limit that it has afterwards again; 0: none.
+    """
+
+    task: int
+    attempt: int
+    memory_bytes: int
+
+
 class Freeze(msgspec.Struct, frozen=True, gc=False):
     """Effect: stop (frozen) or continue every process of the attempt where it is."""
 
@@ -94,7 +105,7 @@ class DropCheckpoints(msgspec.Struct, frozen=True, gc=False):
     attempt: int
 
 
-Effect = Start | Deliver | Freeze | Control | Forget | Delete | DropCheckpoints
+Effect = Start | Deliver | Starve | Freeze | Control | Forget | Delete | DropCheckpoints
 
 
 UNLIMITED = "not limited here: "

@@ -128,7 +128,7 @@ def _shortened(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _WITH_CODE = frozenset(
-    {"exit", "spawn_error", "cancel", "timeout", "deadline", "shutdown", "kill", "stopped"}
+    {"exit", "spawn_error", "cancel", "timeout", "deadline", "shutdown", "kill", "stopped", "drill"}
 )
 
 

@@ -77,6 +77,11 @@ class Spec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     journal: bool = False  # the output goes to journald, too
 
 
+DRILL = "drill"
+DRILL_OOM = "drill_oom"
+"""Why an attempt is stopped that is to go on: somebody tries out whether it does."""
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all records."""
 
@@ -211,13 +216,14 @@ class Started(Record, frozen=True, tag=21):
 class StopIntent(Record, frozen=True, tag=22):
     """A rung of the ladder: 0 ask for a checkpoint, 1 stop signal, 2 SIGKILL of the whole tree.
 
-    `next_ns` is when the next rung is due, 0 after the last.
+    `next_ns` is when the next rung is due, 0 after the last. A drill_oom has another rung 1: the
+    memory is taken away.
     """
 
     task: int
     attempt: int
     at_ns: int
-    why: str  # cancel, kill, timeout, deadline, shutdown
+    why: str  # cancel, kill, timeout, deadline, shutdown, drill, drill_oom
     rung: int
     next_ns: int
     grace_s: float
@@ -281,8 +287,8 @@ class Ended(Record, frozen=True, tag=27):
     """The attempt is over; `ended_ns` is when it really happened.
 
     `cause`: exit, signal, oom, spawn_error, lost, reboot, not_started, shutdown (of the machine or
-    the slice), stopped (its unit was stopped by hand); or cancel, kill, timeout, deadline, shutdown
-    where our stop ended it. `blame`: of an oom, limit (its own was hit) or host.
+    the slice), stopped (its unit was stopped by hand); or cancel, kill, timeout, deadline, shutdown,
+    drill, drill_oom where our stop ended it. `blame`: of an oom, limit (its own was hit) or host.
     """
 
     task: int

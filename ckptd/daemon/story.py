@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ckptd.core.explain import ending, lasting
 from ckptd.core.port import UNLIMITED
 from ckptd.core.records import (
+    DRILL_OOM,
     Answered,
     AnyRecord,
     CheckpointsDropped,
@@ -249,7 +250,9 @@ class Story:
         """Tell what is done to a running attempt."""
         phase, by = None, getattr(record, "by", -1)
         if isinstance(record, StopIntent):
-            text, phase = f"{_RUNGS[record.rung]} ({record.why})", Phase.STOPPING
+            is_starved = record.why == DRILL_OOM and record.rung == 1
+            said = "gets no memory any more" if is_starved else _RUNGS[record.rung]
+            text, phase = f"{said} ({record.why})", Phase.STOPPING
         elif isinstance(record, FreezeIntent):
             text = "frozen" if record.frozen else "goes on"
             phase = Phase.PAUSED if record.frozen else Phase.RUNNING

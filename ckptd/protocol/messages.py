@@ -177,6 +177,17 @@ class Signal(Message, frozen=True):
     tree: bool = False
 
 
+class Drill(Message, frozen=True):
+    """`drill`: do real damage to running tasks; it counts as an interruption, never as a failure.
+
+    kill9: SIGKILL of the whole task; sigterm: stopped as by a shutdown; oom: the memory of its
+    unit is taken away for a moment, so that the kernel's OOM killer ends it.
+    """
+
+    select: Selector
+    how: Literal["kill9", "sigterm", "oom"]
+
+
 class Pause(Message, frozen=True):
     """`pause`: freeze running tasks where they are."""
 
@@ -564,13 +575,13 @@ class Done(Answer, frozen=True):
 
 
 Args = (
-    Submit | Cancel | Kill | Signal | Pause | Resume | Hold | Release | Drop | Retry | Edit
+    Submit | Cancel | Kill | Signal | Drill | Pause | Resume | Hold | Release | Drop | Retry | Edit
     | CheckpointNow | Clean | GroupSet | GroupRemove | Status | Show | Wait | Events | Output
     | Checkpoints | Shutdown | Empty
 )  # fmt: skip
 
 TASK_CHANGES: dict[str, type[Message]] = {
-    "cancel": Cancel, "kill": Kill, "signal": Signal, "pause": Pause, "resume": Resume,
+    "cancel": Cancel, "kill": Kill, "signal": Signal, "drill": Drill, "pause": Pause, "resume": Resume,
     "hold": Hold, "release": Release, "drop": Drop, "retry": Retry, "edit": Edit,
     "checkpoint_now": CheckpointNow, "clean": Clean,
 }  # fmt: skip

@@ -26,6 +26,7 @@ from ckptd.core.port import (
     Sighting,
     Start,
     StartSeen,
+    Starve,
 )  # fmt: skip
 from ckptd.runner import environment, identity, quota
 from ckptd.runner.files import TaskFiles
@@ -91,6 +92,9 @@ class Backend(ABC, Generic[I]):
                 self._start(effect)
             case Deliver():
                 self._watch.patiently(partial(self._deliver, effect))
+            case Starve():
+                if one := self._running(effect.task, effect.attempt):
+                    self._starve(one, effect.memory_bytes)
             case Freeze():
                 if one := self._running(effect.task, effect.attempt):
                     self._watch.patiently(partial(self._freeze, one, frozen=effect.frozen))
@@ -150,6 +154,9 @@ class Backend(ABC, Generic[I]):
     @abstractmethod
     def _freeze(self, one: I, *, frozen: bool) -> None:
         """Stop an attempt where it is, or let it go on. May raise OSError."""
+
+    def _starve(self, one: I, memory_bytes: int) -> None:
+        """Take its memory away for a moment. Only units are ever asked to (`decide.py`)."""
 
     @abstractmethod
     def _forget(self, one: I | None, task: int, attempt: int) -> None:
@@ -230,11 +237,8 @@ class Backend(ABC, Generic[I]):
         if one is None:
             return
         self._files.write_control(effect, one.uid)
-        if effect.stop and self._may_be_frozen(one):
+        if effect.stop and one.may_be_frozen:
             self._watch.patiently(partial(self._freeze, one, frozen=False))
-
-    def _may_be_frozen(self, one: I) -> bool:
-        return one.is_frozen
 
     # --- ends -----------------------------------------------------------------------------------
 

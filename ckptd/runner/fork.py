@@ -255,9 +255,6 @@ class ForkRunner(Backend[Supervised]):
     def _freeze(self, one: Supervised, *, frozen: bool) -> None:
         one.freeze(frozen=frozen)
 
-    def _may_be_frozen(self, one: Supervised) -> bool:
-        return one.is_frozen or one.link is None  # adopted: nobody has told us
-
     def _deliver(self, effect: Deliver) -> None:
         one = self._running(effect.task, effect.attempt)
         if one is None:

@@ -129,6 +129,11 @@ class Instance:
         """Return its name."""
         return self.task, self.attempt
 
+    @property
+    def may_be_frozen(self) -> bool:
+        """Tell whether it must be thawed to hear or do anything."""
+        return self.is_frozen
+
     def keep_for_start(self, number: int, *, tree: bool) -> None:
         """Remember a signal that there is nothing to send to yet."""
         if len(self.pending) < PENDING_SIGNALS_MAX:
@@ -148,6 +153,11 @@ class Supervised(Instance):
         self.shim: Identity | None = None
         self.shim_fd = -1  # pidfd of an adopted supervisor
         self.tree: Tree | None = None
+
+    @property
+    def may_be_frozen(self) -> bool:
+        """Tell so of what was adopted, too: nobody has told us."""
+        return self.is_frozen or self.link is None
 
     def signal(self, number: int, *, tree: bool) -> None:
         """Signal the main process or the whole tree, now or as soon as there is one."""
@@ -191,9 +201,11 @@ class Unit(Instance):
         self.pidfd = -1
         self.rest_s = RECORD_COMES_S
         self.has_new_job = False  # somebody stops or restarts it, maybe
+        # An earlier daemon ordered it. Invariant: never one whose checkpoint we are looking for.
+        self.is_taken_up = False
         self.has_left_frozen = False  # adopted: nobody has told us
 
     @property
     def may_be_frozen(self) -> bool:
-        """Tell whether it must be thawed to hear or do anything."""
+        """Tell so until an adopted one was thawed."""
         return self.is_frozen or self.has_left_frozen

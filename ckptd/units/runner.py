@@ -113,7 +113,7 @@ class UnitRunner(Backend[Unit]):
         self._active = {row.unit: row.active for row in listing.rows}
         self._manager.clear(listing, self._is_known)
         for one in list(self._instances.values()):
-            if one.stage == Stage.PREPARING and one.start is None:
+            if one.stage == Stage.PREPARING and one.is_taken_up:
                 self._watch.patiently(partial(self._take_up, one))
             elif one.stage == Stage.ORDERED and one.start is not None:
                 self._order(one)
@@ -401,7 +401,7 @@ class UnitRunner(Backend[Unit]):
             self._refuse(one, "not_started", "the order never reached the service manager")
             return
         record = self._records.read(one.key)
-        one.has_left_frozen = True
+        one.is_taken_up = one.has_left_frozen = True
         if record.stopped is not None:
             self._end_by(one, record, record.stopped)
         elif not self._records.is_of_this_boot(one.key):
@@ -440,8 +440,8 @@ class UnitRunner(Backend[Unit]):
     def _freeze(self, one: Unit, *, frozen: bool) -> None:
         self._steering.freeze(one, frozen=frozen)
 
-    def _may_be_frozen(self, one: Unit) -> bool:
-        return one.may_be_frozen
+    def _starve(self, one: Unit, memory_bytes: int) -> None:
+        self._steering.starve(one, memory_bytes)
 
     def _forget(self, one: Unit | None, task: int, attempt: int) -> None:
         made = one or Unit(task, attempt, -1)

@@ -12,6 +12,9 @@ import signal
 from ckptd.runner.instance import Stage, Unit
 from ckptd.units.systemd import Manager
 
+STARVED_BYTES = 4096  # systemd takes nothing below one byte
+UNLIMITED = (1 << 64) - 1
+
 
 class Steering:
     """What is asked of running units, in the order it was asked."""
@@ -28,6 +31,17 @@ class Steering:
         while one.pending:  # Bound: PENDING_SIGNALS_MAX
             number, tree = one.pending.pop(0)
             self._manager.kill(one.name, "all" if tree else "main", number)
+
+    def starve(self, one: Unit, memory_bytes: int) -> None:
+        """Have the kernel's OOM killer end a unit, then give its recorder room to run.
+
+        The kernel kills until what is charged fits, before the new limit is in force, and the
+        manager sets one limit after the other. Where it is not reached, SIGKILL follows.
+        """
+        if self._can_reach(one):
+            self._manager.limit_memory(one.name, STARVED_BYTES, 0)
+            again = (memory_bytes, 0) if memory_bytes else (UNLIMITED, UNLIMITED)
+            self._manager.limit_memory(one.name, *again)
 
     def freeze(self, one: Unit, *, frozen: bool) -> None:
         """Stop every process of a unit where it is, or let them go on."""

@@ -52,7 +52,9 @@ def view(world: World, caller: Caller) -> query.View:
 
 def command(verb: str, select: m.Selector) -> Any:
     kind = m.TASK_CHANGES[verb]
-    more: dict[str, Any] = {"signal": {"signal": 10}, "edit": {"priority": 1}}.get(verb, {})
+    more: dict[str, Any] = {
+        "signal": {"signal": 10}, "edit": {"priority": 1}, "drill": {"how": "kill9"},
+    }.get(verb, {})  # fmt: skip
     return kind(select=select, **more)  # type: ignore[call-arg]
 
 
