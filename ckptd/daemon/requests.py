@@ -138,7 +138,8 @@ class Requests:
         case = Case(engine.state, self._author(request), now, engine.policy)
         records, result = decide(case, request.args)
         answer = codec.encode_answer(result)
-        if records:
+        if not _is_dry(request.args):
+            # Also "nothing was changed" is an answer: a copy that comes later must not change it.
             records.append(Answered(request.request_id, uid, answer))
             engine.admit(records, is_small=is_small)
         return answer
@@ -291,3 +292,8 @@ class Requests:
     def close(self) -> None:
         """Let the worker go."""
         self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_dry(args: m.Message) -> bool:
+    """Tell whether a changing verb was only asked what it would change."""
+    return isinstance(args, m.Clean) and args.dry_run
