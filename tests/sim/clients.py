@@ -9,7 +9,7 @@ import msgspec
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
 from ckptd.protocol.messages import VERBS
-from tests.sim.agenda import S, Agenda
+from tests.sim.agenda import Agenda, S
 from tests.sim.jobs import MOODS, Job
 from tests.sim.network import Network
 
@@ -59,9 +59,11 @@ class Client:
         self._asked_at = self.model.now
         now_ns = self.agenda.elapsed_ns
         self._give_up_ns = 0 if patient else now_ns + int((self._hold_s + TIMEOUT_S) * S)
-        self._send()
+        self._send(is_first=True)
 
-    def _send(self) -> None:
+    def _send(self, *, is_first: bool = False) -> None:
+        if not is_first:
+            self.model.resent(self.request)
         self.network.ask(self.identity, self._frame)
         self._resend_ns = self.agenda.elapsed_ns + int((self._hold_s + RESEND_S) * S)
         request = self.request

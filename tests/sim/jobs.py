@@ -8,8 +8,6 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec.structs import replace
-
 from ckptd.core.port import (
     Delete,
     Deliver,

@@ -16,7 +16,7 @@ from ckptd.protocol.errors import CkptdError, Corrupt
 from ckptd.storage.store import Store
 from tests.fakes.memory_disk import MemoryDisk
 from tests.fakes.sim_runner import SimAttempt
-from tests.sim.agenda import S, Agenda, SimClock
+from tests.sim.agenda import Agenda, S, SimClock
 from tests.sim.clients import Client, Person
 from tests.sim.daemon import ROOT, Daemon, Descriptors, Told
 from tests.sim.faults import Blow, Climate, Killed, PowerCut, draw
@@ -49,6 +49,7 @@ class Life:
         self.machine.delay_s = self.climate.delay_s
         self.machine.on_begin = self._check_intent
         self.network.weather = self.climate.weather
+        self.model.has_doubles = self.climate.weather.double > 0
         self.network.on_arrival = self._poke
         self.counts: Counter[str] = Counter()
         self.last: deque[str] = deque(maxlen=300)
@@ -468,15 +469,22 @@ class Janitor(Client):
 
     def _resume(self, _: object) -> None:
         paused = m.Selector(all=True, phases=("paused",))
-        self.call("resume", m.Resume(paused), self._wait, patient=True)
+        self.call("resume", m.Resume(paused), self._drop, patient=True)
+
+    def _drop(self, _: object) -> None:
+        """Give up what only a person could free, so that what waits for it goes on."""
+        stuck = m.Selector(all=True, phases=("quarantined", "blocked"))
+        self.call("drop", m.Drop(stuck), self._wait, patient=True)
 
     def _wait(self, _: object) -> None:
         asked = m.Wait(m.Selector(all=True), hold_s=30.0)
         self.call("wait", asked, self._waited, patient=True)
 
     def _waited(self, result: dict[str, Any] | None) -> None:
-        if result is None or not result["met"]:
+        rows = result["tasks"] if result is not None else ()
+        stuck = any(row["phase"] in {"quarantined", "blocked"} for row in rows)
+        if result is None or not result["met"] or stuck:
             self.agenda.after(1.0, self.begin)
             return
-        self.rows = result["tasks"]
+        self.rows = rows
         self.is_done = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FINISHED = frozenset({"succeeded", "failed", "cancelled", "quarantined", "blocked"})
+ACTIVE = frozenset({"starting", "running", "paused", "stopping"})
 OWN_STOPS = frozenset({"cancel", "kill", "timeout", "deadline", "shutdown"})
 PERMANENT = frozenset({64, 65, 66, 67, 68, 70, 72, 73, 76, 77, 78, 126, 127})
 STARTERS = frozenset({"retry", "release", "resume"})
@@ -35,6 +36,7 @@ class Asked:
     answered: int = NEVER
     result: dict[str, Any] | None = None
     is_refused: bool = False
+    copies: int = 1  # sent so far: a refused request may be carried out by a later copy
     wire: bytes = b""
 
     def may_concern(self, task: int) -> bool:
@@ -54,6 +56,7 @@ class Instance:
     """One attempt, as it really went."""
 
     attempt: int
+    since: int  # the end of the instance before: it may have been ordered from then on
     began: int
     cause: str = ""  # "": it runs
     code: int = 0
@@ -78,6 +81,7 @@ class Model:
 
     def __init__(self) -> None:
         self.now = 0
+        self.has_doubles = False  # the network makes copies of its own
         self.asked: dict[str, Asked] = {}
         self.submitted: dict[str, dict[str, Any]] = {}  # unique -> spec
         self.submit_of: dict[str, Asked] = {}  # unique -> its request
@@ -98,19 +102,27 @@ class Model:
             self.submitted[unique] = spec
             self.submit_of[unique] = one
 
+    def resent(self, request: str) -> None:
+        """The client did not hear and sends it again."""
+        if request in self.asked:
+            self.asked[request].copies += 1
+
     def answered(self, request: str, wire: bytes, result: dict[str, Any] | None) -> None:
         """A reply arrived; None: the daemon refused. A second reply must be the same."""
         self.now += 1
         one = self.asked.get(request)
         if one is None:
             return
-        if one.result is not None:
-            hold(wire == one.wire, f"{one.verb} {request} was answered twice, differently")
+        if one.result is not None:  # what was refused left nothing behind and may come again
+            hold(
+                result is None or wire == one.wire,
+                f"{one.verb} {request} was answered twice, differently",
+            )
+            return
+        if result is None:
+            one.is_refused = one.copies == 1 and not self.has_doubles
             return
         one.answered = min(one.answered, self.now)
-        if result is None:
-            one.is_refused = True
-            return
         one.is_refused, one.result, one.wire = False, result, wire
         if one.verb == "submit":
             self._accepted(one, result)
@@ -157,7 +169,8 @@ class Model:
         want = 0 if job.fresh else job.saved
         hold(done == want, f"task {task}.{attempt} resumes at item {done}, saved were {want}")
         job.fresh = False
-        job.instances.append(Instance(attempt, self.now))
+        since = job.instances[-1].ended if job.instances else 0
+        job.instances.append(Instance(attempt, since, self.now))
 
     def _check_wanted(self, task: int, attempt: int, job: Job) -> None:
         """Nothing that is over for good, or that was cancelled, starts again by itself."""
@@ -216,9 +229,9 @@ class Model:
         if one.was_signalled or spec.get("timeout_s") or spec.get("deadline_ns"):
             return False
         stops = frozenset({"cancel", "kill", "signal"})
-        return not self._may_have(task, stops, one.began) and not self.has_stopped_tasks(one.began)
+        return not self._may_have(task, stops, one.since) and not self.has_stopped_tasks()
 
-    def has_stopped_tasks(self, since: int) -> bool:
+    def has_stopped_tasks(self) -> bool:
         """Tell whether a shutdown that stops tasks may have been under way."""
         return any(
             one.verb == "shutdown" and one.args.get("tasks", "keep") != "keep"
@@ -302,12 +315,8 @@ class Model:
             )
             self._check_phase(row, asked_at)
             if row["cause"]:
-                ended = [one for one in self.jobs.get(row["id"], Job()).instances if one.cause]
-                last = row["attempt"] if row["phase"] in FINISHED else 0
-                told = (row["cause"], row["code"], row["signal"])
-                if last and row["phase"] in {"succeeded"}:
-                    self.check_end(row["id"], last, told)
-                del ended
+                last = row["attempt"] - (row["phase"] in ACTIVE)
+                self.check_end(row["id"], last, (row["cause"], row["code"], row["signal"]))
 
     def _check_phase(self, row: dict[str, Any], asked_at: int) -> None:
         task = row["id"]
@@ -371,8 +380,8 @@ class Model:
         if cause == "deadline":
             return bool(spec.get("deadline_ns"))
         if cause == "shutdown":
-            return self.has_stopped_tasks(one.began)
-        return self._may_have(task, frozenset({"cancel", "kill"}), one.began)
+            return self.has_stopped_tasks()
+        return self._may_have(task, frozenset({"cancel", "kill"}), one.since)
 
     def recovered(self, rows: list[dict[str, Any]]) -> None:
         """All tasks, as the first client after a recovery sees them."""
