@@ -38,6 +38,8 @@ CLOSED = 1
 _HEAD = struct.Struct("<IIQQIHBBII")
 _REST = struct.Struct("<IQQIHBBII")
 _CRC = struct.Struct("<I")
+_KIND_AT = 30
+_IS_KIND = bytes(value in KINDS for value in range(256))
 _PAD = tuple(bytes(n) for n in range(8))
 assert _HEAD.size == HEADER_BYTES == _REST.size + _CRC.size
 
@@ -154,23 +156,20 @@ def find_later(data: memoryview, offset: int, seed: int) -> Iterator[tuple[int, 
     Bound: one step of 8 bytes at least, up to the last byte that is not zero.
     """
     end = min(written_end(data, offset), len(data) - HEADER_BYTES + 1)
-    offset = (offset + 7) & ~7
-    while offset < end:  # not offset + 40: the last bytes of a marker are zero
+    begin = (offset + 7) & ~7  # not offset + 40: the last bytes of a marker are zero
+    kinds = bytes(data[begin + _KIND_AT : end + _KIND_AT : 8]).translate(_IS_KIND)
+    at = kinds.find(1)
+    while at >= 0:
+        offset = begin + 8 * at
         head = _plausible(data, offset) and decode(data, offset, seed)
         if head:
             yield offset, head
-            offset += head.size
-        else:
-            offset += 8
+        at = kinds.find(1, at + (head.size // 8 if head else 1))
 
 
 def _plausible(data: memoryview, offset: int) -> bool:
-    """Tell cheaply whether a frame may start here: known kind, no flag but ours, reserved 0."""
-    return (
-        data[offset + 30] in KINDS
-        and data[offset + 31] <= CLOSED
-        and data[offset + 36] == 0 == data[offset + 39]
-    )
+    """Tell cheaply whether a frame of a known kind may start here: no flag but ours, reserved 0."""
+    return data[offset + 31] <= CLOSED and data[offset + 36] == 0 == data[offset + 39]
 
 
 def written_end(data: memoryview, start: int) -> int:
