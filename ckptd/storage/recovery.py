@@ -168,8 +168,8 @@ class Recovery:
 
     def _load(self, name: Name) -> tuple[memoryview, Block]:
         """Return a segment's bytes and header block. Raises Corrupt."""
-        data = memoryview(segment.read_whole(self._place.disk, self._path(name)))
         what = self._path(name)
+        data = memoryview(segment.read_whole(self._place.disk, what))
         block = segment.decode_block(data[:BLOCK_BYTES], segment.WAL_MAGIC, self._place.store, what)
         if Name(block.first_lsn, block.epoch) != name or block.prev_last != name.first_lsn - 1:
             raise Corrupt(f"{what} has the header of another segment", LOOK)

@@ -26,8 +26,10 @@ class Inode:
         self.dirty: dict[int, list[bytes]] = {}  # sector -> what was written there since the sync
         self.sizes: list[int] = []
         self.lost: set[int] = set()  # sectors that a failed sync left clean in the cache
+        self.writes = self.syncs = 0  # so many times the cache, the disk may have changed
 
     def write(self, data: Bytes, offset: int) -> None:
+        self.writes += 1
         end = offset + len(data)
         if end > len(self.data):
             self.data.extend(bytes(end - len(self.data)))
@@ -39,12 +41,14 @@ class Inode:
             self.lost.discard(sector)
 
     def sync(self) -> None:
+        self.syncs += 1
         self._store({sector: versions[-1] for sector, versions in self.dirty.items()})
         self._resize(len(self.data))
         self.dirty.clear()
         self.sizes.clear()
 
     def fail_sync(self, rng: random.Random) -> None:
+        self.syncs += 1
         some = {s: versions[-1] for s, versions in self.dirty.items() if rng.random() < 0.5}
         self._store(some)
         self._resize(len(self.data))
@@ -53,6 +57,7 @@ class Inode:
         self.sizes.clear()
 
     def drop_cache(self) -> None:
+        self.writes += bool(self.lost)
         for sector in self.lost:
             at = slice(sector * SECTOR, (sector + 1) * SECTOR)
             self.data[at] = self.disk[at]
@@ -164,7 +169,7 @@ class MemoryFile:
         except OSError:
             self._inode.fail_sync(self._disk.rng)
             raise
-        if "sync" not in self._disk.deaf:
+        if not self._disk.is_deaf("sync", self._path):
             self._inode.sync()
 
     sync = sync_data
@@ -186,7 +191,7 @@ class MemoryDisk:
         self.dirs: dict[str, Directory] = {}
         self.locked: set[str] = set()
         self.watch: Callable[[str, str], None] | None = None
-        self.deaf: set[str] = set()  # kinds of operation this disk pretends to do: for mutants
+        self.deaf: set[str] = set()  # "sync" or "sync_dir .snap": what it pretends to do, and where
         self.faults: list[Fault] = []
 
     def fail(
@@ -203,6 +208,14 @@ class MemoryDisk:
                     continue
                 fault.times -= 1
                 raise OSError(fault.error, os.strerror(fault.error), path)
+
+    def is_deaf(self, kind: str, path: str) -> bool:
+        """Tell whether this operation is only pretended: for the disks of mutants."""
+        for told in self.deaf:
+            deaf_kind, _, part = told.partition(" ")
+            if deaf_kind == kind and part in path:
+                return True
+        return False
 
     def step(self, kind: str, path: str) -> None:
         if self.watch:
@@ -299,7 +312,7 @@ class MemoryDisk:
 
     def sync_dir(self, path: str) -> None:
         self.step("sync_dir", path)
-        if "sync_dir" not in self.deaf:
+        if not self.is_deaf("sync_dir", path):
             self.dirs[path].sync()
 
     def lock(self, path: str) -> MemoryFile:
