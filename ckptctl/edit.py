@@ -120,7 +120,7 @@ def settings_of(detail: TaskDetail) -> dict[str, Any]:
 
 def _retries(failures_max: int) -> int | str:
     text = words.retries_text(failures_max)
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isdecimal() else text
 
 
 def differences(

@@ -77,7 +77,7 @@ def _since(call: Call) -> tuple[int, int, int | None]:
     """Return (LSN to start after, oldest time, how many of the past; None for all)."""
     args = call.args
     if args.since is not None:
-        if args.since.isdigit():
+        if args.since.isdecimal():
             return int(args.since), 0, args.limit
         return 0, units.parse_moment(args.since), args.limit
     if args.task:

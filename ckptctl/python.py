@@ -218,7 +218,7 @@ def _as_user(user: Any) -> dict[str, Any]:
     if user is None or os.geteuid() != 0:
         return {}
     try:
-        known = pwd.getpwnam(str(user)) if not str(user).isdigit() else pwd.getpwuid(int(user))
+        known = pwd.getpwnam(str(user)) if not str(user).isdecimal() else pwd.getpwuid(int(user))
     except KeyError as bad:
         raise BadRequest(f"--as: there is no user {user!r}", "see: getent passwd") from bad
     groups = os.getgrouplist(known.pw_name, known.pw_gid)

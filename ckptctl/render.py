@@ -64,7 +64,7 @@ class Listing(msgspec.Struct, frozen=True):
 
 def terminal_width() -> int:
     """Return the columns of the terminal on stdout, 0 where it is none."""
-    if os.environ.get("COLUMNS", "").isdigit():
+    if os.environ.get("COLUMNS", "").isdecimal():
         return int(os.environ["COLUMNS"])
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 0

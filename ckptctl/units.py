@@ -31,7 +31,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def parse_duration(text: str | float) -> float:
     """Return seconds of `90`, `90s`, `1h30m`, `250ms`, `3d`."""
     words = str(text).strip().lower()
-    if words.replace(".", "", 1).isdigit():
+    if words.replace(".", "", 1).isdecimal():
         return float(words)
     parts = _PART.findall(words)
     if not parts or _PART.sub("", words):
@@ -78,9 +78,10 @@ def parse_size(text: str | float) -> int:
 
 def parse_number(text: str | float) -> float:
     """Return `1.5`, `2`; nothing negative, and no text that only looks like a number."""
-    if re.fullmatch(r"\d+(?:\.\d*)?|\.\d+", str(text).strip()) is None:
+    words = str(text).strip()
+    if re.fullmatch(r"\d+(?:\.\d*)?|\.\d+", words) is None:
         raise BadRequest(f"not a number: {text!r}", "examples: 0.5 2")
-    return float(text)
+    return float(words)
 
 
 def parse_on_oom(text: str) -> str:
@@ -95,7 +96,7 @@ def parse_on_oom(text: str) -> str:
 def parse_signal(text: str | int) -> int:
     """Return the number of `TERM`, `SIGUSR1` or `10`."""
     words = str(text).strip().upper()
-    if words.isdigit() and 1 <= int(words) <= 64:
+    if words.isdecimal() and 1 <= int(words) <= 64:
         return int(words)
     names = {name: number for number in signal.Signals for name in (number.name,)}
     found = names.get(words) or names.get(f"SIG{words}")

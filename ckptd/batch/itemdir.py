@@ -216,7 +216,7 @@ def sweep(path: str, kept: set[int]) -> None:
         with os.scandir(fd) as entries:
             names = [entry.name for entry in entries]  # Bound: one for each item without a result
         for name in names:
-            if not (name.isdigit() and int(name) in kept):
+            if not (name.isdecimal() and int(name) in kept):
                 with contextlib.suppress(OSError):
                     remove_tree(name, fd)
     finally:

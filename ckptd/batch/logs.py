@@ -39,7 +39,7 @@ def logs(words: Sequence[str]) -> int:
         if asked.has("key"):
             return _one_item(path, asked.last("key"))
         lines = asked.last("lines")
-        if lines and not lines.isdigit():
+        if lines and not lines.isdecimal():
             raise Refused(f"--lines: not a whole number: {lines!r}")
         followed = _print_lanes(path, int(lines) if lines else None)
         if asked.has("follow"):

@@ -81,3 +81,14 @@ def test_durations_are_told_in_two_units() -> None:
 def test_times_are_told_in_rfc_3339_and_never_is_null() -> None:
     assert units.rfc3339(1_795_197_600_250_000_000) == "2026-11-20T18:00:00.250000Z"
     assert units.rfc3339(0) is None
+
+
+@pytest.mark.parametrize("text", ["²", "5\x1f²", "³s", "1²"])
+def test_signs_that_only_look_like_digits_are_refused_not_a_traceback(text: str) -> None:
+    for parse in (units.parse_duration, units.parse_number, units.parse_size, units.parse_signal):
+        with pytest.raises(BadRequest):
+            parse(text)
+
+
+def test_a_number_between_odd_blanks_is_read() -> None:
+    assert units.parse_number("5\x1f") == 5
