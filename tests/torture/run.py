@@ -1,0 +1,187 @@
+"""One run: the stage, the traffic, the strikes, the quiet after it, the evidence, the audit."""
+
+import random
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from tests import figures
+from tests.torture import audit, closing
+from tests.torture.clients import Batches, Caller, Numbers, Operator, Story, Submitter
+from tests.torture.samples import Sampler
+from tests.torture.stage import Stage
+from tests.torture.strikes import Striker
+from tests.waiting import let_pass
+
+_SUBMITTERS, _OPERATORS, _BATCHES = 2, 2, 2
+_EVERY_S: Final = {False: 1.5, True: 4.0}
+_QUIET_S: Final = 300.0
+
+
+class Options(NamedTuple):
+    """What a run is asked for."""
+
+    seconds: float
+    seed: int
+    is_soak: bool = False
+    keeps: bool = False
+
+    def command(self) -> str:
+        """Return the line that does the same again."""
+        soak = " --soak" if self.is_soak else ""
+        return f"python -m tests.torture{soak} --seconds {self.seconds:g} --seed {self.seed}"
+
+
+class Traffic:
+    """All clients at work."""
+
+    def __init__(self, stage: Stage, seed: int) -> None:
+        self.stage = stage
+        self.stop, self.over = threading.Event(), threading.Event()
+        self.numbers = Numbers()
+        self.story = Story(stage, self.stop)
+        self.batches: list[Batches] = []
+        self._threads: list[threading.Thread] = []
+        self._follower = threading.Thread(target=self.story.follow, daemon=True)
+        self._seed = seed
+        self.crashed: list[str] = []
+
+    def begin(self) -> None:
+        """Let everybody in."""
+        self._follower.start()
+        for number in range(_SUBMITTERS):
+            self._let_in(
+                Submitter(self._caller(), self.numbers, self.story, self._name(number)).work
+            )
+        for number in range(_OPERATORS):
+            self._let_in(Operator(self._caller(), self.story, self._name(10 + number)).work)
+        for number in range(_BATCHES):
+            self.batches.append(Batches(self._caller(), self.numbers, self._name(20 + number)))
+            self._let_in(self.batches[-1].work)
+
+    def _caller(self) -> Caller:
+        return Caller(self.stage, self.stop)
+
+    def _name(self, number: int) -> str:
+        return f"{self._seed} client {number}"
+
+    def _let_in(self, work: Callable[[Callable[[], bool]], None]) -> None:
+        def guarded() -> None:
+            try:
+                work(self.over.is_set)
+            except Exception as error:  # noqa: BLE001 - it is told at the end, and is a violation
+                self.crashed.append(f"a client gave up: {error!r}")
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def settle(self) -> list[str]:
+        """Let nobody begin anything; lead what is under way to its end. Return what never ended."""
+        self.over.set()
+        operator = Operator(self._caller(), self.story, "the last one")
+        deadline = time.monotonic() + _QUIET_S
+        while time.monotonic() < deadline:  # Bound: the deadline
+            self.stage.revive()
+            _lead(operator, self.story)
+            busy = [thread for thread in self._threads if thread.is_alive()]
+            if not busy and not self.story.backlog() and self._is_up_to_date(operator):
+                break
+            let_pass(0.3)
+        late = {task: one for task, one in self.story.phase.items() if one in closing.UNDER_WAY}
+        return [f"task {task} is {phase} for ever" for task, phase in sorted(late.items())]
+
+    def _is_up_to_date(self, operator: Operator) -> bool:
+        since = self.story.since
+        return not operator.caller.ask("events", {"since": since, "limit": 1})["events"]
+
+    def end(self) -> None:
+        """Close the last sockets."""
+        self.stop.set()
+        self._follower.join(10.0)
+
+
+def _lead(operator: Operator, story: Story) -> None:
+    for verb, phase in (("resume", "paused"), ("release", "held"), ("release", "quarantined")):
+        some = [task for task, one in list(story.phase.items()) if one == phase][:100]
+        if some:
+            operator.steer(verb, {"select": {"ids": some}})
+
+
+def run(options: Options) -> int:
+    """Torture, audit, write the figures; 0 where nothing was violated."""
+    stage = Stage(forgets=options.is_soak)
+    traffic = Traffic(stage, options.seed)
+    striker = Striker(stage, options.seed)
+    sampler = Sampler(stage, traffic.story)
+    print(f"{options.command()}\nstage: {stage.root}", flush=True)
+    began = time.monotonic()
+    stage.start()
+    traffic.begin()
+    _torture(options, striker, sampler)
+    took_s = time.monotonic() - began
+    violations = traffic.settle() + traffic.story.faults + traffic.crashed
+    settled_s = time.monotonic() - began - took_s
+    told = closing.collect(stage)
+    traffic.end()
+    closing.bring_down(stage, told)
+    found = audit.audit(stage.root)
+    violations += stage.deaths + found.violations
+    told_figures: dict[str, Any] = {
+        "seed": options.seed,
+        "seconds": round(took_s, 1),
+        "settled_s": round(settled_s, 1),
+        "kills": striker.kills,
+        "strikes": dict(sorted(striker.counts.items())),
+        "daemon_starts": stage.starts,
+        "boots": stage.boots,
+        "batches": sum(one.finished for one in traffic.batches),
+        **found.figures,
+        "submits_per_s": round(found.figures["tasks"] / took_s, 1),
+    }
+    if options.is_soak:
+        growth = sampler.growth()
+        violations += growth.violations
+        told_figures |= growth.figures
+    return _told(options, stage, told_figures, violations)
+
+
+def _torture(options: Options, striker: Striker, sampler: Sampler) -> None:
+    chance = random.Random(f"{options.seed} moments")
+    deadline = time.monotonic() + options.seconds
+    every_s = _EVERY_S[options.is_soak]
+    while time.monotonic() < deadline:  # Bound: the deadline
+        let_pass(chance.uniform(0.0, 2 * every_s))
+        if options.is_soak:
+            sampler.sample_if_due()
+        striker.strike(spares_daemon=options.is_soak and sampler.is_calm())
+
+
+def _told(options: Options, stage: Stage, told: dict[str, Any], violations: list[str]) -> int:
+    name = "soak" if options.is_soak else "torture"
+    told["violations"] = len(violations)
+    place = figures.write(name, told, command=options.command())
+    for one in violations[:50]:
+        print(f"VIOLATION: {one}")
+    print(f"{name}: {place.read_text()}")
+    if violations:
+        print(f"kept: {stage.root}\nagain: {options.command()}", file=sys.stderr)
+        return 1
+    if options.keeps:
+        print(f"kept: {stage.root}")
+    else:
+        shutil.rmtree(stage.root)
+    return 0
+
+
+def audited(root: Path) -> int:
+    """Audit a stage that was kept."""
+    found = audit.audit(root)
+    for one in found.violations:
+        print(f"VIOLATION: {one}")
+    print(found.figures)
+    return 1 if found.violations else 0

@@ -1,0 +1,125 @@
+"""How large the daemon and its directory are over time, and whether they grow.
+
+The daemon is killed in most of a soak, so each cycle has a calm part, in which everybody else is
+killed still: only there can a leak of the daemon itself add up.
+"""
+
+import os
+import statistics
+import time
+from itertools import combinations
+from typing import Any, Final, NamedTuple
+
+from tests.torture.clients import Story
+from tests.torture.stage import Stage
+
+_EVERY_S: Final = 10.0
+_CYCLE_S: Final = 600.0
+_WILD_SHARE: Final = 0.5
+_SAMPLES_MIN: Final = 12
+_GROWTH_MAX: Final = 0.15
+"""Of the median: what noise makes of a value that does not grow, over the last two thirds."""
+_SLACK: Final = {"rss_kb": 4096, "descriptors": 8, "threads": 1, "processes": 8}
+_WATCHED: Final = (
+    "rss_kb", "descriptors", "threads", "files", "bytes", "segments", "snapshots", "processes",
+)  # fmt: skip
+
+
+class Growth(NamedTuple):
+    """Figures, and what grew without end."""
+
+    figures: dict[str, Any]
+    violations: list[str]
+
+
+class Sampler:
+    """Looks every ten seconds."""
+
+    def __init__(self, stage: Stage, story: Story) -> None:
+        self.stage, self.story = stage, story
+        self.began = time.monotonic()
+        self.samples: list[dict[str, int]] = []
+        self._next = 0.0
+
+    def is_calm(self) -> bool:
+        """Tell whether the daemon is to be left alone now."""
+        return self._age() % _CYCLE_S > _CYCLE_S * _WILD_SHARE
+
+    def _age(self) -> float:
+        return time.monotonic() - self.began
+
+    def sample_if_due(self) -> None:
+        """Take a sample where the last one is ten seconds old."""
+        if self._age() < self._next:
+            return
+        self._next = self._age() + _EVERY_S
+        process = self.stage.daemon.process
+        if process is None:
+            return
+        sample = {"t_s": int(self._age()), "tasks": self.story.ended, "calm": int(self.is_calm())}
+        try:
+            sample |= _of_process(process.pid) | _of_state(str(self.stage.daemon.state))
+        except OSError:  # it was killed meanwhile
+            return
+        sample["processes"] = sum(1 for _ in self.stage.processes())
+        self.samples.append(sample)
+        self.stage.note("samples", sample)
+
+    def growth(self) -> Growth:
+        """Return plateau, maximum and slope of all that is watched."""
+        late = self.samples[len(self.samples) // 3 :]
+        figures: dict[str, Any] = {"samples": len(self.samples)}
+        violations = []
+        for name in _WATCHED if late else ():
+            found = _trend(late, name)
+            figures[name] = found
+            grown = found["slope_per_1000_tasks"] * (late[-1]["tasks"] - late[0]["tasks"]) / 1000
+            allowed = max(_GROWTH_MAX * found["plateau"], _SLACK.get(name, 0))
+            if len(late) >= _SAMPLES_MIN and grown > allowed:
+                violations.append(
+                    f"{name} grew by {grown:.0f} over a plateau of {found['plateau']}"
+                )
+        return Growth(figures, violations)
+
+
+def _trend(samples: list[dict[str, int]], name: str) -> dict[str, float]:
+    values = [one[name] for one in samples]
+    return {
+        "plateau": statistics.median(values),
+        "max": max(values),
+        "slope_per_1000_tasks": round(1000 * slope([(s["tasks"], s[name]) for s in samples]), 3),
+    }
+
+
+def slope(points: list[tuple[int, int]]) -> float:
+    """Return the median of the slopes between all pairs. Source: Theil and Sen; robust to 29 %."""
+    found = [(b - y) / (a - x) for (x, y), (a, b) in combinations(points, 2) if a != x]
+    return statistics.median(found) if found else 0.0
+
+
+def _of_process(pid: int) -> dict[str, int]:
+    with open(f"/proc/{pid}/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return {
+        "rss_kb": int(lines["VmRSS"].split()[0]),
+        "threads": int(lines["Threads"]),
+        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+    }
+
+
+def _of_state(place: str) -> dict[str, int]:
+    """Count files and the bytes that they take on disk; they come and go while we look."""
+    count = size = 0
+    for folder, _, names in os.walk(place):
+        for name in names:
+            try:
+                size += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+            count += 1
+    return {
+        "files": count,
+        "bytes": size,
+        "segments": sum(name.endswith(".wal") for name in os.listdir(f"{place}/wal")),
+        "snapshots": len(os.listdir(f"{place}/snap")),
+    }
