@@ -377,7 +377,7 @@ def _chosen(rows: Sequence[CheckpointRow], wanted: int | None, task: int) -> Che
 
 
 def _task_dir(row: CheckpointRow) -> str:
-    return os.path.dirname(os.path.dirname(row.path))
+    return offline.task_dir(row.path)
 
 
 def _resting(call: Call) -> tuple[TaskRow, str]:

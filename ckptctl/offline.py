@@ -5,6 +5,7 @@ Read next: `checkpoint.py`.
 """
 
 import json
+import os
 import subprocess
 import sys
 from typing import IO, Any, Final
@@ -30,6 +31,11 @@ _HINTS: Final = {
     Denied.exit_code: "the files belong to the task's user: do it as that user",
     DiskFull.exit_code: "nothing was changed; free some space",
 }
+
+
+def task_dir(checkpoint: str) -> str:
+    """Return the directory of the task that a published checkpoint lies in."""
+    return os.path.dirname(os.path.dirname(checkpoint))
 
 
 def ask(verb: str, *given: str, sent: str = "", stdin: IO[str] | None = None) -> Any:

@@ -287,8 +287,9 @@ class Ended(Record, frozen=True, tag=27):
     """The attempt is over; `ended_ns` is when it really happened.
 
     `cause`: exit, signal, oom, spawn_error, lost, reboot, not_started, shutdown (of the machine or
-    the slice), stopped (its unit was stopped by hand); or cancel, kill, timeout, deadline, shutdown,
-    drill, drill_oom where our stop ended it. `blame`: of an oom, limit (its own was hit) or host.
+    the slice), stopped (its unit was stopped by hand); or cancel, kill, timeout, deadline,
+    shutdown, drill, drill_oom where our stop ended it. `blame`: of an oom, limit (its own was hit)
+    or host.
     """
 
     task: int

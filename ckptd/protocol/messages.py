@@ -581,8 +581,8 @@ Args = (
 )  # fmt: skip
 
 TASK_CHANGES: dict[str, type[Message]] = {
-    "cancel": Cancel, "kill": Kill, "signal": Signal, "drill": Drill, "pause": Pause, "resume": Resume,
-    "hold": Hold, "release": Release, "drop": Drop, "retry": Retry, "edit": Edit,
+    "cancel": Cancel, "kill": Kill, "signal": Signal, "drill": Drill, "pause": Pause,
+    "resume": Resume, "hold": Hold, "release": Release, "drop": Drop, "retry": Retry, "edit": Edit,
     "checkpoint_now": CheckpointNow, "clean": Clean,
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A drill is real damage that counts as an interruption: the task goes on, no failure is counted."""
+"""A drill is real damage that counts as an interruption: the task goes on, no failure counts."""
 
 import pytest
 

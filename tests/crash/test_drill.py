@@ -1,0 +1,85 @@
+"""`ckptctl drill` against a real daemon: real damage, and the proof that the task came back."""
+
+import json
+import shlex
+import sys
+
+import pytest
+
+from tests.daemon_fixture import LiveDaemon, StartDaemon
+from tests.waiting import until
+
+COUNTING = """
+import os, subprocess, sys, time
+last = os.environ["CKPTD_LAST"]
+count = int(open(last + "/count").read()) if last else 0
+while not os.path.exists("go"):
+    count += 1
+    open("count", "w").write(str(count))
+    for words in (["progress", f"{count}/1000000"], ["save", "count"]):
+        subprocess.run([sys.executable, "-m", "ckptd.sdk.ckpt", *words], check=True)
+"""
+"""Counts, and saves at each step, until there is the file `go`."""
+
+
+def counting(daemon: LiveDaemon, *options: str) -> int:
+    task = daemon.submit_python(COUNTING, options=options)
+    until(lambda: daemon.row(task)["checkpoint"] >= 2, 20.0)
+    return task
+
+
+def drilled(daemon: LiveDaemon, task: int, *options: str) -> dict[str, object]:
+    done = daemon.ctl("drill", str(task), "--yes", "-o", "json", *options)
+    found = json.loads(done.stdout)["drill"]
+    assert isinstance(found, dict)
+    assert found["passed"], found
+    return found
+
+
+@pytest.mark.parametrize("how", ["kill9", "sigterm"])
+def test_a_drilled_task_goes_on_and_no_failure_is_counted(
+    start_daemon: StartDaemon, how: str
+) -> None:
+    daemon = start_daemon()
+    task = counting(daemon, "--retries", "0", "--grace", "5s")
+    found = drilled(daemon, task, f"--{how}")
+    assert found["attempts"] == [1, 2]
+    assert {check["name"] for check in found["checks"]} == {  # type: ignore[attr-defined]
+        "cause", "fence", "checkpoint", "verify", "progress",
+    }  # fmt: skip
+    row = daemon.row(task)
+    assert (row["failures"], row["interruptions"], row["cause"]) == (0, 1, "drill")
+    (daemon.work / "go").touch()
+    daemon.ctl("wait", str(task), "--exit-code", "task")
+
+
+def test_a_daemon_that_nobody_starts_again_is_only_killed_once_it_is_told_how(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    task = counting(daemon)
+    pid = daemon.pid
+    refused = daemon.ctl("drill", str(task), "--yes", "--daemon", check=False)
+    assert (refused.returncode, daemon.pid) == (5, pid)
+    assert "it would stay dead" in refused.stderr
+    command = shlex.join([sys.executable, "-m", "ckptd", "--config", str(daemon.config)])
+    found = drilled(daemon, task, "--daemon", "--restart", command)
+    assert found["attempts"] == [1, None]
+    row = daemon.row(task)
+    assert (row["attempt"], row["interruptions"]) == (1, 0)
+
+
+def test_a_drill_is_refused_before_any_harm(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    task = counting(daemon)
+    for words, code, said in (
+        (("--kill9",), 64, "add --yes"),
+        (("--yes", "--oom"), 5, "no memory group is its own"),
+        (("--yes",), 64, "one of the arguments"),
+        (("--yes", "--kill9", "--within", "soon"), 64, "soon"),
+    ):
+        refused = daemon.ctl("drill", str(task), *words, check=False)
+        assert (refused.returncode, said in refused.stderr) == (code, True), refused.stderr
+    assert daemon.row(task)["attempt"] == 1
+    held = daemon.submit("true", options=("--hold",))
+    assert daemon.ctl("drill", str(held), "--yes", "--kill9", check=False).returncode == 5

@@ -1,0 +1,123 @@
+"""What a drill makes of what it saw: each promise that did not hold is a check that fails."""
+
+import os
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from ckptctl import drill_watch
+from ckptctl.drill_watch import Before, Story
+from ckptd.protocol.messages import CheckpointRow, Event, Progress, TaskRow
+from tests.unit.ctl.rows import row
+
+SECOND = 1_000_000_000
+HIT_NS = 100 * SECOND
+
+
+def task_row(**fields: Any) -> TaskRow:
+    found = row(7, phase="running", attempt=2, pid=4711, checkpoint=5)
+    return replace(found, progress=Progress(30, 100, at_ns=HIT_NS), **fields)
+
+
+def event(lsn: int, kind: str, attempt: int, at_s: float, **fields: Any) -> Event:
+    return Event(lsn, kind, HIT_NS + int(at_s * SECOND), 7, attempt, fields)
+
+
+def ended(lsn: int = 12, at_s: float = 1, **changes: Any) -> Event:
+    fields = {
+        "cause": "drill", "signal": 9, "code": 0, "lost_s": 2.5, "ended_ns": HIT_NS + SECOND,
+        "verdict": {"phase": "queued", "failures": 0},
+    }  # fmt: skip
+    return event(lsn, "ended", 2, at_s, **{**fields, **changes})
+
+
+INTENT = event(13, "start_intent", 3, 1.1)
+STARTED = event(14, "started", 3, 1.5, pid=4712, resumed_from=5)
+GOOD = (ended(), INTENT, STARTED)
+SAVED = CheckpointRow(5, True, True, 1, 2, 10, (), "d", "", "/c")
+
+
+def story(*events: Event, ticks: int = 0, said: float = 31) -> Story:
+    found = Story(Before(task_row(), 11, ticks))
+    found.hear(events)
+    found.look(
+        replace(task_row(attempt=3), progress=Progress(said, 100, at_ns=HIT_NS + 3 * SECOND)), 0
+    )
+    return found
+
+
+def failed(found: Story, how: str = "kill9", saved: CheckpointRow = SAVED) -> list[str]:
+    checks = drill_watch.checks_of_task(how, found, [saved])
+    return [check.name for check in checks if not check.holds]
+
+
+def test_a_task_that_came_back_as_promised_passes_and_its_times_are_told() -> None:
+    found = story(*GOOD)
+    assert not failed(found)
+    assert found.is_over
+    assert drill_watch.figures(found, HIT_NS) == {
+        "lost_s": 2.5, "restart_s": 0.5, "progress_s": 2.0, "back_s": 2.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "events"),
+    [
+        ("cause", (ended(verdict={"phase": "queued", "failures": 1}), INTENT, STARTED)),
+        ("cause", (ended(cause="lost"), INTENT, STARTED)),
+        ("cause", (INTENT, STARTED)),
+        ("fence", (ended(lsn=20), INTENT, STARTED)),
+        ("fence", (ended(), INTENT, INTENT, STARTED)),
+        ("checkpoint", (ended(), INTENT, event(14, "started", 3, 1.5, pid=1, resumed_from=4))),
+    ],
+)
+def test_a_promise_that_did_not_hold_fails_its_check(check: str, events: tuple[Event, ...]) -> None:
+    assert check in failed(story(*events))
+
+
+def test_an_old_process_that_still_lives_when_the_new_one_begins_fails_the_fence() -> None:
+    ticks = drill_watch.look_at(os.getpid())
+    found = Story(Before(task_row(pid=os.getpid()), 11, ticks))
+    found.hear(GOOD)
+    assert failed(found) == ["fence", "progress"]
+
+
+def test_a_bad_checkpoint_fails_and_so_does_a_task_that_never_gets_on() -> None:
+    assert failed(story(*GOOD), saved=replace(SAVED, valid=False)) == ["verify"]
+    silent = Story(Before(task_row(), 11, 0))
+    silent.hear(GOOD)
+    assert failed(silent) == ["progress"]
+    assert not silent.is_over
+
+
+def test_an_oom_drill_that_the_kernel_did_not_end_fails() -> None:
+    assert failed(story(ended(cause="oom"), INTENT, STARTED), "oom") == []
+    assert failed(story(ended(cause="drill_oom"), INTENT, STARTED), "oom") == ["cause"]
+
+
+def test_what_a_task_does_between_the_blow_and_its_end_is_no_sign_of_its_return() -> None:
+    found = Story(Before(task_row(), 11, 0))
+    found.look(replace(task_row(), progress=Progress(40, 100, at_ns=HIT_NS)), 0)
+    found.hear([event(12, "marked", 2, 0.1, checkpoint=6), *GOOD])
+    assert not found.sign_ns
+    found.look(replace(task_row(attempt=3), progress=Progress(35, 100, at_ns=HIT_NS + 1)), 0)
+    assert (found.sign_ns, found.back_ns) == (HIT_NS + 1, 0)  # not yet where it was: 40
+
+
+@pytest.mark.parametrize(
+    ("epochs", "now", "more", "bad"),
+    [
+        ((1, 2), task_row(), (), []),
+        ((1, 1), task_row(), (), ["daemon"]),
+        ((1, 2), task_row(pid=4712), (), ["adopted"]),
+        ((1, 2), task_row(attempt=3), (INTENT,), ["adopted", "fence"]),
+    ],
+)
+def test_a_daemon_that_comes_back_has_let_its_task_alone(
+    epochs: tuple[int, int], now: TaskRow, more: tuple[Event, ...], bad: list[str]
+) -> None:
+    found = Story(Before(task_row(), 11, 0), is_hit=False)
+    found.hear([event(12, "marked", 2, 0.1, checkpoint=6), *more])
+    checks = drill_watch.checks_of_daemon(found, now, epochs, [SAVED])
+    assert [check.name for check in checks if not check.holds] == bad
