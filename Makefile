@@ -19,7 +19,7 @@ NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash bench bench-systemd format clean
+.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash bench bench-systemd fuzz format clean
 
 help:  ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -36,7 +36,7 @@ demo: $(VENV)/.runtime  ## kill the task, the daemon and everything; watch the w
 	@$(BIN)/python examples/demo.py
 
 test: lint types imports  ## everything that must hold before a change lands (minutes)
-	$(PYTEST) -n 2 -m "not slow" --ignore tests/booted
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow" --ignore tests/booted
 
 test-systemd: $(VENV)/.dev  ## the same code under booted systemd 252 and 257 (root; the first time builds trees)
 	$(PYTEST) -n 2 --dist loadgroup -m "nspawn and not vm" -p no:randomly -rs --timeout 1800 tests/booted
@@ -47,7 +47,10 @@ test-vm: $(VENV)/.dev  ## on a virtual machine: memory limits, power cuts, shutd
 check: lint types imports unit  ## the short form, while writing (under a minute)
 
 crash: $(VENV)/.dev  ## the long form of the crash tests: 1,000 rounds and all slow tests
-	CKPTD_ROUNDS=$${CKPTD_ROUNDS:-1000} $(PYTEST) -n 2 --timeout 1800 --ignore tests/booted tests
+	CKPTD_ROUNDS=$${CKPTD_ROUNDS:-1000} $(PYTEST) -n 2 --dist loadgroup --timeout 1800 --ignore tests/booted tests
+
+fuzz: $(VENV)/.fuzz  ## foreign bytes at every entrance, led by coverage (SECONDS_EACH, FUZZ_ARGS)
+	$(BIN)/python -m tests.fuzz --seconds $${SECONDS_EACH:-10} $(FUZZ_ARGS)
 
 bench: $(VENV)/.runtime  ## speed and size as ratios; writes bench.json
 	$(BIN)/python -m bench
@@ -90,3 +93,7 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --use-pep517 --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) install --use-pep517 --editable '.[fuzz]' || echo "fuzz: no atheris for this Python; by chance alone"
+	@touch $@

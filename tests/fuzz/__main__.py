@@ -1,0 +1,146 @@
+"""`make fuzz`: every target under the coverage-guided engine, one after another.
+
+    python -m tests.fuzz --target journal --seconds 60 --seed 7
+    python -m tests.fuzz --keep          what reaches further joins the kept corpus
+    python -m tests.fuzz --replay FILE --target journal
+
+Exit code 1: something was found; its input is in build/fuzz and the line that repeats it is said.
+"""
+
+import argparse
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests import figures
+from tests.fuzz.chance import hunt
+from tests.fuzz.every import CORPUS, ROOT, TARGETS, kept, tidy
+from tests.fuzz.target import Target
+
+BUILD = ROOT / "build" / "fuzz"
+INPUT_S_MAX = 10
+RSS_MIB_MAX = 1024
+KEPT_BYTES_MAX = 2_048  # longer inputs reach little more, and a repository keeps them for ever
+_COVERED = re.compile(r"cov: (\d+) ft: (\d+)")
+_STAT = re.compile(r"stat::(\w+):\s+(\d+)")
+
+
+def main() -> int:
+    """Run what was asked for; return 1 where something was found."""
+    asked = _asked()
+    targets = [TARGETS[name] for name in asked.target] or list(TARGETS.values())
+    if asked.replay:
+        targets[0].run(Path(asked.replay).read_bytes())
+        return 0
+    is_guided = importlib.util.find_spec("atheris") is not None
+    if not is_guided:
+        print("fuzz: no atheris for this Python; by chance alone, without coverage")
+    run = _guided if is_guided else _by_chance
+    rows = {}
+    for target in targets:
+        rows[target.name] = row = run(target, asked)
+        print(f"{target.name:12} {row['executions']:9,} inputs  {row['finds']} finds  {row}")
+        if asked.keep and is_guided and not row["finds"]:
+            _keep(target)
+    tidy()
+    finds = sum(row["finds"] for row in rows.values())
+    figures.write("fuzz", _summed(rows, asked), command=f"make fuzz SECONDS_EACH={asked.seconds}")
+    return 1 if finds else 0
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--target", action="append", default=[], choices=sorted(TARGETS))
+    parser.add_argument("--seconds", type=int, default=10, help="of each target")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--keep", action="store_true", help="grow the kept corpus")
+    parser.add_argument("--replay", metavar="FILE", help="run one input alone")
+    return parser.parse_args()
+
+
+def _summed(rows: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "seed": asked.seed,
+        "executions": sum(row["executions"] for row in rows.values()),
+        "finds": sum(row["finds"] for row in rows.values()),
+        "kept_inputs": sum(len(kept(TARGETS[name])) for name in rows),
+        "targets": rows,
+    }
+
+
+def _guided(target: Target, asked: argparse.Namespace) -> dict[str, Any]:
+    """Run libFuzzer over a target; its own bounds on time and memory are ours."""
+    grown, finds = BUILD / target.name, BUILD / "finds"
+    grown.mkdir(parents=True, exist_ok=True)
+    finds.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(target.seeds()):
+        (grown / f"seed-{number}").write_bytes(data)
+    corpus = [str(grown), *_directory(CORPUS / target.name)]
+    options = [
+        f"-max_total_time={asked.seconds}", f"-seed={asked.seed % (1 << 31) + 1}",
+        f"-max_len={target.input_bytes_max}", f"-timeout={INPUT_S_MAX}",
+        f"-rss_limit_mb={RSS_MIB_MAX}", f"-artifact_prefix={finds}/{target.name}-",
+        "-print_final_stats=1",
+    ]  # fmt: skip
+    code, said = _fuzzer(target, [*corpus, *options], asked.seconds + 60)
+    stats = {name: int(value) for name, value in _STAT.findall(said)}
+    covered = _COVERED.findall(said) or [("0", "0")]
+    if code:
+        print(said[-3000:])
+        for path in finds.glob(f"{target.name}-*"):
+            print(f"again: python -m tests.fuzz --target {target.name} --replay {path}")
+    return {
+        "executions": stats.get("number_of_executed_units", 0),
+        "a_second": stats.get("average_exec_per_sec", 0),
+        "edges": int(covered[-1][0]),
+        "features": int(covered[-1][1]),
+        "slowest_s": stats.get("slowest_unit_time_sec", 0),
+        "peak_rss_mib": stats.get("peak_rss_mb", 0),
+        "kept_inputs": len(kept(target)),
+        "finds": int(code != 0),
+    }
+
+
+def _fuzzer(target: Target, arguments: list[str], timeout_s: int) -> tuple[int, str]:
+    command = [sys.executable, "-m", "tests.fuzz.guided", target.name, *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=timeout_s)
+    return done.returncode, done.stderr.decode(errors="replace")
+
+
+def _directory(path: Path) -> list[str]:
+    return [str(path)] if path.is_dir() else []
+
+
+def _keep(target: Target) -> None:
+    """Take over what reaches code that the kept corpus does not."""
+    folder = CORPUS / target.name
+    folder.mkdir(parents=True, exist_ok=True)
+    code, said = _fuzzer(target, ["-merge=1", str(folder), str(BUILD / target.name)], 600)
+    if code:
+        print(f"{target.name}: the corpus could not be merged\n{said[-2000:]}")
+    for path in folder.iterdir():
+        if path.stat().st_size > KEPT_BYTES_MAX:
+            path.unlink()
+
+
+def _by_chance(target: Target, asked: argparse.Namespace) -> dict[str, Any]:
+    found = hunt(target, asked.seed, asked.seconds)
+    for find in found.finds:
+        path = BUILD / "finds" / f"{target.name}-{asked.seed}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(find.data)
+        print(f"{find.error!r}\nagain: python -m tests.fuzz --target {target.name} --replay {path}")
+    return {
+        "executions": found.executions,
+        "slowest_s": round(found.slowest_s, 3),
+        "kept_inputs": len(kept(target)),
+        "finds": len(found.finds),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""One target under libFuzzer, in a process of its own: `python -m tests.fuzz.guided NAME ARGS`.
+
+ARGS are libFuzzer's. Source: the documentation of atheris and libFuzzer.
+"""
+
+import sys
+
+import atheris
+
+from tests.fuzz.target import Target
+
+
+def main() -> None:
+    """Instrument the product while it is imported, then let libFuzzer have the process."""
+    name, *arguments = sys.argv[1:]
+    with atheris.instrument_imports(include=["ckptd", "ckptctl", "tests.fuzz.canary"]):
+        target = _target(name)
+    atheris.Setup([sys.argv[0], *arguments], target.run)
+    atheris.Fuzz()
+
+
+def _target(name: str) -> Target:
+    """Import what the target needs: only what is imported from here is instrumented."""
+    from tests.fuzz.canary import CANARY  # noqa: PLC0415
+
+    if name == CANARY.name:
+        return CANARY
+    from tests.fuzz.every import TARGETS  # noqa: PLC0415
+
+    return TARGETS[name]
+
+
+if __name__ == "__main__":
+    main()
