@@ -27,7 +27,7 @@ import msgspec
 from ckptd.batch.refusal import BAD_DATA, CONFLICT, DENIED, NOT_FOUND, Refused
 from ckptd.batch.spec import Config, Knobs, digest
 from ckptd.storage.disk import append_all, sync_fd
-from ckptd.storage.taskdir import attempt_of
+from ckptd.storage.taskdir import newest_attempt
 from ckptd.storage.untrusted import open_directory, replace_small
 
 FORMAT: Final = 1
@@ -195,14 +195,7 @@ def store(path: str, batch: Batch) -> None:
 
 def newest_run(path: str) -> int:
     """Return the number of the newest run of a batch, or of an item; 0 before the first."""
-    try:
-        fd = open_directory(path, os.getuid())
-    except FileNotFoundError:
-        return 0
-    try:
-        return attempt_of(fd, os.getuid())[0]
-    finally:
-        os.close(fd)
+    return newest_attempt(path, os.getuid())
 
 
 def item_number(batch_id: int, key: str) -> int:

@@ -21,8 +21,7 @@ from ckptd.sdk.outcomes import CorruptCheckpointError
 from ckptd.sdk.surroundings import Surroundings
 from ckptd.sdk.work import Ports
 from ckptd.storage.blobs import newest_valid, prepare, prune, this_boot_id
-from ckptd.storage.taskdir import attempt_of
-from ckptd.storage.untrusted import open_directory
+from ckptd.storage.taskdir import newest_attempt
 
 _LOCK: Final = "LOCK"
 _NEVER_S: Final = float("inf")
@@ -103,7 +102,7 @@ def begin(path: str, *, fresh: bool = False, task: int = 0) -> Surroundings:
     """
     uid = os.getuid()
     os.makedirs(path, mode=0o700, exist_ok=True)
-    attempt = _attempt_before(path, uid) + 1
+    attempt = newest_attempt(path, uid) + 1
     prepare(path, attempt, uid, os.getgid(), fresh=fresh)
     found = newest_valid(path, uid, this_boot_id())
     if found.problem:
@@ -122,18 +121,6 @@ def begin(path: str, *, fresh: bool = False, task: int = 0) -> Surroundings:
             "CKPTD_RESUME": "1" if found.seq else "0",
         }
     )
-
-
-def _attempt_before(path: str, uid: int) -> int:
-    fd = open_directory(path, uid)
-    try:
-        newest = attempt_of(fd, uid)[0]
-    finally:
-        os.close(fd)
-    journals = os.path.join(path, "journal")
-    names = os.listdir(journals) if os.path.isdir(journals) else []
-    stems = (name.removesuffix(".j") for name in names)
-    return max([newest, *(int(stem) for stem in stems if stem.isascii() and stem.isdigit())])
 
 
 @contextmanager

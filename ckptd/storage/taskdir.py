@@ -212,6 +212,30 @@ def attempt_of(task_fd: int, uid: int) -> tuple[int, str]:
         return 0, ""
 
 
+def newest_attempt(task_dir: str, uid: int) -> int:
+    """Return the number of the newest attempt where no log beside the directory knows it; 0: none.
+
+    Nobody syncs `attempt.json`: after a power cut, the names in `journal/` know better.
+    """
+    try:
+        task_fd = open_directory(task_dir, uid)
+    except FileNotFoundError:
+        return 0
+    names: list[str] = []
+    try:
+        newest = attempt_of(task_fd, uid)[0]
+        with contextlib.suppress(FileNotFoundError):
+            journal_fd = open_directory("journal", uid, task_fd)
+            try:
+                names = names_in(journal_fd)
+            finally:
+                os.close(journal_fd)
+    finally:
+        os.close(task_fd)
+    stems = (name.removesuffix(".j") for name in names)
+    return max([newest, *(int(stem) for stem in stems if is_number(stem))])
+
+
 @contextlib.contextmanager
 def opened(task_dir: str, owner_uid: int) -> Iterator[tuple[int, int]]:
     """Open a task's directory and its `ckpt/`; both descriptors close at the end of the block."""

@@ -1,0 +1,81 @@
+"""A result that was told is there after a power cut that keeps nothing else."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptd.batch import ledger, place
+from ckptd.batch.__main__ import main
+from ckptd.storage import facts
+from tests.batch_world import BatchWorld
+from tests.fakes.durable_image import DurableImage
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> BatchWorld:
+    made = BatchWorld(tmp_path)
+    made.prepare(argv=["sh", "-c", "echo did-$1", "sh"], items=["a", "b", "c"], jobs=1)
+    return made
+
+
+@pytest.fixture
+def image(world: BatchWorld, monkeypatch: pytest.MonkeyPatch) -> Iterator[DurableImage]:
+    found = DurableImage(world.dir, monkeypatch)
+    yield found
+    found.close()
+
+
+def test_results_of_a_run_that_the_power_cut_short_are_there(
+    world: BatchWorld, image: DurableImage
+) -> None:
+    path, keys = str(world.dir), []
+    for key in ("a", "b"):
+        ours = ledger.Ledger(path, place.load(path), ledger.begin(path))
+        ours.append([facts.item_start(key)], is_synced=False)
+        ours.append([facts.item_done(key, "pass")])
+        ours.append([facts.item_start("c")], is_synced=False)
+        image.cut()
+        keys.append(key)
+        assert list(world.results()) == keys
+
+
+def test_what_an_item_printed_is_told_once_its_result_is_there(
+    world: BatchWorld, image: DurableImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power goes at every line that reaches stdout."""
+    told: dict[str, bool] = {}
+    write = os.write
+
+    def heard(fd: int, data: bytes) -> int:
+        if fd == 1 and data.startswith(b"did-"):
+            key = data.decode().strip().removeprefix("did-")
+            left = tmp_path / "left" / "batches" / "b"
+            left.parent.mkdir(parents=True, exist_ok=True)
+            image.write_to(left)
+            told[key] = key in ledger.read(str(left), place.load(str(left))).items
+            shutil.rmtree(left)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", heard)
+    monkeypatch.chdir(world.work)
+    assert main(["run", str(world.dir)]) == 0
+    assert told == {"a": True, "b": True, "c": True}
+
+
+def test_an_item_finds_its_own_start_in_the_ledger(tmp_path: Path) -> None:
+    world = BatchWorld(tmp_path)
+    look = f'grep -aq item_start.*key.*$1 {world.dir}/journal/*.j && echo "named"'
+    world.prepare(argv=["sh", "-c", look, "sh"], items=["first", "second"], jobs=1)
+    world.run()
+    assert {fact["result"] for fact in world.results().values()} == {"named"}
+
+
+def test_a_batch_that_is_held_is_not_held_by_another(world: BatchWorld) -> None:
+    path = str(world.dir)
+    with place.locked(path, "b"), pytest.raises(place.Held, match="b"), place.locked(path, "b"):
+        pass
+    with place.locked(path, "b"):
+        assert place.holder(path) is not None
