@@ -14,6 +14,7 @@ from tests.fakes.failing_device import FailingDisk, Kind
 from tests.raw_client import RawClient
 from tests.waiting import until
 
+pytestmark = pytest.mark.xdist_group("sync")  # not beside one that calls sync(2)
 DISK_BYTES = 96 << 20
 CONFIG = f"[wal]\nsegment_bytes = {8 << 20}\n"
 INTERNAL = 70

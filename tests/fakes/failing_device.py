@@ -7,6 +7,7 @@ It is served by a thread of the test: only other processes may work on the file 
 that let other threads run. Source: linux/fuse.h (protocol 7.31), mount.fuse(8), mount(8) on loop.
 """
 
+import ctypes
 import errno
 import os
 import struct
@@ -32,6 +33,8 @@ _INIT = struct.Struct("<4I2H2I2H8I")
 _FUSE_VERSION = (7, 31)
 _BIG_WRITES, _MAX_PAGES = 1 << 5, 1 << 22
 _DIRECT_IO = 1
+_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000  # Source: linux/sched.h
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Op(IntEnum):
@@ -152,19 +155,33 @@ class FailingDevice:
 
 
 class FailingDisk:
-    """A real ext4, mounted at `directory`, on a device that can fail."""
+    """A real ext4, mounted at `directory`, on a device that can fail.
+
+    Invariant: nobody calls sync(2) while it fails. That writes what no daemon asked for: it meets
+    the failure in the daemon's place, or aborts ext4's journal, and all of it is read-only. Tests
+    of both kinds are in the group "sync", which one worker runs.
+    Invariant: it is mounted for us and our children alone. A copy of our mounts, which every
+    `unshare --mount` of a test beside us would have, keeps the file system alive after `unmount`,
+    as read-only as its failed journal left it.
+    """
 
     def __init__(self, root: Path, size_bytes: int) -> None:
         """Make and mount it. Raises OSError where that cannot be done here."""
         self.directory = root / "disk"
         self.directory.mkdir()
-        self.device = FailingDevice(root / "device", size_bytes)
+        self._outside = _moved_apart()
+        try:
+            self.device = FailingDevice(root / "device", size_bytes)
+        except OSError:
+            _move_back(self._outside)
+            raise
         try:
             eager = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
             _run("mkfs.ext4", "-q", "-F", "-b", str(BLOCK_BYTES), "-E", eager, self.device.node)
             self.mount()
         except OSError:
             self.device.close()
+            _move_back(self._outside)
             raise
 
     def mount(self) -> None:
@@ -186,6 +203,33 @@ class FailingDisk:
         self.device.fail("write", "flush", count=0)
         self.unmount()
         self.device.close()
+        _move_back(self._outside)
+
+
+def _moved_apart() -> int:
+    """Give this thread, and who it starts, mounts of their own; return those it had before."""
+    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(_libc.unshare(_CLONE_NEWNS))
+    except OSError:
+        os.close(before)
+        raise
+    _run("mount", "--make-rprivate", "/")
+    return before
+
+
+def _move_back(before: int) -> None:
+    directory = os.getcwd()
+    _checked(_libc.unshare(_CLONE_FS))  # threads that libzmq keeps share it: setns(2)
+    _checked(_libc.setns(before, _CLONE_NEWNS))
+    os.chdir(directory)
+    os.close(before)
+
+
+def _checked(result: int) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _run(*command: str | Path, fds: tuple[int, ...] = ()) -> None:

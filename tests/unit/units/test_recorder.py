@@ -74,6 +74,7 @@ class TestEveryShell:
         assert (stopped.result, stopped.code, stopped.is_stopping) == (result, code, False)
         assert (stopped.exit_code, stopped.signal) == ended
 
+    @pytest.mark.xdist_group("sync")  # it calls sync(2): see `FailingDisk`
     def test_notes_that_the_machine_is_being_stopped(
         self, shell: list[str], tmp_path: Path
     ) -> None:
