@@ -1,0 +1,63 @@
+"""`ckptctl drill` where systemd starts the daemon again, and the kernel kills a starved task."""
+
+import json
+from typing import Any
+
+from tests.booted.machine import Machine
+from tests.booted.nspawn import Nspawn
+from tests.booted.vm import Vm
+
+COUNTS = r"""#!/bin/sh
+n=0
+[ -n "$CKPTD_LAST" ] && n=$(cat "$CKPTD_LAST/n")
+cd "$CKPTD_DIR"
+while :; do
+  n=$((n + 1)); echo "$n" >n; ckpt progress "$n/100000"; ckpt save n; sleep 0.2
+done
+"""
+
+
+def counting(machine: Machine) -> int:
+    """Return a task of alice's that saves, once it has."""
+    machine.put("/usr/local/bin/counts", COUNTS, mode=0o755)
+    submitted = machine.run(["ckptctl", "submit", "-q", "--", "counts"], user="alice")
+    task = int(submitted.out)
+    machine.run(["ckptctl", "wait", "--for", "checkpoint", str(task)])
+    return task
+
+
+def drilled(machine: Machine, task: int, how: str, user: str) -> dict[str, Any]:
+    words = ["ckptctl", "drill", str(task), f"--{how}", "--yes", "-o", "json"]
+    done = machine.run(words, user=user, check=False)
+    assert done.out, done.err
+    found: dict[str, Any] = json.loads(done.out)["drill"]
+    assert (done.code, found["passed"]) == (0, True), found
+    return found
+
+
+def causes(machine: Machine, task: int) -> list[str]:
+    (detail,) = json.loads(machine.run(["ckptctl", "show", str(task), "-o", "json"]).out)["tasks"]
+    assert detail["row"]["failures"] == 0
+    return [one["cause"] for one in detail["attempts"]]
+
+
+def test_a_unit_and_the_daemon_come_back_from_a_drill(machine: Nspawn) -> None:
+    task = counting(machine)
+    daemon = ["ckptctl", "drill", str(task), "--daemon", "--yes"]
+    assert machine.run(daemon, user="alice", check=False).code == 77
+    assert drilled(machine, task, "daemon", "root")["attempts"] == [1, None]
+    assert drilled(machine, task, "kill9", "alice")["attempts"] == [1, 2]
+    assert drilled(machine, task, "sigterm", "alice")["attempts"] == [2, 3]
+    assert causes(machine, task) == ["drill", "drill"]
+    refused = machine.run(
+        ["ckptctl", "drill", str(task), "--oom", "--yes"], user="alice", check=False
+    )
+    assert (refused.code, "cgroup v2" in refused.err) == (5, True)  # these machines have v1
+
+
+def test_the_kernel_ends_a_starved_task_that_then_goes_on_with_the_memory_it_had(vm: Vm) -> None:
+    task = counting(vm)
+    assert drilled(vm, task, "oom", "alice")["attempts"] == [1, 2]
+    assert causes(vm, task) == ["oom"]
+    group = f"/sys/fs/cgroup/ckptd.slice/ckptd-task-{task}-2.service"
+    assert vm.sh(f"cat {group}/memory.max").strip() == "max"
