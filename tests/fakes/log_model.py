@@ -6,6 +6,7 @@ Records are the numbers 1, 2, 3, ... as text, so that LSN n must hold n; the sta
 
 import random
 
+from ckptd.storage.disk import Disk
 from ckptd.storage.frame import Frame
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.snapshot import SnapshotDone, SnapshotWriter
@@ -17,7 +18,7 @@ ROOT = "/state"
 SMALL = 4096 + 2048  # bytes of a segment: header block and room for a dozen frames
 
 
-def open_store(disk: MemoryDisk, segment_bytes: int = SMALL) -> Store:
+def open_store(disk: Disk, segment_bytes: int = SMALL) -> Store:
     return Store.open(ROOT, disk, segment_bytes=segment_bytes, has_threads=False)
 
 
@@ -54,7 +55,7 @@ class Writer:
     """One reign: opens, recovers, arms, and writes as told."""
 
     def __init__(
-        self, disk: MemoryDisk, acked: int = 0, submitted: int = 0, **options: int
+        self, disk: Disk, acked: int = 0, submitted: int = 0, **options: int
     ) -> None:
         self.disk = disk
         self.acked = acked
