@@ -1,24 +1,92 @@
-"""`python -m tests.sim`: many lives, or one with its trace; see README of this rig in docs."""
+"""`python -m tests.sim`: lives of the whole daemon, one after the other; `--seed` for one, told.
 
+Without options: the lives from seed 1 on, for 45 s of processor time, as CI runs it. A violation
+prints the seed, the last events and the command that brings it back, and ends the run with 1.
+"""
+
+import argparse
+import itertools
+import random
 import sys
+import time
+from collections import Counter
 
+from tests import figures
+from tests.sim.crash_states import Broken
 from tests.sim.life import Life
 from tests.sim.model import Violation
 
+SECONDS = 45.0
+SHOWN = 60  # of the last events before a violation
+
 
 def main() -> int:
-    first, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    for seed in range(first, first + count):
-        life = Life(seed, print if count == 1 else None)
-        try:
-            life.run()
-        except Violation as broken:
-            for line in list(life.last)[-30:]:
-                print(line)
-            print("seed", seed, "VIOLATION:", broken)
-            return 1
-    print(dict(life.counts), life.model.checks)
+    """Run as told on the command line."""
+    options = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    options.add_argument("--seed", type=int, help="one life, with all that happens in it")
+    options.add_argument("--first", type=int, default=1, help="the first seed; 0: any")
+    options.add_argument("--lives", type=int, default=0, help="how many at most; 0: any number")
+    options.add_argument("--seconds", type=float, default=SECONDS, help="of processor time")
+    options.add_argument("--forever", action="store_true", help="until it is interrupted")
+    chosen = options.parse_args()
+    if chosen.seed is not None:
+        return one(chosen.seed)
+    first = chosen.first or random.SystemRandom().randrange(1 << 40)
+    seconds = float("inf") if chosen.forever else chosen.seconds
+    found = many(first, chosen.lives, seconds)
+    print(" ".join(f"{name}={value}" for name, value in found.items()))
+    figures.write("sim", found, command=f"python -m tests.sim --first {first}")
+    return 1 if found["violations"] else 0
+
+
+def one(seed: int) -> int:
+    """Live one life and tell it; return the exit code."""
+    life = Life(seed, print)
+    try:
+        print(f"hash {life.run()}")
+    except (Violation, Broken) as broken:
+        print(f"seed {seed}: VIOLATION: {broken}")
+        return 1
+    print(" ".join(f"{name}={value}" for name, value in sorted(life.counts.items())))
     return 0
 
 
-sys.exit(main())
+def many(first: int, lives: int, seconds: float) -> dict[str, object]:
+    """Live from seed `first` on until a bound is met or a promise is broken; return the figures."""
+    counts: Counter[str] = Counter()
+    begun = time.process_time()
+    broken_seed = None
+    seeds = itertools.count(first)
+    try:
+        for seed in itertools.islice(seeds, lives or None):
+            if time.process_time() - begun >= seconds:
+                break
+            life = Life(seed)
+            try:
+                life.run()
+            except (Violation, Broken) as broken:
+                broken_seed = seed
+                tell(life, broken)
+                break
+            finally:
+                counts.update(life.counts)
+            counts["lives"] += 1
+    except KeyboardInterrupt:
+        print("interrupted")
+    cpu_s = time.process_time() - begun
+    return {
+        "violations": int(broken_seed is not None), "first_seed": first, "broken_seed": broken_seed,
+        **dict(sorted(counts.items())), "cpu_s": round(cpu_s, 1),
+    }  # fmt: skip
+
+
+def tell(life: Life, broken: AssertionError) -> None:
+    """Show what led to a violation, and how to see it again."""
+    for line in list(life.last)[-SHOWN:]:
+        print(line)
+    print(f"seed {life.seed}: VIOLATION: {broken}")
+    print(f"again, with all that happened: make sim SEED={life.seed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -120,6 +120,7 @@ class Person(Client):
         super().__init__(name, agenda, network, model, dice)
         self.ids: list[int] = []
         self.is_leaving = self.has_left = False
+        self.acts_left = 1
         self.pause_s = 1.0
         self._submits = 0
         self._keys = 0
@@ -127,7 +128,8 @@ class Person(Client):
 
     def live(self) -> None:
         """Do one thing after the other."""
-        if self.is_leaving:
+        self.acts_left -= 1
+        if self.is_leaving or self.acts_left < 0:
             self.has_left = True
             return
         act = self.dice.choices(*_ACTS)[0]

@@ -72,7 +72,7 @@ class History:
         self.digests: dict[int, bytes] = {}
         self._base: list[bytes] = []  # chunks of the snapshot that the fold begins with
         self._frames: list[tuple[int, int, bytes]] = []  # first LSN, last LSN, payload
-        self._state = State(indexed=False)
+        self._state = State()
         self._fold()
 
     def learn(self, chunks: list[bytes], frames: list[Frame], last_lsn: int, acked: int) -> None:
@@ -81,7 +81,7 @@ class History:
         begin = news[0][0] if news else last_lsn + 1
         old = self._frames
         now = [one for one in old if one[0] < begin] + news
-        if not self._is_whole(now):
+        if not self._is_whole(now, last_lsn):
             now, old, self._base = news, [], chunks
             self._fold()
         same = sum(1 for one in old if one[1] <= acked)
@@ -94,14 +94,17 @@ class History:
             self._take(first, last, payload)
         self._frames = now
 
-    def _is_whole(self, frames: list[tuple[int, int, bytes]]) -> bool:
-        """Tell whether the frames follow on one another, and on what the fold begins with."""
+    def _is_whole(self, frames: list[tuple[int, int, bytes]], last_lsn: int) -> bool:
+        """Tell whether the frames lead from what the fold begins with to the end of the log."""
         base = image.load(self._base).lsn if self._base else 0
         ends = [base, *(last for _, last, _ in frames)]
-        return all(first == end + 1 for end, (first, _, _) in zip(ends, frames, strict=False))
+        follow = all(first == end + 1 for end, (first, _, _) in zip(ends, frames, strict=False))
+        return follow and ends[-1] == last_lsn
 
     def _fold(self) -> None:
+        """Begin anew; indexed, because a replay drops what only the indexes know to be unused."""
         self._state = image.load(self._base) if self._base else State(indexed=False)
+        self._state.index()
         self.digests = {self._state.lsn: digest(self._state)}
 
     def _take(self, first: int, last: int, payload: bytes) -> None:

@@ -1,4 +1,4 @@
-"""One reign of the real daemon, on edges that are simulated; built as `daemon/main.py` builds it."""
+"""One reign of the real daemon on simulated edges, built as `daemon/main.py` builds it."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -138,7 +138,9 @@ class Daemon:
     @property
     def has_news(self) -> bool:
         """Tell whether the loop's epoll would wake up."""
-        assert self.runner is not None and self.server is not None and self.wake is not None
+        assert self.runner is not None, "no runner before the start"
+        assert self.server is not None, "no server before the start"
+        assert self.wake is not None, "no signals before the start"
         return self.runner.has_news or self.server.pending() or self.wake.is_up
 
     def ask(self, verb: str, args: m.Message) -> Any:

@@ -30,6 +30,7 @@ class Climate:
 
     busy_s: float  # of simulated time with faults
     people: int
+    acts: int  # of each of them at most
     pause_s: float
     segment_bytes: int
     snapshot_every_bytes: int
@@ -39,6 +40,7 @@ class Climate:
     keep: float  # of unsynced things that survive one; -1: drawn each time
     weather: Weather
     delay_s: float  # of orders and sightings
+    looks: float  # chance for each operation of the disk that its crash states are looked at
     trouble_s: float  # between two troubles of the machine, on average
     kinds: tuple[str, ...]
 
@@ -56,6 +58,7 @@ def draw(dice: random.Random) -> Climate:
     return Climate(
         busy_s=dice.choice([20, 60, 120]),
         people=dice.randint(1, 4),
+        acts=dice.choice([8, 20, 50]),
         pause_s=dice.choice([0.05, 0.5, 3.0]),
         segment_bytes=dice.choice([16 << 10, 16 << 10, 32 << 10]),
         snapshot_every_bytes=dice.choice([4 << 10, 16 << 10, 64 << 10]),
@@ -65,6 +68,7 @@ def draw(dice: random.Random) -> Climate:
         keep=dice.choice([-1.0, -1.0, 0.0, 0.5, 1.0]),
         weather=weather,
         delay_s=dice.choice([0.001, 0.05, 1.0]),
+        looks=dice.choice([0.0, 0.0, 0.01, 0.1]),
         trouble_s=dice.choice([1.0, 5.0, 20.0]),
         kinds=tuple(kinds),
     )

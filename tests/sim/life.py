@@ -18,6 +18,7 @@ from tests.fakes.memory_disk import MemoryDisk
 from tests.fakes.sim_runner import SimAttempt
 from tests.sim.agenda import Agenda, S, SimClock
 from tests.sim.clients import Client, Person
+from tests.sim.crash_states import Broken, CrashStates
 from tests.sim.daemon import ROOT, Daemon, Descriptors, Told
 from tests.sim.faults import Blow, Climate, Killed, PowerCut, draw
 from tests.sim.jobs import JobMachine
@@ -29,6 +30,9 @@ QUIET_S_MAX = 20_000  # of simulated time: the longest backoffs in a row, with r
 STEPS_MAX = 400_000
 SPINS_MAX = 3_000  # turns in a row without rest
 TURN_S = 0.0002
+FIRST_RECORDS_MAX = 64  # of a reign, before it serves anybody
+NO_DISK = frozenset({"reply", "adopt", "order"})
+INTENTS_LOOKED_AT = 0.2  # of all starts: each look is a recovery
 
 
 class Life:
@@ -67,12 +71,16 @@ class Life:
         self._durable_lsn = 0
         self._appended_lsn = 0
         self._is_stalled = False
+        self._watch_dice = random.Random(self.dice.random())  # looking on changes nothing
+        self._states = CrashStates(
+            ROOT, self.climate.segment_bytes, random.Random(self.dice.random())
+        )
 
     def _person(self, number: int) -> Person:
         person = Person(
             f"c{number}", self.agenda, self.network, self.model, random.Random(self.dice.random())
         )
-        person.pause_s = self.climate.pause_s
+        person.pause_s, person.acts_left = self.climate.pause_s, self.climate.acts
         person.wall_ns = self.clock.wall_ns
         return person
 
@@ -101,6 +109,7 @@ class Life:
             if self.daemon is not None:
                 self.daemon.bury()
             self.fds.close()
+            self.counts.update(self._states.counts)
         return self._hash.hexdigest()
 
     def _live_while(self, goes_on: Callable[[], bool]) -> None:
@@ -160,8 +169,7 @@ class Life:
         if self._survives(lambda: daemon.start(self.machine, self.network, self.fds, self._edge)):
             assert daemon.runner is not None
             daemon.runner.on_news = self._poke
-            self._appended_lsn = daemon.engine.state.lsn
-            self._durable_lsn = daemon.engine.wal.durable_lsn
+            self._take_bounds(daemon)
             self._inspect(daemon)
             self._turn_in(0)
             for person in self.people:
@@ -205,8 +213,7 @@ class Life:
         self.counts["turns"] += 1
         if not self._survives(daemon.loop.turn):
             return
-        self._appended_lsn = max(self._appended_lsn, daemon.engine.state.lsn)
-        self._durable_lsn = daemon.engine.wal.durable_lsn
+        self._take_bounds(daemon)
         if daemon.loop.is_over:
             if self._survives(daemon.end):
                 self._gone("it ended in order")
@@ -231,15 +238,15 @@ class Life:
         try:
             act()
         except Blow as blow:
-            self._appended(daemon)
+            self._take_bounds(daemon)
             self._struck(blow)
         except CkptdError as failed:
-            self._appended(daemon)
+            self._take_bounds(daemon)
             if isinstance(failed, Corrupt):
                 raise Violation(f"a power cut is taken for damage: {failed.message}") from failed
             self.counts["gave_up"] += 1
             self._gone(f"it gave up: {failed.message}")
-        except Violation:
+        except (Violation, Broken):
             raise
         except Exception as bug:
             raise Violation(f"the daemon crashed:\n{traceback.format_exc()}") from bug
@@ -247,13 +254,12 @@ class Life:
             return True
         return False
 
-    def _appended(self, daemon: Daemon) -> None:
-        """Take down how far the log may reach, however the daemon died."""
+    def _take_bounds(self, daemon: Daemon) -> None:
+        """Take down what is durable by the daemon's own word, and how far the log may reach."""
         if hasattr(daemon, "engine"):
-            self._appended_lsn = max(self._appended_lsn, daemon.engine.state.lsn)
-            self._durable_lsn = max(self._durable_lsn, daemon.engine.wal.durable_lsn)
-        else:
-            self._appended_lsn += 64  # a start that came as far as its first records
+            wal = daemon.engine.wal
+            self._appended_lsn = max(self._appended_lsn, wal.next_lsn - 1)
+            self._durable_lsn = max(self._durable_lsn, wal.durable_lsn)
 
     def _struck(self, blow: Blow) -> None:
         if isinstance(blow, PowerCut):
@@ -307,6 +313,8 @@ class Life:
     def _edge(self, kind: str, path: str) -> None:
         """The daemon is about to do something that the world can see."""
         self._edges += 1
+        if kind not in NO_DISK and self._watch_dice.random() < self.climate.looks:
+            self._look_at_states()
         if self._is_stalled:
             return
         fault = self._due.pop(self._edges, "")
@@ -325,6 +333,12 @@ class Life:
             self._stall()
         else:
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    def _look_at_states(self) -> None:
+        """See what a power cut at this very moment could leave, all or many of it."""
+        assert self.daemon is not None
+        self._take_bounds(self.daemon)
+        self._states.look(self.disk, self._durable_lsn, self._appended_lsn)
 
     def _stall(self) -> None:
         """The disk takes its time; the world goes on, the daemon does not."""
@@ -409,6 +423,7 @@ class Life:
     def _look_at_log(self) -> None:
         """Recover copies of the disk: within its bounds, and the same however often."""
         if self._reigns == 1:
+            self._appended_lsn = FIRST_RECORDS_MAX
             return
         once = self.disk.clone()
         try:
@@ -426,9 +441,13 @@ class Life:
                 f"recovered up to LSN {lsn}: durable was {self._durable_lsn}, "
                 f"written at most {self._appended_lsn}"
             )
+        # A start may write its first records before its engine can be asked how far it came.
+        self._appended_lsn = lsn + FIRST_RECORDS_MAX
 
     def _check_intent(self, one: SimAttempt) -> None:
         """At the start of a process its intent must be on the disk, whatever a power cut leaves."""
+        if self._watch_dice.random() >= INTENTS_LOOKED_AT:
+            return
         left = self.disk.crash(random.Random(0), 0.0)
         store = Store.open(ROOT, left, has_threads=False)
         try:
