@@ -19,7 +19,7 @@ NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash bench bench-systemd fuzz format clean
+.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash torture soak bench bench-systemd fuzz format clean
 
 help:  ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,12 @@ crash: $(VENV)/.dev  ## the long form of the crash tests: 1,000 rounds and all s
 
 fuzz: $(VENV)/.fuzz  ## foreign bytes at every entrance, led by coverage (SECONDS_EACH, FUZZ_ARGS)
 	$(BIN)/python -m tests.fuzz --seconds $${SECONDS_EACH:-10} $(FUZZ_ARGS)
+
+torture: $(VENV)/.dev  ## kill real processes for a given time, audit every side effect (SECONDS, SEED)
+	$(BIN)/python -m tests.torture --seconds $${SECONDS:-120} $${SEED:+--seed $$SEED}
+
+soak: $(VENV)/.dev  ## an hour of mixed traffic with a kill every few seconds: nothing grows (SECONDS, SEED)
+	$(BIN)/python -m tests.torture --soak --seconds $${SECONDS:-3600} $${SEED:+--seed $$SEED}
 
 bench: $(VENV)/.runtime  ## speed and size as ratios; writes bench.json
 	$(BIN)/python -m bench
