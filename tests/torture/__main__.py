@@ -10,7 +10,7 @@ import random
 import sys
 from pathlib import Path
 
-from tests.torture.run import Options, audited, run
+from tests.torture.run import Options, audited, run, told
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.audit:
         return audited(args.audit)
-    return run(Options(args.seconds, args.seed, args.soak, args.keep))
+    options = Options(args.seconds, args.seed, args.soak, args.keep)
+    return told(options, run(options))
 
 
 if __name__ == "__main__":

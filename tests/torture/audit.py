@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 from tests.torture import works
 from tests.torture.clients import AT_REST, phase_after
 
-_REPEATED_MAX = 40
-"""Violations of one kind that are told; the others are counted."""
-
 
 class Found(NamedTuple):
     """Figures, and everything that was violated."""

@@ -62,6 +62,7 @@ class Story:
         self.removed: set[int] = set()
         self.ended = 0
         self.since = 0
+        self.reign_pid = 0  # of the last daemon that is known to serve
         self.faults: list[str] = []
 
     def follow(self) -> None:
@@ -93,6 +94,8 @@ class Story:
         elif phase:
             self.phase[event["task"]] = phase
         self.ended += event["type"] == "ended"
+        if event["type"] == "daemon_started":
+            self.reign_pid = event["fields"]["pid"]
 
     def backlog(self) -> int:
         """Return how many tasks are not at rest."""

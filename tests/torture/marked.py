@@ -1,93 +1,123 @@
 """Kill a process where it hurts most: about to make the n-th call of a chosen kind.
 
-Unlike `Stepped` alone, signals pass through to a process that lives on, and a stop by job control
-stays one. Source: ptrace(2), "Stopped states", "PTRACE_EVENT stops", "Group-stop".
+    python -m tests.torture.marked PID CALL NTH SECONDS     0: killed there; 1: it never came there
+
+A process of its own: a thread beside busy ones waits milliseconds for its turn at each of a
+thousand stops. Signals pass through to a process that lives on, and a stop by job control stays
+one. Source: ptrace(2), "Stopped states", "PTRACE_EVENT stops", "Group-stop".
 """
 
 import ctypes
+import errno
 import os
 import signal
-import time
+import sys
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Final
 
-from tests.stepping import Stepped, _libc, _ptrace
-from tests.waiting import let_pass, until
-
-_SYSCALL, _DETACH, _INTERRUPT, _GET_SYSCALL_INFO = 24, 17, 0x4207, 0x420E
-_STOPS: Final = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+_SEIZE, _INTERRUPT, _SYSCALL, _DETACH, _INFO = 0x4206, 0x4207, 24, 17, 0x420E
+_TRACESYSGOOD = 1
+_WALL: Final = 0x40000000
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
+_JOB_STOPS: Final = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_ENDED: Final = -1
+_DETACH_S: Final = 1.0
 
 CALLS: Final[Mapping[str, frozenset[int]]] = {  # numbers of x86-64
-    "sync": frozenset({74, 75, 306, 277}),  # fsync fdatasync syncfs sync_file_range
+    "sync": frozenset({74, 75, 277, 306}),  # fsync fdatasync sync_file_range syncfs
     "rename": frozenset({82, 264, 316}),
     "link": frozenset({86, 265}),
-    "unlink": frozenset({87, 263, 84}),
+    "unlink": frozenset({84, 87, 263}),
     "write": frozenset({1, 18, 20, 296, 328}),
-    "open": frozenset({257, 2, 437}),
+    "open": frozenset({2, 257, 437}),
     "fork": frozenset({56, 57, 58, 435}),
     "exec": frozenset({59, 322}),
     "exit": frozenset({60, 231}),
     "lock": frozenset({72, 73}),
     "send": frozenset({44, 46}),
 }
-IS_KNOWN: Final = os.uname().machine == "x86_64"
+IS_POSSIBLE: Final = os.uname().machine == "x86_64" and os.geteuid() == 0
 
 
-class Marked(Stepped):
-    """A traced process that can be stopped before a call of a kind."""
-
-    _last = 0  # what it was stopped by
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.is_alive and not self._is_stopped:
-            _ptrace(_INTERRUPT, self.pid)
-            self._last = until(self._look)
-        if self.is_alive:
-            is_signal = self._last not in {0, signal.SIGTRAP, _SYSCALL_STOP}
-            _ptrace(_DETACH, self.pid, self._last if is_signal else 0)
-
-    def run_to_call(self, kind: str, nth: int, within_s: float) -> bool:
-        """Stop it before its nth call of the kind from here on; False where that never came."""
-        numbers = CALLS[kind] if IS_KNOWN else frozenset()
-        deadline = time.monotonic() + within_s
-        passed = 0
-        while passed < nth and self._on(deadline):  # Bound: the deadline
-            if self._is_inside and (not numbers or self._number() in numbers):
-                passed += 1
-        return passed == nth and self.is_alive
-
-    def _on(self, deadline: float) -> bool:
-        """Let it run to its next stop at a call; False at its end or at the deadline."""
-        passed_on = 0
-        while self.is_alive:  # Bound: the deadline
-            _ptrace(_SYSCALL, self.pid, passed_on)
-            self._is_stopped = False
-            stop = self._last = self._stop_by(deadline)
-            if stop == _SYSCALL_STOP:
-                self._is_inside = not self._is_inside
-                return True
-            if stop <= 0 or stop in _STOPS:
-                return False
-            passed_on = 0 if stop == signal.SIGTRAP else stop
+def kill_before(pid: int, call: str, nth: int, within_s: float) -> bool:
+    """Kill the process before its nth such call from here on; False where that never came."""
+    signal.signal(signal.SIGALRM, _too_late)
+    _ptrace(_SEIZE, pid, _TRACESYSGOOD)
+    signal.setitimer(signal.ITIMER_REAL, within_s)
+    try:
+        return _run_to(pid, CALLS[call], nth)
+    except TimeoutError:
+        _let_go(pid)
         return False
 
-    def _stop_by(self, deadline: float) -> int:
-        while True:  # Bound: the deadline
-            stop = self._look()
-            if stop or time.monotonic() > deadline:
-                return stop
-            let_pass(0.0002)
 
-    def _number(self) -> int:
-        """Return which call it is about to make. Source: struct ptrace_syscall_info."""
-        info = (ctypes.c_uint64 * 11)()
-        size = ctypes.sizeof(info)
-        _libc.ptrace(_GET_SYSCALL_INFO, self.pid, size, ctypes.addressof(info))
-        return int(info[3])
+def _too_late(*_: object) -> None:
+    raise TimeoutError
+
+
+def _run_to(pid: int, numbers: frozenset[int], nth: int) -> bool:
+    """Step from call to call; raises TimeoutError by the alarm, while the process runs."""
+    _ptrace(_INTERRUPT, pid)
+    stop, is_inside = _stop(pid), False
+    while stop != _ENDED:  # Bound: the alarm
+        if stop == _SYSCALL_STOP:
+            is_inside = not is_inside
+            nth -= is_inside and _number(pid) in numbers
+            if nth == 0:
+                os.kill(pid, signal.SIGKILL)
+                return _stop(pid) == _ENDED
+        if stop in _JOB_STOPS:
+            _ptrace(_DETACH, pid, stop)
+            return False
+        _ptrace(_SYSCALL, pid, 0 if stop in {_SYSCALL_STOP, signal.SIGTRAP} else stop)
+        stop = _stop(pid)
+    return False
+
+
+def _let_go(pid: int) -> None:
+    """Stop it once more and leave it to itself; at our end the kernel does the same."""
+    signal.setitimer(signal.ITIMER_REAL, _DETACH_S)
+    try:
+        _ptrace(_INTERRUPT, pid)
+        stop = _stop(pid)
+        if stop != _ENDED:
+            _ptrace(_DETACH, pid, 0 if stop in {_SYSCALL_STOP, signal.SIGTRAP} else stop)
+    except TimeoutError:  # it is frozen: no stop before it thaws
+        return
+
+
+def _stop(pid: int) -> int:
+    """Wait for its next stop; return the signal of it."""
+    _, status = os.waitpid(pid, _WALL)
+    return os.WSTOPSIG(status) if os.WIFSTOPPED(status) else _ENDED
+
+
+def _number(pid: int) -> int:
+    """Return which call it is about to make. Source: struct ptrace_syscall_info."""
+    info = (ctypes.c_uint64 * 11)()
+    _ptrace(_INFO, pid, ctypes.addressof(info), ctypes.sizeof(info))
+    return int(info[3])
+
+
+def _ptrace(request: int, pid: int, data: int = 0, address: int = 0) -> None:
+    if _libc.ptrace(request, pid, address, data) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def main(argv: list[str]) -> int:
+    """Do as the command line says."""
+    pid, call, nth, within_s = argv
+    try:
+        return 0 if kill_before(int(pid), call, int(nth), float(within_s)) else 1
+    except OSError as error:
+        if error.errno not in {errno.ESRCH, errno.ECHILD, errno.EPERM}:
+            raise
+        return 1  # it ended meanwhile, or somebody else traces it
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

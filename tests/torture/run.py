@@ -9,17 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tests import figures
+from tests.figures import write
 from tests.torture import audit, closing
 from tests.torture.clients import Batches, Caller, Numbers, Operator, Story, Submitter
-from tests.torture.samples import Sampler
+from tests.torture.samples import Growth, Sampler
 from tests.torture.stage import Stage
 from tests.torture.strikes import Striker
 from tests.waiting import let_pass
 
 _SUBMITTERS, _OPERATORS, _BATCHES = 2, 2, 2
 _EVERY_S: Final = {False: 1.5, True: 4.0}
+_PATIENCE: Final = 0.8  # so often the daemon may serve before the next strike
 _QUIET_S: Final = 300.0
+_TOLD_MAX: Final = 50
 
 
 class Options(NamedTuple):
@@ -112,69 +114,82 @@ def _lead(operator: Operator, story: Story) -> None:
             operator.steer(verb, {"select": {"ids": some}})
 
 
-def run(options: Options) -> int:
-    """Torture, audit, write the figures; 0 where nothing was violated."""
+class Outcome(NamedTuple):
+    """What a run came to, and where its stage lies."""
+
+    figures: dict[str, Any]
+    violations: list[str]
+    root: Path
+
+
+def run(options: Options) -> Outcome:
+    """Torture and audit; the stage is left for whoever asked."""
     stage = Stage(forgets=options.is_soak)
     traffic = Traffic(stage, options.seed)
     striker = Striker(stage, options.seed)
     sampler = Sampler(stage, traffic.story)
     print(f"{options.command()}\nstage: {stage.root}", flush=True)
     began = time.monotonic()
-    stage.start()
-    traffic.begin()
-    _torture(options, striker, sampler)
-    took_s = time.monotonic() - began
-    violations = traffic.settle() + traffic.story.faults + traffic.crashed
-    settled_s = time.monotonic() - began - took_s
-    told = closing.collect(stage)
-    traffic.end()
-    closing.bring_down(stage, told)
+    try:
+        stage.start()
+        traffic.begin()
+        _torture(options, traffic.story, striker, sampler)
+        took_s = time.monotonic() - began
+        violations = traffic.settle() + traffic.story.faults + traffic.crashed
+        settled_s = time.monotonic() - began - took_s
+        told = closing.collect(stage)
+        traffic.end()
+        closing.bring_down(stage, told)
+    finally:
+        traffic.end()
+        stage.clear()
     found = audit.audit(stage.root)
-    violations += stage.deaths + found.violations
-    told_figures: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "seed": options.seed,
         "seconds": round(took_s, 1),
         "settled_s": round(settled_s, 1),
         "kills": striker.kills,
         "strikes": dict(sorted(striker.counts.items())),
+        "marks_missed": striker.missed(),
         "daemon_starts": stage.starts,
         "boots": stage.boots,
         "batches": sum(one.finished for one in traffic.batches),
         **found.figures,
         "submits_per_s": round(found.figures["tasks"] / took_s, 1),
     }
-    if options.is_soak:
-        growth = sampler.growth()
-        violations += growth.violations
-        told_figures |= growth.figures
-    return _told(options, stage, told_figures, violations)
+    growth = sampler.growth() if options.is_soak else Growth({}, [])
+    violations += [*stage.deaths, *found.violations, *growth.violations]
+    return Outcome(figures | growth.figures, violations, stage.root)
 
 
-def _torture(options: Options, striker: Striker, sampler: Sampler) -> None:
+def _torture(options: Options, story: Story, striker: Striker, sampler: Sampler) -> None:
     chance = random.Random(f"{options.seed} moments")
     deadline = time.monotonic() + options.seconds
     every_s = _EVERY_S[options.is_soak]
     while time.monotonic() < deadline:  # Bound: the deadline
+        if chance.random() < _PATIENCE:
+            striker.await_daemon(story)
         let_pass(chance.uniform(0.0, 2 * every_s))
         if options.is_soak:
             sampler.sample_if_due()
         striker.strike(spares_daemon=options.is_soak and sampler.is_calm())
 
 
-def _told(options: Options, stage: Stage, told: dict[str, Any], violations: list[str]) -> int:
+def told(options: Options, outcome: Outcome) -> int:
+    """Write the figures, print what was violated; 0 where nothing was."""
     name = "soak" if options.is_soak else "torture"
-    told["violations"] = len(violations)
-    place = figures.write(name, told, command=options.command())
-    for one in violations[:50]:
+    told_figures = {**outcome.figures, "violations": len(outcome.violations)}
+    place = write(name, told_figures, command=options.command())
+    for one in outcome.violations[:_TOLD_MAX]:
         print(f"VIOLATION: {one}")
     print(f"{name}: {place.read_text()}")
-    if violations:
-        print(f"kept: {stage.root}\nagain: {options.command()}", file=sys.stderr)
+    if outcome.violations:
+        print(f"kept: {outcome.root}\nagain: {options.command()}", file=sys.stderr)
         return 1
     if options.keeps:
-        print(f"kept: {stage.root}")
+        print(f"kept: {outcome.root}")
     else:
-        shutil.rmtree(stage.root)
+        shutil.rmtree(outcome.root)
     return 0
 
 

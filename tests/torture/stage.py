@@ -8,6 +8,7 @@ their own); without it everything is killed and the boot stays the same.
 import json
 import os
 import shutil
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
@@ -82,7 +83,8 @@ class Stage:
             code = process.poll()
             if code is None:
                 return False
-            self.deaths.append(f"the daemon ended by itself, with {code}")
+            if code != -signal.SIGKILL:
+                self.deaths.append(f"the daemon ended by itself, with {code}")
             self.daemon.process = None
         self.start()
         return True
@@ -97,6 +99,13 @@ class Stage:
         """SIGKILL everything and begin another boot; return how many were killed."""
         if self.daemon.process is not None and self.daemon.process.poll() is None:
             self.daemon.kill9()
+        killed = self.clear()
+        shutil.rmtree(self.daemon.run, ignore_errors=True)
+        self._boot()
+        return killed
+
+    def clear(self) -> int:
+        """SIGKILL whoever is left, until nobody is; return how many there were."""
         killed = 0
 
         def none_left() -> bool:
@@ -109,8 +118,6 @@ class Stage:
             return not left
 
         until(none_left, SETTLED_S, every_s=0.005)
-        shutil.rmtree(self.daemon.run, ignore_errors=True)
-        self._boot()
         return killed
 
     def note(self, file: str, what: dict[str, Any]) -> None:

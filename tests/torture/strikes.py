@@ -1,14 +1,21 @@
 """Who dies next, and how: at any moment, in company, or just before a chosen system call."""
 
+import contextlib
 import random
+import subprocess
+import sys
 from collections import Counter
 from typing import Any, Final
 
-from tests.daemon_fixture import kill_quietly
-from tests.torture.marked import CALLS, Marked
+from tests.daemon_fixture import ROOT, kill_quietly
+from tests.torture.clients import Story
+from tests.torture.marked import IS_POSSIBLE
 from tests.torture.stage import Stage, identity, role
+from tests.waiting import until
 
-_WITHIN_S: Final = 1.5
+_WITHIN_S: Final = 0.7
+_TRIES: Final = 4
+_HEARD_S: Final = 10.0
 _MARKS: Final = {  # the calls at which a kill can hurt
     "daemon": ("sync", "write", "rename", "unlink", "open", "link", "send", "lock"),
     "shim": ("fork", "sync", "rename", "link", "open", "write", "exec", "unlink", "exit", "lock"),
@@ -29,6 +36,7 @@ class Striker:
         self.chance = random.Random(f"{seed} strikes")
         self.counts: Counter[str] = Counter()
         self.kills = 0
+        self.tried: Counter[tuple[str, str]] = Counter()
         self._spared: set[int] = set()
 
     def strike(self, *, spares_daemon: bool = False) -> None:
@@ -55,6 +63,13 @@ class Striker:
                 self.counts["power"] += 1
         self.stage.revive()
 
+    def await_daemon(self, story: Story) -> None:
+        """Return once the daemon that was started last is heard of, or after a while."""
+        self.stage.revive()
+        pid = self.stage.daemon.pid
+        with contextlib.suppress(TimeoutError):
+            until(lambda: story.reign_pid == pid, _HEARD_S, every_s=0.02)
+
     def _draw(self, number: int) -> list[int]:
         there = sorted(set(self.stage.processes()) - self._spared)
         return self.chance.sample(there, min(number, len(there)))
@@ -62,6 +77,7 @@ class Striker:
     def _kill(self, victims: list[int], how: str) -> None:
         for pid in victims:
             self._note(pid, identity(pid), how)
+            self.kills += 1
             if self.stage.daemon.process is not None and pid == self.stage.daemon.pid:
                 self.stage.kill_daemon()
             else:
@@ -70,39 +86,40 @@ class Striker:
 
     def _note(self, pid: int, who: dict[str, Any], how: str) -> None:
         self.stage.note("strikes", {"pid": pid, **who, "how": how})
-        self.kills += 1
 
     def _marked(self) -> None:
-        """Kill one of a kind before its nth call of a kind."""
-        kind = self.chance.choice(list(_MARKS))
+        """Kill one of a kind before its nth call of a kind: the mark that was hit least so far."""
         there = {pid: identity(pid) for pid in sorted(self.stage.processes())}
-        of_kind = [
-            pid for pid, who in there.items() if role(who) == kind and pid not in self._spared
-        ]
-        if not of_kind:
+        by_role = {
+            kind: [
+                pid for pid, who in there.items() if role(who) == kind and pid not in self._spared
+            ]
+            for kind in _MARKS
+        }
+        marks = [(kind, call) for kind in by_role if by_role[kind] for call in _MARKS[kind]]
+        if not marks or not IS_POSSIBLE:
             return
-        pid = self.chance.choice(of_kind)
-        call = self.chance.choice(_MARKS[kind])
-        nth = self.chance.choice((1, 1, 2, 3, 5, 8))
-        assert call in CALLS
-        try:
-            with Marked(pid) as process:
-                if not process.run_to_call(call, nth, _WITHIN_S):
-                    self.counts[f"{kind} never came to {call}"] += 1
-                    return
-                self._note(pid, there[pid], f"{kind} before {call}")
-                process.kill()
-        except (ProcessLookupError, ChildProcessError, PermissionError):
-            return  # it ended before it could be traced
-        except TimeoutError:  # it is frozen, and would be left in the hands of nobody
-            self._kill([pid], "frozen")
-            return
-        self.counts[f"{kind} before {call}"] += 1
-        self._reaped(pid)
+        least = min(self.tried[mark] for mark in marks)
+        kind, call = self.chance.choice([mark for mark in marks if self.tried[mark] == least])
+        self.tried[kind, call] += 1
+        for _ in range(_TRIES):
+            pid = self.chance.choice(by_role[kind])
+            if self._kill_before(pid, there[pid], call, f"{kind} before {call}"):
+                return
 
-    def _reaped(self, pid: int) -> None:
-        """Forget a daemon that the tracer has reaped."""
-        daemon = self.stage.daemon
-        if daemon.process is not None and daemon.process.pid == pid:
-            daemon.process.returncode = -9
-            daemon.process = None
+    def _kill_before(self, pid: int, who: dict[str, Any], call: str, how: str) -> bool:
+        nth = self.chance.choice((1, 1, 2, 3, 5))
+        self._note(pid, who, how)  # before: the daemon may tell of it at once
+        words = [str(pid), call, str(nth), str(_WITHIN_S)]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.torture.marked", *words], cwd=ROOT, check=False
+        )
+        is_done = done.returncode == 0
+        self.kills += is_done
+        self.counts[how] += is_done
+        return is_done
+
+    def missed(self) -> list[str]:
+        """Return the marks at which nobody was killed, in the words of the counts."""
+        known = [f"{kind} before {call}" for kind, calls in _MARKS.items() for call in calls]
+        return [mark for mark in known if not self.counts[mark]]
