@@ -3,7 +3,7 @@
 For code that works on descriptors (journals, checkpoints, exit records, ledgers), where no
 MemoryDisk can stand in. It listens to fsync(2) and fdatasync(2) of this process: a file keeps the
 content of its last sync, a directory the names. `cut` makes the directory look like that.
-Real disks keep more, in any order; `forgets` adds the worst of it: names that were removed are
+Symlinks are passed over. Real disks keep more, in any order; `forgets` adds the worst of it: names that were removed are
 gone, though nobody has synced that. Source: ext4 with ordered data, fsync(2).
 """
 
@@ -87,7 +87,8 @@ class DurableImage:
         os.close(fd)
         if path.is_dir():
             for inner in path.iterdir():
-                self._keep_tree(inner)
+                if not inner.is_symlink():
+                    self._keep_tree(inner)
 
     def _keep(self, fd: int) -> None:
         found = os.fstat(fd)
@@ -139,4 +140,5 @@ class DurableImage:
 
 
 def _listed(path: Path) -> dict[str, Inode]:
-    return {name: _inode((path / name).lstat()) for name in os.listdir(path)}
+    found = {name: (path / name).lstat() for name in os.listdir(path)}
+    return {name: _inode(one) for name, one in found.items() if not stat.S_ISLNK(one.st_mode)}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ckptd.core import image
+from ckptd.core import image, outcome
 from ckptd.core.plan import Observed, adoption, effects, intents
-from ckptd.core.port import Control, Deliver, Freeze, MarkSeen
-from ckptd.core.records import Phase, StartIntent
+from ckptd.core.port import Control, Deliver, EndSeen, Freeze, MarkSeen
+from ckptd.core.records import DaemonStarted, Phase, StartIntent
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest
@@ -235,3 +235,25 @@ def test_work_that_steps_and_items_recorded_is_not_told_as_lost() -> None:
     run = world.task(number).run
     assert run is not None
     assert run.past[-1].lost_s == 2
+
+
+def test_a_late_word_about_an_earlier_attempt_ends_no_later_one() -> None:
+    world = World()
+    number = world.submit(retries=2)
+    world.begins(number)
+    world.ends(number, code=1)
+    world.pass_time(3_600)
+    world.begins(number)
+    late = EndSeen(number, 1, "exit", code=0, ended_ns=world.at_ns)
+    assert outcome.ended(world.state, late, None, world.now, world.policy) == []
+    assert world.phase(number) is Phase.RUNNING
+
+
+def test_a_start_of_the_daemon_renews_no_patience() -> None:
+    world = World()
+    number = world.submit(retries=2)
+    world.begins(number)
+    world.ends(number, code=1)
+    before = world.task(number)
+    world.put([DaemonStarted(world.at_ns, 2, "boot", "0", 1, clean=False)])
+    assert world.task(number) == before

@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import pytest
+
 from ckptd.core.decide import Case, decide
 from ckptd.core.policy import Caller, Now, Policy
+from ckptd.core.records import Moved, Phase
 from ckptd.core.state import State
 from ckptd.daemon.engine import Engine
 from ckptd.protocol import messages as m
+from ckptd.protocol.errors import DiskFull
 from ckptd.storage.disk import File, RealDisk
 from ckptd.storage.store import Store
+from tests.fakes.memory_disk import MemoryDisk
 from tests.waiting import let_pass
 
 
@@ -37,3 +42,19 @@ def test_a_burst_that_outruns_the_filling_of_segments_is_no_full_disk(tmp_path: 
         engine.orders()
     assert len(engine.state.tasks) == 400
     store.close()
+
+
+def test_a_full_disk_keeps_room_for_the_ends_of_what_was_accepted() -> None:
+    disk = MemoryDisk()
+    store = Store.open("/state", disk, segment_bytes=SEGMENT_BYTES, has_threads=False)
+    engine = Engine(State(), store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1), Policy())
+    disk.capacity -= disk.free_bytes("/state")
+    big = m.Submit((m.TaskSpec(("x" * 100_000,), hold=True),) * 10)
+    with pytest.raises(DiskFull):
+        for _ in range(100):  # Bound: two segments
+            records, _ = decide(Case(engine.state, ROOT, Now(1), Policy()), big)
+            engine.admit(records, is_small=False)
+            engine.commit()
+    for task in list(engine.state.tasks.ascending(0)):
+        engine.stage([Moved(task.id, 2, Phase.CANCELLED, "x" * 1_000)])
+        engine.commit()

@@ -4,6 +4,7 @@ import io
 
 import msgspec
 
+from ckptd.core import image
 from ckptd.core.policy import Now, Policy
 from ckptd.core.state import State
 from ckptd.daemon.engine import Engine
@@ -24,17 +25,19 @@ ONE = m.Selector(ids=(1,))
 class Desk:
     """Requests over a log in memory; there is no daemon behind it, and none is asked for."""
 
-    def __init__(self) -> None:
+    OWN_UID = 1_000
+
+    def __init__(self, state: State | None = None) -> None:
         store = Store.open("/state", MemoryDisk(), segment_bytes=8 << 20, has_threads=False)
         wal = store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1)
-        self.engine = Engine(State(), wal, Policy())
+        self.engine = Engine(state or State(), wal, Policy())
         journal = Journal(StreamSink(io.StringIO(), prefixed=True))
-        roles = Roles(0, Access(0, ""))
+        roles = Roles(self.OWN_UID, Access(self.OWN_UID, ""))
         self.requests = Requests(self.engine, self, Files("/state"), journal, roles)
 
-    def ask(self, request_id: str, verb: str, args: m.Message) -> object:
+    def ask(self, request_id: str, verb: str, args: m.Message, uid: int = 0) -> object:
         """Return the answer to one request, committed."""
-        incoming = Incoming(Peer(0, 0, 1), b"c", False, request_id, verb, args, 1)
+        incoming = Incoming(Peer(uid, uid, 1), b"c", False, request_id, verb, args, 1)
         self.requests.take(incoming, Now(10**18), 1)
         self.engine.commit()
         reply = codec.decode_reply(self.requests.outbox.pop()[1])
@@ -71,3 +74,23 @@ def test_what_a_dry_run_tells_is_not_remembered() -> None:
     lsn = desk.engine.state.lsn
     desk.ask("b", "clean", m.Clean(m.Selector(all=True), dry_run=True))
     assert desk.engine.state.lsn == lsn
+
+
+def test_nobody_gets_the_answer_to_another_users_request() -> None:
+    desk = Desk()
+    submit = m.Submit((m.TaskSpec(("true",)),))
+    first = desk.ask("a", "submit", submit, uid=0)
+    second = desk.ask("a", "submit", submit, uid=desk.OWN_UID)
+    assert first != second
+    assert desk.ask("a", "submit", submit, uid=0) == first
+
+
+def test_a_copy_that_comes_after_a_snapshot_and_a_restart_gets_the_first_answer() -> None:
+    desk = Desk()
+    submit = m.Submit((m.TaskSpec(("true",)),))
+    first = desk.ask("a", "submit", submit)
+    state = image.load(list(desk.engine.image()))
+    state.index()
+    again = Desk(state)
+    assert again.ask("a", "submit", submit) == first
+    assert len(again.engine.state.tasks) == 1

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.runner import attempt
+from ckptd.runner import attempt, identity
 from ckptd.runner.attempt import End, Found, Holder, Order, Record
 from ckptd.runner.instance import Began, began_of, exit_of
+from tests.fakes.durable_image import DurableImage
 
 CLAIM = Holder("b", 10, 20).claim
 EXIT = End("exit", code=3).line(7, 2)
@@ -121,3 +122,28 @@ def test_an_order_comes_out_as_it_went_in() -> None:
     again = Order.unpack(order.pack())
 
     assert all(getattr(again, name) == getattr(order, name) for name in Order.__slots__)
+
+
+def test_an_exit_record_that_was_kept_survives_the_power(
+    attempts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = DurableImage(Path(attempts), monkeypatch)
+    directory = os.open(attempts, os.O_RDONLY)
+    record = Record(attempts, attempt.place_of(attempts, 7, 2), "token.1", CLAIM)
+    assert record.take()
+    record.write_start(Holder("b", 10, 20).start(11, 21, 5, 0))
+    record.write_exit(EXIT, directory)
+    image.cut()
+    found = attempt.read(record.place)
+    assert found is not None
+    assert found.exit == EXIT.splitlines()[0]
+    record.close()
+    os.close(directory)
+    image.close()
+
+
+def test_a_process_that_has_the_pid_of_a_dead_one_is_not_taken_for_it() -> None:
+    pid = os.getpid()
+    ticks = identity.ticks_of(pid)
+    os.close(identity.open_exactly(pid, ticks))
+    assert identity.open_exactly(pid, ticks - 1) == -1

@@ -73,3 +73,9 @@ def test_the_written_end_is_after_the_last_byte_that_is_not_zero(size: int) -> N
     assert frame.written_end(memoryview(data), 100) == 100
     data[100 + size] = 1
     assert frame.written_end(memoryview(data), 100) == 101 + size
+
+
+def test_a_frame_over_the_bound_is_none_although_it_checks() -> None:
+    for size, is_frame in ((frame.PAYLOAD_BYTES_MAX, True), (frame.PAYLOAD_BYTES_MAX + 1, False)):
+        found = frame.decode(memoryview(one(bytes(size))), 0, SEED)
+        assert (found is not None) is is_frame

@@ -187,3 +187,31 @@ def test_a_frame_of_another_past_does_not_follow() -> None:
     data = memoryview(bytes(segment.BLOCK_BYTES) + first + other.encode(b"two", 2, 1, 1))
     found = [head.first_lsn for _, head in segment.frames(data, Link(1, 0), 1)]
     assert found == [1]
+
+
+def test_the_name_of_a_new_segment_is_durable_although_there_is_no_room_for_a_spare() -> None:
+    disk = MemoryDisk()
+    writer = Writer(disk, segment_bytes=SMALL)
+    disk.capacity = disk.capacity - disk.free_bytes(ROOT)
+    while len(segment.newest_names(disk.names(f"{ROOT}/wal"))[0]) == 1:  # Bound: a segment is full
+        writer.append(3)
+    writer.sync()
+    assert not writer.wal.has_spare
+    left = disk.crash(random.Random(1), keep=0.0)
+    left.capacity = 1 << 40
+    assert replay(open_store(left).recover()) == writer.acked
+
+
+def test_a_new_reign_writes_into_no_file_of_an_older_one() -> None:
+    disk = long_log().disk
+    disk.locked.clear()
+    old = {f"{ROOT}/wal/{name}" for name in segment.newest_names(disk.names(f"{ROOT}/wal"))[0]}
+    written: set[str] = set()
+    disk.watch = lambda kind, path: written.add(path) if kind == "write" else None
+    last = disk.names(f"{ROOT}/wal")
+    assert last
+    later = Writer(disk, 0, 1_000, segment_bytes=SMALL)
+    later.append(1)
+    later.sync()
+    assert written
+    assert not written & old

@@ -1,0 +1,183 @@
+"""The turn: whatever leaves the process is durable by then, as the disk has it."""
+
+import io
+import os
+import random
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from ckptd.core.port import Effect, EndSeen
+from ckptd.core.state import State
+from ckptd.daemon.ending import Ending
+from ckptd.daemon.inhibitor import Inhibitor
+from ckptd.daemon.main import Base, Edges, adopt, build, recover
+from ckptd.daemon.readiness import Progress
+from ckptd.daemon.recovery import replay
+from ckptd.door.server import Incoming
+from ckptd.door.zap import Access, Peer
+from ckptd.host.clock import Clock
+from ckptd.host.config import Config
+from ckptd.host.journal import Journal, StreamSink
+from ckptd.host.notify import Notify
+from ckptd.host.paths import Paths
+from ckptd.protocol import codec
+from ckptd.protocol import messages as m
+from ckptd.storage.store import Store
+from tests.fakes.memory_disk import MemoryDisk
+from tests.fakes.sim_runner import Plan, SimMachine, SimRunner
+
+UID = os.geteuid()
+NOWHERE = "/nonexistent/ckptd-loop"
+
+
+def durable(disk: MemoryDisk) -> State:
+    """Return the State that a power cut would leave at this moment, at least."""
+    left = disk.crash(random.Random(1), keep=0.0)
+    found = Store.open("/state", left, has_threads=False).recover()
+    return replay(found.chunks(), found.frames()).state
+
+
+class Door:
+    """The daemon's end of the socket; at each reply it is noted what is durable."""
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        self.disk = disk
+        self.access = Access(UID, "")
+        self.inbox: list[Incoming] = []
+        self.told: dict[str, tuple[object, State]] = {}
+        self._fd = os.eventfd(0)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def ask(self, request_id: str, verb: str, args: m.Message) -> None:
+        peer = Peer(UID, UID, 1)
+        self.inbox.append(Incoming(peer, b"c", False, request_id, verb, args, 1))
+
+    def pending(self) -> bool:
+        return bool(self.inbox)
+
+    def receive(self, limit: int) -> list[Incoming]:
+        found, self.inbox = self.inbox[:limit], self.inbox[limit:]
+        return found
+
+    def send(self, request: Incoming, frame: bytes) -> None:
+        reply = codec.decode_reply(frame)
+        assert reply.ok, reply
+        told = msgspec.json.decode(reply.result)
+        self.told[request.request_id] = told, durable(self.disk)
+
+    def stats(self) -> dict[str, int]:
+        return {}
+
+
+class Wake:
+    """No signals come."""
+
+    stop_asked = reload_asked = False
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def clear(self) -> None:
+        return
+
+    up = clear
+
+
+class Runner(SimRunner):
+    """At each order it is noted what is durable."""
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        super().__init__(SimMachine(lambda _: Plan()))
+        self.disk = disk
+        self.ordered: list[tuple[Effect, State]] = []
+
+    def carry_out(self, effect: Effect) -> None:
+        self.ordered.append((effect, durable(self.disk)))
+        super().carry_out(effect)
+
+
+class Life:
+    """One daemon after another over one disk."""
+
+    def __init__(self) -> None:
+        self.disk = MemoryDisk()
+        self.begin()
+
+    def begin(self) -> None:
+        clock, journal = Clock(), Journal(StreamSink(io.StringIO(), prefixed=True))
+        notify = Notify({}, clock)
+        paths = Paths("/state", NOWHERE, f"{NOWHERE}/ctl.sock")
+        base = Base(
+            Config(), None, paths, journal, notify, clock, "boot", Progress(notify, clock), 1
+        )
+        store = Store.open("/state", self.disk, has_threads=False)
+        recovered = recover(base, store)
+        self.engine = recovered.engine
+        self.door, self.runner = Door(self.disk), Runner(self.disk)
+        ending = Ending(self.engine, notify, journal, NOWHERE)
+        orders = adopt(base, self.engine, self.runner)
+        edges = Edges(store, self.runner, self.door, Wake(), ending, Inhibitor(ending))  # type: ignore[arg-type]
+        self.loop, self.requests = build(base, edges, recovered, orders, clock.mono_ns())
+
+    def close(self) -> None:
+        self.loop.close()
+        self.requests.close()
+        self.runner.close()
+
+    def die(self) -> None:
+        self.close()
+        self.disk = self.disk.crash(random.Random(1), keep=0.0)
+
+
+@pytest.fixture
+def life() -> Iterator[Life]:
+    made = Life()
+    yield made
+    made.close()
+
+
+def test_what_is_answered_is_durable_by_then(life: Life) -> None:
+    life.door.ask("a", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    life.loop.turn()
+    answer, known = life.door.told["a"]
+    assert answer["ids"] == [1]  # type: ignore[index]
+    assert known.tasks.get(1) is not None
+
+
+def test_what_is_ordered_has_its_intent_by_then(life: Life) -> None:
+    life.door.ask("a", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    life.loop.turn()
+    ((start, known),) = life.runner.ordered
+    task = known.tasks.get(start.task)
+    assert task is not None
+    assert task.run is not None, "started without an intent that survives"
+
+
+def test_the_end_that_a_wait_tells_is_durable_by_then(life: Life) -> None:
+    life.door.ask("a", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    life.loop.turn()
+    life.door.ask("b", "wait", m.Wait(m.Selector(ids=(1,)), hold_s=60.0))
+    life.loop.turn()
+    assert "b" not in life.door.told
+    life.runner.see(EndSeen(1, 1, "exit", 0))
+    life.loop.turn()
+    _, known = life.door.told["b"]
+    task = known.tasks.get(1)
+    assert task is not None
+    assert task.phase.word == "succeeded"
+
+
+def test_each_start_of_the_daemon_has_a_greater_epoch(life: Life) -> None:
+    epochs = []
+    for _ in range(3):
+        epochs.append(life.engine.state.epoch)
+        life.die()
+        life.begin()
+    assert epochs == [1, 2, 3]
