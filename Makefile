@@ -52,11 +52,11 @@ crash: $(VENV)/.dev  ## the long form of the crash tests: 1,000 rounds and all s
 fuzz: $(VENV)/.fuzz  ## foreign bytes at every entrance, led by coverage (SECONDS_EACH, FUZZ_ARGS)
 	$(BIN)/python -m tests.fuzz --seconds $${SECONDS_EACH:-10} $(FUZZ_ARGS)
 
-torture: $(VENV)/.dev  ## kill real processes for a given time, audit every side effect (SECONDS, SEED)
-	$(BIN)/python -m tests.torture --seconds $${SECONDS:-120} $${SEED:+--seed $$SEED}
+torture: $(VENV)/.dev  ## kill real processes for a given time, audit every side effect (FOR_S, SEED)
+	$(BIN)/python -m tests.torture --seconds $${FOR_S:-120} $${SEED:+--seed $$SEED}
 
-soak: $(VENV)/.dev  ## an hour of mixed traffic with a kill every few seconds: nothing grows (SECONDS, SEED)
-	$(BIN)/python -m tests.torture --soak --seconds $${SECONDS:-3600} $${SEED:+--seed $$SEED}
+soak: $(VENV)/.dev  ## an hour of mixed traffic with a kill every few seconds: nothing grows (FOR_S, SEED)
+	$(BIN)/python -m tests.torture --soak --seconds $${FOR_S:-3600} $${SEED:+--seed $$SEED}
 
 bench: $(VENV)/.runtime  ## speed and size as ratios; writes bench.json
 	$(BIN)/python -m bench
