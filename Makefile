@@ -19,7 +19,7 @@ NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash torture soak bench bench-systemd fuzz format clean
+.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash mutants torture soak bench bench-systemd fuzz format clean
 
 help:  ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ crash: $(VENV)/.dev  ## the long form of the crash tests: 1,000 rounds and all s
 
 fuzz: $(VENV)/.fuzz  ## foreign bytes at every entrance, led by coverage (SECONDS_EACH, FUZZ_ARGS)
 	$(BIN)/python -m tests.fuzz --seconds $${SECONDS_EACH:-10} $(FUZZ_ARGS)
+
+mutants: $(VENV)/.dev  ## seeded mistakes: each must be noticed by a test (ONLY=wal-*; about two minutes)
+	$(BIN)/python -m tests.mutants -j 2 $(ONLY)
 
 torture: $(VENV)/.dev  ## kill real processes for a given time, audit every side effect (FOR_S, SEED)
 	$(BIN)/python -m tests.torture --seconds $${FOR_S:-120} $${SEED:+--seed $$SEED}

@@ -3,8 +3,8 @@
 For code that works on descriptors (journals, checkpoints, exit records, ledgers), where no
 MemoryDisk can stand in. It listens to fsync(2) and fdatasync(2) of this process: a file keeps the
 content of its last sync, a directory the names. `cut` makes the directory look like that.
-Symlinks are passed over. Real disks keep more, in any order; `forgets` adds the worst of it: names that were removed are
-gone, though nobody has synced that. Source: ext4 with ordered data, fsync(2).
+Symlinks are passed over. Real disks keep more, in any order; `forgets` adds the worst of it: names
+that were removed are gone, though nobody has synced that. Source: fsync(2).
 """
 
 import os

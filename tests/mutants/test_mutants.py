@@ -1,0 +1,99 @@
+"""The rig itself: every mistake can still be made, and whoever does not notice one is told."""
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.mutant import ROOT, Mutant, Stale, catalog
+from tests.mutants.trial import Verdict, ask, judged
+
+ALL = catalog()
+SUM = "def add(a, b):\n    return a + b\n"
+TESTS = """
+import pytest
+from sums import add
+
+def test_sums_add_up():
+    assert add(2, 3) == 5
+
+def test_that_nobody_runs():
+    pytest.skip("not here")
+"""
+WRONG = Mutant("wrong", "sums.py", "a - b", "sums add up", ("t.py::test_sums_add_up",), "a + b")
+
+
+@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.id)
+def test_every_mistake_can_still_be_made(mutant: Mutant) -> None:
+    text = (ROOT / mutant.file).read_text()
+    assert mutant.applied(text) != text
+
+
+@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.id)
+def test_every_killer_is_there(mutant: Mutant) -> None:
+    assert mutant.killers
+    for killer in mutant.killers:
+        file, _, name = killer.partition("::")
+        found = {
+            node.name
+            for node in ast.parse((ROOT / file).read_text()).body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        assert name.partition("[")[0] in found, killer
+
+
+def test_the_mistakes_are_as_many_as_promised_and_each_breaks_something() -> None:
+    assert len(ALL) >= 30
+    assert all(mutant.breaks for mutant in ALL)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small project with two tests, and the plugin that the rig brings along."""
+    (tmp_path / "sums.py").write_text(SUM)
+    (tmp_path / "t.py").write_text(TESTS)
+    plugin = tmp_path / "tests" / "mutants"
+    plugin.mkdir(parents=True)
+    (plugin / "unshrunk.py").write_text((Path(__file__).parent / "unshrunk.py").read_text())
+    return tmp_path
+
+
+def verdict_on(mutant: Mutant, tree: Path) -> Verdict:
+    mutant.apply(tree)
+    return ask(mutant.killers, tree, tree / "room").verdict
+
+
+def test_a_mistake_that_a_test_notices_is_killed(tree: Path) -> None:
+    assert verdict_on(WRONG, tree) is Verdict.KILLED
+
+
+def test_a_mistake_that_changes_nothing_is_told_as_survived(tree: Path) -> None:
+    assert verdict_on(replace(WRONG, new="b + a"), tree) is Verdict.SURVIVED
+
+
+def test_a_mistake_that_only_breaks_an_import_is_not_killed(tree: Path) -> None:
+    assert verdict_on(replace(WRONG, new="a + B"), tree) is Verdict.SLIPPED
+    (tree / "sums.py").write_text(SUM)
+    assert verdict_on(replace(WRONG, new="a + b\nimport nothing", old="a + b"), tree) is (
+        Verdict.SLIPPED
+    )
+
+
+def test_a_killer_that_was_skipped_has_seen_nothing(tree: Path) -> None:
+    idle = replace(WRONG, killers=("t.py::test_that_nobody_runs",))
+    assert verdict_on(idle, tree) is Verdict.UNSEEN
+
+
+def test_a_mistake_whose_place_has_changed_must_be_mended() -> None:
+    for text in ("return 7", "a + b\na + b\n"):
+        with pytest.raises(Stale, match="mend it"):
+            WRONG.applied(text)
+    with pytest.raises(Stale, match="no Python"):
+        replace(WRONG, new="a +").applied(SUM)
+
+
+def test_a_killer_that_hangs_is_told_apart() -> None:
+    output = "FAILED t.py::test_x - Failed: Timeout (>60.0s) from pytest-timeout.\n1 failed"
+    assert judged(1, output)[0] is Verdict.HUNG
+    assert judged(4, "no such test")[0] is Verdict.SLIPPED
