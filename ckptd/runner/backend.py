@@ -251,6 +251,8 @@ class Backend(ABC, Generic[I]):
             one.listener = None
             if last_words is not None:
                 self._see(last_words)
+        else:
+            self._hints.clear(one.task)
         self._marks.finish(one)
 
     def _tell_end(self, one: Instance) -> None:

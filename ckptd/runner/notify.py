@@ -143,6 +143,11 @@ class Hints:
         is_news = self._news.pop(one.task, None) is not None
         return one.said.told(one.task, one.attempt, time.time_ns()) if is_news else None
 
+    def clear(self, task: int) -> None:
+        """Remove the socket that an earlier daemon left behind, of a task that ended since."""
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self._directory}/{task}.sock")
+
     def told(self) -> list[TelemetrySeen]:
         """Return the news, at most one per task and turn."""
         if not self._news:

@@ -362,3 +362,24 @@ def test_a_job_that_takes_long_keeps_only_its_own_task_waiting() -> None:
     assert done == [2, 1, 11]
     worker.close()
     watch.close()
+
+
+# --- what is left behind --------------------------------------------------------------------------
+
+
+def test_the_notify_socket_of_a_task_that_ended_while_no_daemon_was_there_is_removed(
+    bench: Bench,
+) -> None:
+    sockets = bench.root / "run" / "notify"
+    bench.start("sh", "-c", "until [ -e go ]; do sleep 0.01; done", cwd=str(bench.root))
+    bench.start_of()
+    bench.runner.close()
+    assert os.listdir(sockets) == ["1.sock"]
+    (bench.root / "go").touch()
+    claims = Claims(str(bench.state), identity.boot_id())
+    until(lambda: (found := claims.read(1, 1)) is not None and found.exit)
+
+    bench.make().adopt(1, 1)
+
+    assert bench.end_of().cause == "exit"
+    assert os.listdir(sockets) == []
