@@ -163,7 +163,9 @@ def load_or_none(path: str) -> Batch | None:
         raise Refused(f"{file} cannot be read: {bad}", hint, code=BAD_DATA) from bad
     if batch.format > FORMAT or digest(batch.config) != batch.digest:
         is_newer = batch.format > FORMAT
-        why = f"has format {batch.format}, known is {FORMAT}" if is_newer else "was changed by hand"
+        why = "was changed by hand"
+        if is_newer:
+            why = f"was written by a newer ckptd: format {batch.format}; this one reads {FORMAT}"
         raise Refused(f"{file} {why}", "nothing was changed", code=BAD_DATA)
     return batch
 

@@ -20,15 +20,17 @@ The three facts of a batch carry more members, see `ckptd/batch/ledger.py`.
 An op that is not in this table was written by a later version: it is a problem, never skipped, for
 as long as the journal is there. A `problem` fact counts for the attempt that recorded it alone:
 once a person has looked, mended the code and released the task, it goes on.
-Stdlib only, no I/O of its own. Read next: `blobs.py:mark`.
+Stdlib only; what it reads it does not judge. Read next: `blobs.py:mark`.
 """
 
 import json
 import math
+import os
 import time
 from typing import Any, Final
 
-from ckptd.storage.journal import FORMAT, TASK, Bounds, Fact, read
+from ckptd.storage.journal import FORMAT, TASK, Bounds, Fact, read, sync_names
+from ckptd.storage.untrusted import open_directory
 
 STATUSES: Final = ("pass", "fail", "error", "skipped", "quarantined")
 RETRY_AFTER_S_MAX: Final = 86_400.0  # longer waits are the business of `--at`
@@ -117,6 +119,11 @@ def _checked(name: str, what: str) -> str:
     return name
 
 
+def _is_newer(fact: Fact) -> bool:
+    version = fact.get("format")
+    return fact["op"] == "open" and isinstance(version, int) and version > FORMAT
+
+
 class Standing:
     """What counts for the daemon: a wish to wait, a problem to stop at. Base of the full view."""
 
@@ -136,7 +143,10 @@ class Standing:
                 self.gained_ns = max(self.gained_ns, int(fact.get("at_ns") or 0))
         except (KeyError, TypeError, ValueError, OverflowError):
             is_known = False
-        if not is_known and not self.problem:
+        if not is_known and not self.problem and _is_newer(fact):
+            text = f"was written by a newer ckptd: format {fact['format']}; this one reads {FORMAT}"
+            self.problem = f"the journal of attempt {attempt} {text}"
+        elif not is_known and not self.problem:
             shown = json.dumps(fact)[:_TEXT_CHARS_MAX]
             self.problem = f"the journal of attempt {attempt} holds what cannot be read: {shown}"
 
@@ -257,4 +267,19 @@ def read_facts(
     facts = Facts()
     for attempt, fact in read(task_dir, task, owner_uid, attempt_max, bounds=bounds):
         facts.take(attempt, fact)
+    return facts
+
+
+def read_durable(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Facts:
+    """Return what `read_facts` does, for whoever acts on it or hands it on as done.
+
+    Durable: what it returns; its writer may have been killed before its sync.
+    """
+    facts = read_facts(task_dir, task, owner_uid, attempt_max)
+    if facts.count:
+        task_fd = open_directory(task_dir, owner_uid)
+        try:
+            sync_names(task_fd, owner_uid, attempt_max)
+        finally:
+            os.close(task_fd)
     return facts

@@ -226,7 +226,9 @@ def load(dir_fd: int, uid: int) -> Manifest:
         raise Damaged(f"{MANIFEST} is not an object")
     version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise TooNew(f"{MANIFEST} has format {version}; this version reads up to {FORMAT}")
+        raise TooNew(
+            f"{MANIFEST} was written by a newer ckptd: format {version}; this one reads {FORMAT}"
+        )
     if version != FORMAT or manifest.get("digest") != digest_of(manifest):
         raise Damaged(f"{MANIFEST}: the digest differs")
     wrong = [key for key, like in _TYPES.items() if not _is_like(manifest.get(key, like), like)]

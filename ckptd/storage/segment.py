@@ -172,8 +172,9 @@ def check_version(version: int, min_reader: int, what: str) -> None:
     """Raise BadConfig where a later ckptd wrote `what` and says that this one cannot read it."""
     if min_reader > FORMAT:
         raise BadConfig(
-            f"{what} has format {version} and needs a reader of {min_reader}, this is {FORMAT}",
-            "run the ckptd version that wrote it, or a later one",
+            f"{what} was written by a newer ckptd: format {version}, which takes a reader of"
+            f" {min_reader}; this one is {FORMAT}",
+            "nothing was changed; run the version that wrote it, or a later one",
         )
 
 

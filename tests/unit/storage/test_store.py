@@ -39,7 +39,7 @@ def test_a_later_format_says_which_reader_it_needs(tmp_path: Path) -> None:
     block = segment.decode_block(bytes(inode.data), segment.WAL_MAGIC, store, "")
     later = segment.encode_block(block._replace(format=3, min_reader=2))
     inode.data[: len(later)] = later
-    with pytest.raises(BadConfig, match="needs a reader of 2"):
+    with pytest.raises(BadConfig, match="takes a reader of 2"):
         open_store(disk).recover()
 
 
