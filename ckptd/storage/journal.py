@@ -103,7 +103,7 @@ class Journal:
         self._next_lsn = 1
         self._durable_lsn = 0
         self._vouched: tuple[int, int] | None = None
-        self._failure = ""
+        self._failure: OSError | None = None
 
     def append(self, facts: list[Fact], *, is_synced: bool = True) -> int:
         """Append facts as one group; return the number of the last one.
@@ -111,8 +111,8 @@ class Journal:
         Without `is_synced`, they outlive the process, and are durable with the next synced append.
 
         Raises:
-            StaleAttempt: a newer attempt exists. TooLarge: a bound. OSError: the disk refuses.
-            JournalDamaged: what is there does not check; or an earlier sync failed.
+            StaleAttempt: a newer attempt exists; it finds the facts or not. TooLarge: a bound.
+            OSError: the disk refuses. JournalDamaged: it does not check, or a sync failed before.
 
         Durable: all of `facts`, if `is_synced`, and everything before them in this file.
         """
@@ -125,9 +125,12 @@ class Journal:
             self._fd = self._opened()
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
-            return self._append_locked(facts, is_synced=is_synced)
+            last = self._append_locked(facts, is_synced=is_synced)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+        # Invariant: what is told as done, a newer attempt finds: it was not yet prepared now.
+        self._refuse_if_stale()
+        return last
 
     def _open_as_child(self) -> None:
         """Begin anew after fork(2): a lock on the parent's open file does not keep the parent out.
@@ -175,8 +178,10 @@ class Journal:
             try:
                 self._sync()
             except OSError:
-                with contextlib.suppress(OSError):
+                try:  # noqa: SIM105 - no call before it: a signal's exception would strike there
                     os.ftruncate(self._fd, self._synced_bytes)
+                except OSError:
+                    pass
                 raise
 
     def _write(self, data: bytes) -> None:
@@ -231,7 +236,7 @@ class Journal:
                 sync_names(self._task_fd, self._uid, self.attempt - 1)
                 self._has_name = True
         except OSError as error:
-            self._failure = str(error)
+            self._failure = error  # no call: a signal that came during the sync would strike there
             raise
         self._durable_lsn = self._next_lsn - 1
         self._synced_bytes = self._end_bytes

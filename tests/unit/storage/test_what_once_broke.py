@@ -8,6 +8,7 @@ import resource
 import subprocess
 from collections.abc import Callable, ItemsView, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -289,6 +290,31 @@ def test_a_zombie_puts_nothing_back_into_its_successors_stage(world: TaskWorld) 
     assert os.listdir(world.path("ckpt")) == []
 
 
+class Slowly(journal.Fact):
+    """A fact that takes long to be written: something else happens in between."""
+
+    def __init__(self, fact: journal.Fact, happens: Callable[[], None]) -> None:
+        super().__init__(fact)
+        self._happens = happens
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def keys(self) -> Any:
+        self._happens()
+        return super().keys()
+
+
+def test_a_zombie_is_not_told_done_what_its_successor_may_not_have_seen(world: TaskWorld) -> None:
+    zombie = world.journal()
+
+    with pytest.raises(StaleAttempt):
+        zombie.append([Slowly(facts.step_done("a"), world.begin)])
+
+    world.record(facts.step_done("b"))
+    assert list(world.facts().steps) == ["a", "b"], "there or not: nothing is damaged"
+
+
 def test_a_start_does_not_wait_for_a_task_that_holds_the_fence(world: TaskWorld) -> None:
     fd = os.open(world.dir, os.O_RDONLY)
     fence(fd, waits=True)
@@ -308,3 +334,37 @@ def test_what_was_asked_of_one_attempt_is_not_asked_of_the_next(tmp_path: Path) 
     control.write_text('{"stop":"cancel","deadline":1.0,"checkpoint":1}')
     blobs.prepare(task_dir, 2, uid, gid, fresh=False)
     assert not control.exists()
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+class Struck(Exception):
+    """What a time limit raises out of its signal handler."""
+
+
+class Interrupted(OSError):
+    """An error of the disk during which a signal came: its exception strikes at the next call."""
+
+    def __str__(self) -> str:
+        raise Struck
+
+
+def test_a_signal_during_a_sync_that_fails_does_not_hide_the_failure(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = world.journal()
+    one.append([facts.step_done("a")])
+
+    def fail(_fd: int) -> None:
+        raise Interrupted(errno.EIO, "the disk is failing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "sync_data_fd", fail)
+        with pytest.raises(Interrupted):
+            one.append([facts.step_done("b")])
+
+    assert list(world.facts().steps) == ["a"], "what failed was taken back"
+    with pytest.raises(Struck):  # of our Interrupted, when it is put into words
+        one.append([facts.step_done("c")])
+    assert list(world.facts().steps) == ["a"], "nothing follows"
