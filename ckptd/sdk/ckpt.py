@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from ckptd.sdk.surroundings import NotATask, Surroundings
 from ckptd.storage import facts
-from ckptd.storage.facts import Facts, read_facts
+from ckptd.storage.facts import Facts, read_durable
 from ckptd.storage.journal import (
     FACT_BYTES_MAX,
     Fact,
@@ -63,7 +63,7 @@ class Usage(Exception):
 
 
 def _facts(around: Surroundings) -> Facts:
-    found = read_facts(around.dir, around.task, os.getuid(), around.attempt)
+    found = read_durable(around.dir, around.task, os.getuid(), around.attempt)
     if found.problem:
         raise Damaged(found.problem)
     return found

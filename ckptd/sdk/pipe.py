@@ -25,7 +25,7 @@ from ckptd.sdk.surroundings import Surroundings
 from ckptd.storage import facts
 from ckptd.storage.blobs import newest_sealed
 from ckptd.storage.disk import append_all
-from ckptd.storage.facts import Facts, read_facts
+from ckptd.storage.facts import Facts, read_durable
 from ckptd.storage.journal import FACT_BYTES_MAX, Fact, Journal, StaleAttempt, TooLarge
 from ckptd.storage.untrusted import Damaged, NotTrusted, refuse_deep
 
@@ -63,7 +63,7 @@ class Pipe:
 
     def _read(self) -> Facts:
         around = self.around
-        found = read_facts(around.dir, around.task, os.getuid(), around.attempt)
+        found = read_durable(around.dir, around.task, os.getuid(), around.attempt)
         if found.problem:
             raise Damaged(found.problem)
         return found

@@ -24,7 +24,7 @@ from ckptd.sdk.surroundings import Surroundings
 from ckptd.storage.blobs import newest_sealed, pruned
 from ckptd.storage.copy import carry_on, copy_in
 from ckptd.storage.disk import sync_fd
-from ckptd.storage.facts import read_facts
+from ckptd.storage.facts import read_durable
 from ckptd.storage.journal import StaleAttempt
 from ckptd.storage.manifest import EMPTY, TEMPORARY, Manifest, load, seal
 from ckptd.storage.taskdir import (
@@ -338,7 +338,7 @@ def save_from(
 
     Durable: the whole checkpoint and its name.
     """
-    known = read_facts(around.dir, around.task, os.getuid(), around.attempt)
+    known = read_durable(around.dir, around.task, os.getuid(), around.attempt)
     done_total = progress and {"done": progress[0], "total": progress[1]}
     header = {
         "task": around.task,

@@ -34,8 +34,8 @@ from ckptd.sdk.outcomes import (
 from ckptd.sdk.strategy import numbers, pace_of
 from ckptd.sdk.surroundings import Surroundings
 from ckptd.storage import manifest as seals
-from ckptd.storage.facts import Facts, read_facts
-from ckptd.storage.journal import Fact, Journal, StaleAttempt, TooLarge, sync_names
+from ckptd.storage.facts import Facts, read_durable
+from ckptd.storage.journal import Fact, Journal, StaleAttempt, TooLarge
 from ckptd.storage.manifest import Manifest, TooNew, sha256
 from ckptd.storage.untrusted import Damaged, NotTrusted, is_empty, is_passing, open_directory
 
@@ -126,9 +126,7 @@ class Work:
         """Durable: what it returns; its writer may have been killed before its sync."""
         around = self.around
         try:
-            known = read_facts(around.dir, around.task, os.getuid(), around.attempt)
-            if known.count:
-                _settle_facts(around)
+            known = read_durable(around.dir, around.task, os.getuid(), around.attempt)
         except (Damaged, NotTrusted) as error:
             raise CorruptCheckpointError(f"the journal does not check: {error}") from error
         except OSError as error:
@@ -369,15 +367,6 @@ class Work:
         finally:
             self.recorder.close()
             self.attention.close()
-
-
-def _settle_facts(around: Surroundings) -> None:
-    uid = os.getuid()
-    fd = open_directory(around.dir, uid)
-    try:
-        sync_names(fd, uid, around.attempt)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
