@@ -78,14 +78,23 @@ class ResumableContext(TaskContext):
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((group, settled))
         if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
+            self._begin_flush()
         await settled
+
+    def _begin_flush(self) -> None:
+        self._flusher = asyncio.create_task(self._flush())
+        self._flusher.add_done_callback(self._flushed)
 
     async def _flush(self) -> None:
         while self._queue:  # Bound: each turn settles what was queued before it
             group, self._queue = self._queue[:_GROUP_MAX], self._queue[_GROUP_MAX:]
             await self._settle(group)
+
+    def _flushed(self, _: asyncio.Task[None]) -> None:
+        """Begin again where somebody waits: an author may cancel all tasks, ours too."""
         self._flusher = None
+        if any(not settled.done() for _, settled in self._queue):
+            self._begin_flush()
 
     async def _settle(self, group: list[tuple[tuple[Fact, ...], asyncio.Future[None]]]) -> None:
         error: BaseException | None = None
