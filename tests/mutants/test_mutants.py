@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.mutant import ROOT, Mutant, Stale, catalog
-from tests.mutants.trial import Verdict, ask, judged
+from tests.mutants.trial import SECONDS_MAX, Verdict, ask, judged
 
 ALL = catalog()
 SUM = "def add(a, b):\n    return a + b\n"
@@ -94,6 +94,6 @@ def test_a_mistake_whose_place_has_changed_must_be_mended() -> None:
 
 
 def test_a_killer_that_hangs_is_told_apart() -> None:
-    output = "FAILED t.py::test_x - Failed: Timeout (>60.0s) from pytest-timeout.\n1 failed"
+    output = f"FAILED t.py::test_x - Failed: Timeout (>{SECONDS_MAX}s) from pytest-timeout."
     assert judged(1, output)[0] is Verdict.HUNG
     assert judged(4, "no such test")[0] is Verdict.SLIPPED

@@ -249,6 +249,20 @@ def test_every_flipped_bit_in_format_is_refused() -> None:
         inode.data[at // 8] ^= 1 << at % 8
 
 
+@pytest.mark.parametrize("has_snapshots", [False, True])
+def test_a_short_life_survives_a_power_cut_before_every_operation(*, has_snapshots: bool) -> None:
+    rng = random.Random(1)
+    crash = CrashAtEveryStep(MemoryDisk(seed=1), rng, depth=1)
+    crash.live(reigns=2, steps=10)
+    writer = crash.writer
+    assert writer
+    for _ in range(3 if has_snapshots else 0):
+        for _ in range(4):
+            writer.append(6)
+        writer.snapshot()
+    assert crash.states > 200
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_power_cut_before_every_operation_loses_nothing_acknowledged(seed: int) -> None:
     rng = random.Random(seed)

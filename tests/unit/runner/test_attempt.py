@@ -8,6 +8,7 @@ import pytest
 from ckptd.runner import attempt, identity
 from ckptd.runner.attempt import End, Found, Holder, Order, Record
 from ckptd.runner.instance import Began, began_of, exit_of
+from ckptd.runner.shim import Supervisor
 from tests.fakes.durable_image import DurableImage
 
 CLAIM = Holder("b", 10, 20).claim
@@ -147,3 +148,31 @@ def test_a_process_that_has_the_pid_of_a_dead_one_is_not_taken_for_it() -> None:
     ticks = identity.ticks_of(pid)
     os.close(identity.open_exactly(pid, ticks))
     assert identity.open_exactly(pid, ticks - 1) == -1
+
+
+class Daemons:
+    """The daemon's end of a supervisor's link: notes what is on disk when it is told something."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.told: list[tuple[bytes, bytes | None]] = []
+
+    def send(self, message: bytes) -> None:
+        found = attempt.read(self.place)
+        self.told.append((message[:1], found.exit if found else None))
+
+
+def test_an_end_is_told_once_and_its_record_is_there_by_then(attempts: str) -> None:
+    place = attempt.place_of(attempts, 7, 2)
+    order = Order()
+    order.task, order.attempt = 7, 2
+    supervisor = object.__new__(Supervisor)
+    link = Daemons(place)
+    supervisor.link, supervisor.is_sound = link, True  # type: ignore[assignment]
+    supervisor.attempts = os.open(attempts, os.O_RDONLY)
+    record = Record(attempts, place, "token.1", CLAIM)
+    assert record.take()
+    supervisor._keep(order, record, End("exit", code=3))
+    assert link.told == [(b"E", EXIT.splitlines()[0])]
+    record.close()
+    os.close(supervisor.attempts)
