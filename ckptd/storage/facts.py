@@ -121,7 +121,7 @@ def _checked(name: str, what: str) -> str:
 
 def _is_newer(fact: Fact) -> bool:
     version = fact.get("format")
-    return fact["op"] == "open" and isinstance(version, int) and version > FORMAT
+    return fact.get("op") == "open" and isinstance(version, int) and version > FORMAT
 
 
 class Standing:
