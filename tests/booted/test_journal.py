@@ -24,6 +24,10 @@ def sh(machine: Booted) -> Sh:
     return machine.sh
 
 
+# It ends once journald goes on: what is left is told for ten seconds after an end, then left out.
+LOUD = """seq 2000; echo done >/tmp/is-done-$CKPTD_TASK_ID
+until [ -e /tmp/go-$CKPTD_TASK_ID ]; do sleep 0.1; done"""
+
 # Not runuser: that logs a session, and waits for the journald that the tests stop.
 MEMBER = "setpriv --reuid=1000 --regid=1000 --init-groups ckptctl"
 
@@ -89,12 +93,13 @@ def test_a_stopped_journald_stops_neither_the_daemon_nor_a_task(sh: Sh) -> None:
     journald = sh("systemctl show -P MainPID systemd-journald").strip()
     sh(f"kill -STOP {journald}")
     try:
-        task = submit(sh, "seq 2000; echo done >/tmp/is-done-$CKPTD_TASK_ID", "-n loud")
+        task = submit(sh, LOUD, "-n loud")
         until(lambda: sh(f"cat /tmp/is-done-{task} || true"), 30, every_s=0.2)
         for _ in range(5):
             sh(f"cd / && {MEMBER} submit -q -- true && {MEMBER} daemon ping")
     finally:
         sh(f"kill -CONT {journald}")
+    sh(f"touch /tmp/go-{task}")
     until(lambda: has_ended(sh, task), 30, every_s=0.2)
     until(lambda: len(story(sh, task)) >= 2_003, 30, every_s=0.5)
     told = [e["MESSAGE"] for e in entries(sh, f"CKPTD_TASK_ID={task}", "CKPTD_STREAM=output")]
