@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import random
 from collections.abc import Callable
 
@@ -83,6 +84,23 @@ def test_every_one_of_10000_flipped_bits_in_synced_data_is_seen() -> None:
             must_refuse(store, f"seed {seed}: bit {bit} of byte {byte} of {name}")
             inode.data[byte] ^= 1 << bit
         assert replay(store.recover()) == acked
+
+
+def test_a_flipped_bit_is_seen_by_the_frames_behind_it_where_there_is_no_marker() -> None:
+    disk = MemoryDisk(seed=2)
+    writer = Writer(disk)
+    for _ in range(4):
+        writer.append(2)
+        writer.sync()
+    disk.locked.clear()
+    store = open_store(disk)
+    inode = log_files(disk)[-1][1]
+    for begin, end in itertools.pairwise(ends(store, inode)[:-2]):  # the last two may be torn
+
+        def flip(data: bytearray, at: int = (begin + end) // 2) -> None:
+            data[at] ^= 1
+
+        with_damage(inode, flip, lambda: must_refuse(store))
 
 
 def test_a_flipped_bit_in_the_last_marker_loses_no_record() -> None:
