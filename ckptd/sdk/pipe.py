@@ -17,6 +17,7 @@ Read next: `docs/CHECKPOINTS.md`.
 """
 
 import json
+import math
 import os
 from typing import Any, Final
 
@@ -102,7 +103,7 @@ class Pipe:
             return
         request: Any = None
         try:
-            request = json.loads(line, parse_constant=_no_constant)
+            request = json.loads(line, parse_constant=_no_constant, parse_float=_finite)
             refuse_deep([request])  # a fact stands one deeper in the journal, and in a manifest
             if not isinstance(request, dict) or not isinstance(request.get("op"), str):
                 raise Refused("bad_request", 'expected an object with an "op"')  # noqa: TRY301
@@ -111,7 +112,7 @@ class Pipe:
             answer = _refusal(error.code, str(error))
         except KeyError as error:
             answer = _refusal("bad_request", f"{error.args[0]!r} is missing")
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             answer = _refusal("bad_request", str(error))
         except (Damaged, NotTrusted, TooLarge, StaleAttempt, OSError) as error:
             answer = self._failed(error)
@@ -250,6 +251,8 @@ class Pipe:
         if not isinstance(files, list) or not all(isinstance(path, str) for path in files):
             raise Refused("bad_request", '"files" is a list of paths')
         progress = request.get("progress")
+        if progress and not (isinstance(progress, list) and len(progress) == 2):
+            raise Refused("bad_request", '"progress" is [DONE,TOTAL]')
         done_total = (float(progress[0]), float(progress[1])) if progress else None
         self.commit()
         saved = save_from(self.around, files, request.get("state"), done_total)
@@ -274,6 +277,14 @@ class Pipe:
 
 def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    """Return a number; 1e999 would be infinite, and what says so in the journal is no JSON."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large for a number")
+    return number
 
 
 def _refusal(code: str, message: str) -> Answer:
