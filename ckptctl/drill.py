@@ -15,6 +15,7 @@ from ckptctl.render import facts_lines, json_text
 from ckptctl.saving import short_text
 from ckptd.client import as_error
 from ckptd.protocol.errors import BadRequest, CkptdError, Conflict, NotFound, TimedOut
+from ckptd.protocol.limits import STARVED_BYTES
 from ckptd.protocol.messages import (
     Changed,
     CheckpointList,
@@ -62,11 +63,8 @@ def drill(call: Call) -> int:
     how, within_s = str(call.args.how), units.parse_duration(call.args.within)
     before = _before(call, call.one_id(call.select()))
     target = drill_daemon.find(call, call.args.restart) if how == "daemon" else None
-    if how == "oom" and not drill_watch.memory_file(before.row.pid):
-        raise Conflict(
-            f"cannot take memory from task {before.row.id}: no memory group is its own",
-            "that takes units of systemd on cgroup v2; here: --kill9",
-        )
+    if how == "oom":
+        _check_memory(before.row)
     _consent(call, how, before.row)
     run = _Run(call, before, how, time.monotonic() + within_s)
     if target is not None:
@@ -84,6 +82,22 @@ def _before(call: Call, task: int) -> Before:
         state = words.state_text(row, time.time_ns())
         raise Conflict(f"cannot drill task {task}: it is {state}", "only a running task can be")
     return Before(row, lsn, drill_watch.look_at(row.pid))
+
+
+def _check_memory(row: TaskRow) -> None:
+    """Raise Conflict where the kernel would find no reason to kill the task, and it alone."""
+    held = drill_watch.memory_of(row.pid)
+    if held < 0:
+        raise Conflict(
+            f"cannot take memory from task {row.id}: no memory group is its own",
+            "that takes units of systemd on cgroup v2; here: --kill9",
+        )
+    if held <= STARVED_BYTES:
+        raise Conflict(
+            f"cannot take memory from task {row.id}: it has {units.size_text(held)}, and"
+            f" {units.size_text(STARVED_BYTES)} are left for its end to be recorded",
+            "here: --kill9",
+        )
 
 
 def _consent(call: Call, how: str, row: TaskRow) -> None:

@@ -4,7 +4,6 @@ The evidence is the daemon's durable record (LSNs order it) and, where it can be
 Times are of one clock, the machine's. Read next: `drill.py` (who does the damage).
 """
 
-import os
 from collections.abc import Iterable
 from typing import Final
 
@@ -126,18 +125,17 @@ def is_process(pid: int, ticks: int) -> bool:
     return ticks > 0 and look_at(pid) == ticks
 
 
-def memory_file(pid: int) -> str:
-    """Return the file that limits the memory of a process's own group, "" where none does."""
+def memory_of(pid: int) -> int:
+    """Return the bytes that only a kill gives back of a process's own group; -1: it has none."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             paths = [line.rstrip("\n").partition("::")[2] for line in file]
-    except OSError:
-        return ""
-    for path in filter(None, paths):
-        limit = f"/sys/fs/cgroup{path}/memory.max"
-        if os.path.exists(limit):
-            return limit
-    return ""
+        path = next(filter(None, paths), "")
+        with open(f"/sys/fs/cgroup{path}/memory.stat", encoding="ascii") as file:
+            stat = dict(line.split() for line in file)
+    except (OSError, ValueError):
+        return -1
+    return int(stat.get("anon", -1))
 
 
 # --- what must hold -----------------------------------------------------------------------------
@@ -178,7 +176,8 @@ def _cause(how: str, story: Story) -> Check:
     wanted = {"kill9": "drill", "sigterm": "drill", "oom": "oom"}[how]
     is_free = verdict["failures"] == story.before.row.failures
     counted = "no failure counted" if is_free else "a failure was counted"
-    holds = cause == wanted and verdict["phase"] == "queued" and is_free
+    is_told = cause == wanted or (how == "oom" and ended.fields["blame"] == "limit")  # a child
+    holds = is_told and verdict["phase"] == "queued" and is_free
     return Check("cause", holds, f"{_how_it_ended(ended)}; {counted}")
 
 

@@ -348,7 +348,7 @@ def _climb(task: Task, run: Run) -> list[Effect | Adopt]:
     if rung.rung == 0:
         return [_control(task, run)]
     if rung.rung == 1 and rung.why == DRILL_OOM:
-        return [Starve(task.id, run.attempt, task.unpacked().memory_bytes)]
+        return [Starve(task.id, run.attempt)]
     if rung.rung == 1:
         return [
             _control(task, run),

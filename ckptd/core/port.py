@@ -54,14 +54,10 @@ class Deliver(msgspec.Struct, frozen=True, gc=False):
 
 
 class Starve(msgspec.Struct, frozen=True, gc=False):
-    """Effect: take the memory of a unit away for a moment, so that the kernel's OOM killer ends it.
-
-    `memory_bytes`: the limit that it has afterwards again; 0: none.
-    """
+    """Effect: leave a unit no more memory than its end takes: the kernel's OOM killer ends it."""
 
     task: int
     attempt: int
-    memory_bytes: int
 
 
 class Freeze(msgspec.Struct, frozen=True, gc=False):

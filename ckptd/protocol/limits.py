@@ -27,3 +27,4 @@ PARALLEL_MAX: Final = 10_000
 CPUS_MAX: Final = 10_000  # processors that one task may be limited to
 CPUS_MIN: Final = 0.01  # a hundredth: less is no time at all to a scheduler
 PROCESSES_MAX: Final = 1 << 22  # the kernel's own bound on process ids
+STARVED_BYTES = 8 << 20  # left to a unit by a drill: recording its end takes half of it

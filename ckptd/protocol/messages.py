@@ -180,8 +180,8 @@ class Signal(Message, frozen=True):
 class Drill(Message, frozen=True):
     """`drill`: do real damage to running tasks; it counts as an interruption, never as a failure.
 
-    kill9: SIGKILL of the whole task; sigterm: stopped as by a shutdown; oom: the memory of its
-    unit is taken away for a moment, so that the kernel's OOM killer ends it.
+    kill9: SIGKILL of the whole task; sigterm: stopped as by a shutdown; oom: its unit is
+    left 8 MiB of memory, so that the kernel's OOM killer ends it.
     """
 
     select: Selector

@@ -94,7 +94,7 @@ class Backend(ABC, Generic[I]):
                 self._watch.patiently(partial(self._deliver, effect))
             case Starve():
                 if one := self._running(effect.task, effect.attempt):
-                    self._starve(one, effect.memory_bytes)
+                    self._starve(one)
             case Freeze():
                 if one := self._running(effect.task, effect.attempt):
                     self._watch.patiently(partial(self._freeze, one, frozen=effect.frozen))
@@ -155,8 +155,8 @@ class Backend(ABC, Generic[I]):
     def _freeze(self, one: I, *, frozen: bool) -> None:
         """Stop an attempt where it is, or let it go on. May raise OSError."""
 
-    def _starve(self, one: I, memory_bytes: int) -> None:
-        """Take its memory away for a moment. Only units are ever asked to (`decide.py`)."""
+    def _starve(self, one: I) -> None:
+        """Take its memory away. Only units are ever asked to (`decide.py`)."""
 
     @abstractmethod
     def _forget(self, one: I | None, task: int, attempt: int) -> None:

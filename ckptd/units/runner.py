@@ -440,8 +440,8 @@ class UnitRunner(Backend[Unit]):
     def _freeze(self, one: Unit, *, frozen: bool) -> None:
         self._steering.freeze(one, frozen=frozen)
 
-    def _starve(self, one: Unit, memory_bytes: int) -> None:
-        self._steering.starve(one, memory_bytes)
+    def _starve(self, one: Unit) -> None:
+        self._steering.starve(one)
 
     def _forget(self, one: Unit | None, task: int, attempt: int) -> None:
         made = one or Unit(task, attempt, -1)

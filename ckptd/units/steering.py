@@ -9,11 +9,9 @@ Read next: `runner.py`.
 
 import signal
 
+from ckptd.protocol.limits import STARVED_BYTES
 from ckptd.runner.instance import Stage, Unit
 from ckptd.units.systemd import Manager
-
-STARVED_BYTES = 4096  # systemd takes nothing below one byte
-UNLIMITED = (1 << 64) - 1
 
 
 class Steering:
@@ -32,16 +30,13 @@ class Steering:
             number, tree = one.pending.pop(0)
             self._manager.kill(one.name, "all" if tree else "main", number)
 
-    def starve(self, one: Unit, memory_bytes: int) -> None:
-        """Have the kernel's OOM killer end a unit, then give its recorder room to run.
+    def starve(self, one: Unit) -> None:
+        """Have the kernel's OOM killer end a unit, and leave its recorder what it needs to run.
 
-        The kernel kills until what is charged fits, before the new limit is in force, and the
-        manager sets one limit after the other. Where it is not reached, SIGKILL follows.
+        Where the manager is not reached, or the unit lives on so little, SIGKILL follows.
         """
         if self._can_reach(one):
-            self._manager.limit_memory(one.name, STARVED_BYTES, 0)
-            again = (memory_bytes, 0) if memory_bytes else (UNLIMITED, UNLIMITED)
-            self._manager.limit_memory(one.name, *again)
+            self._manager.limit_memory(one.name, STARVED_BYTES)
 
     def freeze(self, one: Unit, *, frozen: bool) -> None:
         """Stop every process of a unit where it is, or let them go on."""

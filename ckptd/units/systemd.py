@@ -137,9 +137,9 @@ class Manager:
         """Send a signal to the "main" process of a unit or to "all" of them."""
         self._do(self._to_manager("KillUnit", "ssi", (unit, whom, signal)), then)
 
-    def limit_memory(self, unit: str, memory_bytes: int, swap_bytes: int) -> None:
-        """Set the memory limit of a running unit, until it ends; it is in force at once."""
-        limits = [("MemorySwapMax", ("t", swap_bytes)), ("MemoryMax", ("t", memory_bytes))]
+    def limit_memory(self, unit: str, memory_bytes: int) -> None:
+        """Set the memory limit of a running unit, until it ends, without swap to flee to."""
+        limits = [("MemorySwapMax", ("t", 0)), ("MemoryMax", ("t", memory_bytes))]
         self._bus.tell(self._to_manager("SetUnitProperties", "sba(sv)", (unit, True, limits)))
 
     def freeze(self, unit: str, *, is_frozen: bool, then: Then | None = None) -> None:

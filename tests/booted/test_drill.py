@@ -7,20 +7,25 @@ from tests.booted.machine import Machine
 from tests.booted.nspawn import Nspawn
 from tests.booted.vm import Vm
 
-COUNTS = r"""#!/bin/sh
-n=0
-[ -n "$CKPTD_LAST" ] && n=$(cat "$CKPTD_LAST/n")
-cd "$CKPTD_DIR"
-while :; do
-  n=$((n + 1)); echo "$n" >n; ckpt progress "$n/100000"; ckpt save n; sleep 0.2
-done
+GROUPS = "/sys/fs/cgroup/ckptd.slice"
+COUNTS = r"""#!/usr/bin/python3
+import os, subprocess, sys, time
+last, kept = os.environ["CKPTD_LAST"], bytearray(b"x") * (int(sys.argv[1]) << 20)
+count = int(open(last + "/count").read()) if last else 0
+os.chdir(os.environ["CKPTD_DIR"])
+while True:
+    count += 1
+    open("count", "w").write(str(count))
+    for words in (["progress", f"{count}/100000"], ["save", "count"]):
+        subprocess.run(["ckpt", *words], check=True)
+    time.sleep(0.2)
 """
 
 
 def counting(machine: Machine) -> int:
     """Return a task of alice's that saves, once it has."""
     machine.put("/usr/local/bin/counts", COUNTS, mode=0o755)
-    submitted = machine.run(["ckptctl", "submit", "-q", "--", "counts"], user="alice")
+    submitted = machine.run(["ckptctl", "submit", "-q", "--", "counts", "30"], user="alice")
     task = int(submitted.out)
     machine.run(["ckptctl", "wait", "--for", "checkpoint", str(task)])
     return task
@@ -31,7 +36,7 @@ def drilled(machine: Machine, task: int, how: str, user: str) -> dict[str, Any]:
     done = machine.run(words, user=user, check=False)
     assert done.out, done.err
     found: dict[str, Any] = json.loads(done.out)["drill"]
-    assert (done.code, found["passed"]) == (0, True), found
+    assert (done.code, found["passed"]) == (0, True), done.out
     return found
 
 
@@ -59,5 +64,8 @@ def test_the_kernel_ends_a_starved_task_that_then_goes_on_with_the_memory_it_had
     task = counting(vm)
     assert drilled(vm, task, "oom", "alice")["attempts"] == [1, 2]
     assert causes(vm, task) == ["oom"]
-    group = f"/sys/fs/cgroup/ckptd.slice/ckptd-task-{task}-2.service"
-    assert vm.sh(f"cat {group}/memory.max").strip() == "max"
+    assert vm.sh(f"cat {GROUPS}/ckptd-task-{task}-2.service/memory.max").strip() == "max"
+    small = vm.run(["ckptctl", "submit", "-q", "--", "sleep", "999"], user="alice").out.strip()
+    vm.run(["ckptctl", "wait", "--for", "running", small])
+    refused = vm.run(["ckptctl", "drill", small, "--oom", "--yes"], user="alice", check=False)
+    assert (refused.code, "left for its end" in refused.err) == (5, True)

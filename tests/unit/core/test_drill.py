@@ -49,7 +49,7 @@ def test_a_unit_is_starved_and_what_the_kernel_did_is_told_as_it_was() -> None:
     world = World()
     number = running(world, invocation="ab" * 16, memory_bytes=1 << 30, on_oom="fail")
     world.ask(m.Drill(ONE, "oom"))
-    assert Starve(1, 1, 1 << 30) in world.orders
+    assert Starve(1, 1) in world.orders
     world.ends(number, "oom", signal=9, blame="limit")
     task = world.task(number)
     assert task.run is not None

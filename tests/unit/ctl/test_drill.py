@@ -26,7 +26,8 @@ def event(lsn: int, kind: str, attempt: int, at_s: float, **fields: Any) -> Even
 
 def ended(lsn: int = 12, at_s: float = 1, **changes: Any) -> Event:
     fields = {
-        "cause": "drill", "signal": 9, "code": 0, "lost_s": 2.5, "ended_ns": HIT_NS + SECOND,
+        "cause": "drill", "blame": "", "signal": 9, "code": 0, "lost_s": 2.5,
+        "ended_ns": HIT_NS + SECOND,
         "verdict": {"phase": "queued", "failures": 0},
     }  # fmt: skip
     return event(lsn, "ended", 2, at_s, **{**fields, **changes})
