@@ -49,16 +49,17 @@ def test_a_full_disk_keeps_room_for_the_ends_of_what_was_accepted() -> None:
     store = Store.open("/state", disk, segment_bytes=SEGMENT_BYTES, has_threads=False)
     engine = Engine(State(), store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1), Policy())
     disk.capacity -= disk.free_bytes("/state")
-    big = m.Submit((m.TaskSpec(("x" * 100_000,), hold=True),) * 10)
 
-    def fill() -> None:
-        for _ in range(100):  # Bound: two segments
-            records, _ = decide(Case(engine.state, ROOT, Now(1), Policy()), big)
+    def fill(length: int) -> None:
+        more = m.Submit((m.TaskSpec(("x" * length,), hold=True),))
+        for _ in range(1_000):  # Bound: two segments, then what is left of the last one
+            records, _ = decide(Case(engine.state, ROOT, Now(1), Policy()), more)
             engine.admit(records, is_small=False)
             engine.commit()
 
-    with pytest.raises(DiskFull):
-        fill()
+    for length in (400_000, 20_000, 500):
+        with pytest.raises(DiskFull):
+            fill(length)
     for task in list(engine.state.tasks.ascending(0)):
         engine.stage([Moved(task.id, 2, Phase.CANCELLED, "x" * 1_000)])
         engine.commit()
