@@ -57,7 +57,7 @@ def test_a_full_disk_keeps_room_for_the_ends_of_what_was_accepted() -> None:
             engine.admit(records, is_small=False)
             engine.commit()
 
-    for length in (400_000, 20_000, 500):
+    for length in (100_000, 20_000, 500):
         with pytest.raises(DiskFull):
             fill(length)
     for task in list(engine.state.tasks.ascending(0)):
