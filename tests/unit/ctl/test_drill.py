@@ -8,8 +8,18 @@ from msgspec.structs import replace
 
 from ckptctl import drill_watch
 from ckptctl.drill_watch import Before, Story
-from ckptd.protocol.messages import CheckpointRow, Event, Progress, TaskRow
-from tests.unit.ctl.rows import row
+from ckptd.protocol.errors import Conflict
+from ckptd.protocol.messages import (
+    Changed,
+    CheckpointRow,
+    Event,
+    EventPage,
+    Progress,
+    TaskChange,
+    TaskRow,
+)
+from tests.unit.ctl.conftest import Scripted, ctl_on_terminal
+from tests.unit.ctl.rows import page, row
 
 SECOND = 1_000_000_000
 HIT_NS = 100 * SECOND
@@ -122,3 +132,26 @@ def test_a_daemon_that_comes_back_has_let_its_task_alone(
     found.hear([event(12, "marked", 2, 0.1, checkpoint=6), *more])
     checks = drill_watch.checks_of_daemon(found, now, epochs, [SAVED])
     assert [check.name for check in checks if not check.holds] == bad
+
+
+@pytest.mark.parametrize(("typed", "hits"), [("n\n", 0), ("y\n", 1)])
+def test_a_person_is_asked_first_and_a_no_does_no_harm(
+    scripted: Scripted, typed: str, hits: int
+) -> None:
+    asked: list[object] = []
+
+    def hit(command: object) -> Changed:
+        asked.append(command)
+        refusal = Conflict("cannot drill task 7: it is being stopped").reply()
+        return Changed((TaskChange(7, "stopping", refusal),))
+
+    daemon = scripted(
+        {
+            "events": lambda _: EventPage((), 11),
+            "status": lambda _: page(task_row(pid=0)),
+            "drill": hit,
+        }
+    )
+    code, shown = ctl_on_terminal(daemon.endpoint, "drill", "7", "--kill9", typed=typed)
+    assert "it goes on from checkpoint 5. Do it? [y/N]" in shown
+    assert (code, len(asked)) == (5 if hits else 64, hits)
