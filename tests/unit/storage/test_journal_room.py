@@ -388,3 +388,19 @@ def test_a_failed_sync_takes_back_all_that_was_not_durable_and_nothing_may_follo
     with pytest.raises(JournalDamaged, match="sync failed before"):
         journal.append([facts.step_done("c")])
     assert list(world.facts().steps) == ["a"]
+
+
+def test_what_a_failed_sync_refused_is_not_found_later(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = world.journal()
+    journal.append([facts.step_done("a")])
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        journal.append([facts.step_done("b")])
+    monkeypatch.undo()
+    assert list(world.facts().steps) == ["a"]
