@@ -158,7 +158,7 @@ def load_or_none(path: str) -> Batch | None:
         )
     try:
         batch = msgspec.json.decode(data, type=Batch)
-    except msgspec.DecodeError as bad:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         hint = "the ledger in journal/ is untouched; restore batch.json, or submit under a new name"
         raise Refused(f"{file} cannot be read: {bad}", hint, code=BAD_DATA) from bad
     if batch.format > FORMAT or digest(batch.config) != batch.digest:

@@ -22,6 +22,7 @@ from ckptd.core.state import State, Task
 from ckptd.daemon.tail import Tail
 from ckptd.host.clock import Clock
 from ckptd.host.journal import INFO, WARNING, Field, Journal, JournaldSink, Kind, head
+from ckptd.protocol.codec import UNREADABLE
 from ckptd.protocol.ids import attempt_name, parse_attempt_name, unit_name
 from ckptd.runner import linux
 
@@ -268,7 +269,7 @@ class Echo:
         try:
             with open(self._told_path, "rb") as file:
                 found = _positions.decode(file.read())
-        except (OSError, msgspec.DecodeError):  # none, or of a full disk: begin with the attempt
+        except (OSError, *UNREADABLE):  # none, or of a full disk: begin with the attempt
             return {}
         named = ((parse_attempt_name(name), at) for name, at in found.items())
         return {key: at for key, at in named if key is not None and at >= 0}

@@ -13,6 +13,7 @@ from enum import IntEnum
 import msgspec
 
 from ckptd.core.port import EndSeen, Identity, MarkSeen, Start
+from ckptd.protocol.codec import UNREADABLE
 from ckptd.protocol.ids import unit_name
 from ckptd.runner.files import NOT_KNOWN
 from ckptd.runner.notify import Listener
@@ -91,7 +92,7 @@ def began_of(line: bytes | None) -> Began | None:
     """Return a claim or a start, None where it is missing or nothing that we wrote."""
     try:
         return _began.decode(line) if line else None
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 
@@ -99,7 +100,7 @@ def exit_of(line: bytes | None) -> ExitRecord | None:
     """Return an exit record, None where it is missing or nothing that we wrote."""
     try:
         return _exit.decode(line) if line else None
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from ckptd.batch import place
 from ckptd.batch import prepare as preparing
+from ckptd.batch.refusal import Refused
 from ckptd.sdk.rate import Bucket
 from tests.batch_world import BATCH, BatchWorld
 from tests.waiting import until
@@ -271,3 +272,10 @@ def test_a_module_whose_import_kills_its_process_is_given_up(world: BatchWorld) 
     world.prepare(python="items:work", items=["a"])
     world.module("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     assert "while its module was imported" in world.run(code=1).stderr
+
+
+@pytest.mark.parametrize("damage", [b'{"name":"\xff"}', b'{"x":' + b"[" * 100_000])
+def test_a_batch_file_that_is_no_text_is_refused_by_its_path(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / place.BATCH_FILE).write_bytes(damage)
+    with pytest.raises(Refused, match=place.BATCH_FILE):
+        place.load(str(tmp_path))

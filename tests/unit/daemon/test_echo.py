@@ -338,3 +338,14 @@ def test_a_task_that_says_nothing_gets_what_the_daemon_has() -> None:
         said = world.submit("x", journal=not is_on)
         assert world.task(world.submit("x")).unpacked().journal is is_on
         assert world.task(said).unpacked().journal is not is_on
+
+
+def test_positions_that_are_no_text_do_not_stop_the_next_daemon(room: Room) -> None:
+    room.follow()
+    room.write("1\n")
+    assert room.pump() == ["1"]
+    room.echo.close()
+    (room.root / echoes.TOLD_NAME).write_bytes(b'{"\xff":1}')
+    room.echo = room.opened()
+    room.echo.resume(room.world.state)
+    assert room.pump() == ["1"]

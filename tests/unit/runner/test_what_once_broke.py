@@ -21,6 +21,7 @@ from ckptd.runner.attempt import Order
 from ckptd.runner.cgroup import Roots
 from ckptd.runner.claims import Claims
 from ckptd.runner.fork import ForkRunner
+from ckptd.runner.instance import began_of, exit_of
 from ckptd.runner.shim import Supervisor
 from ckptd.runner.watch import Watch, Worker
 from tests.unit.runner.test_fork import NOBODY, Bench
@@ -383,3 +384,8 @@ def test_the_notify_socket_of_a_task_that_ended_while_no_daemon_was_there_is_rem
 
     assert bench.end_of().cause == "exit"
     assert os.listdir(sockets) == []
+
+
+def test_a_record_that_is_no_text_is_nothing_that_we_wrote() -> None:
+    assert began_of(b'{"boot_id":"\xff"}') is None
+    assert exit_of(b'{"text":"\xff"}') is None
