@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
-from tests.fuzz import files, log, requests, wire, words
+from tests.fuzz import files, handed, log, requests, wire, words
 from tests.fuzz.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).resolve().parent / "corpus"
 TARGETS: dict[str, Target] = {
     target.name: target
-    for group in (log.TARGETS, requests.TARGETS, files.TARGETS, words.TARGETS, wire.TARGETS)
+    for group in (
+        log.TARGETS,
+        requests.TARGETS,
+        files.TARGETS,
+        handed.TARGETS,
+        words.TARGETS,
+        wire.TARGETS,
+    )
     for target in group
 }
 

@@ -18,6 +18,7 @@ from ckptd.batch.refusal import Refused
 from ckptd.batch.source import take
 from ckptd.batch.spec import Source, parse
 from ckptd.runner.attempt import End, Found, checked, sealed
+from ckptd.runner.instance import began_of, exit_of
 from ckptd.storage import blobs, frame, manifest
 from ckptd.storage.facts import Facts, item_done, set_value, step_done
 from ckptd.storage.journal import Fact, Journal, JournalDamaged, read
@@ -125,6 +126,10 @@ def run_exit(data: bytes) -> None:
     found = Found(data)
     for part in (found.claim, found.start, found.exit):
         assert part is None or checked(sealed(part)) == part
+        began_of(part)
+        exit_of(part)
+    began_of(data)
+    exit_of(data)
     line = End("exit", code=7, text="why").line(1, 2)
     changed = damaged(line, Script(data))
     got = checked(changed)

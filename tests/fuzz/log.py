@@ -38,6 +38,34 @@ def run_frame(data: bytes) -> None:
     assert head.kind in frame.KINDS, "its kind"
 
 
+def run_damage(data: bytes) -> None:
+    """Change one byte of a frame or of a header block: a CRC-32 misses none of those."""
+    script = Script(data)
+    is_block, at, flip = script.byte() % 2, script.number(1 << 20), script.byte() % 255 + 1
+    whole = bytearray(_block() if is_block else frame.Chain(SEED, 7).encode(script.rest(), 1, 0, 1))
+    whole[at % len(whole)] ^= flip
+    if not is_block:
+        assert frame.decode(memoryview(whole), 0, SEED) is None, "a frame that was changed"
+        return
+    try:
+        segment.decode_block(whole, segment.WAL_MAGIC, bytes(16), "it")
+    except Corrupt:
+        return
+    raise AssertionError("a header that was changed")
+
+
+def _block() -> bytes:
+    block = segment.Block(
+        segment.WAL_MAGIC, 1, 1, bytes(16), 1, 0, 0, 0, 1, 1 << 24, 0, 7, b"boot"
+    )  # fmt: skip
+    return segment.encode_block(block)
+
+
+def damage_seeds() -> list[bytes]:
+    """Return changes of either, at some places."""
+    return [bytes([kind, 0, 0, at, at]) + b"payload" for kind in (0, 1) for at in (0, 9, 60)]
+
+
 def frame_seeds() -> list[bytes]:
     """Return frames of three kinds, without their CRC."""
     chain = frame.Chain(SEED, 7)
@@ -124,6 +152,7 @@ def record_seeds() -> list[bytes]:
 
 TARGETS = (
     Target("frame", run_frame, frame_seeds),
+    Target("damage", run_damage, damage_seeds, 128),
     Target("store", run_store, store_seeds, 256),
     Target("records", run_records, record_seeds),
 )
