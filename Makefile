@@ -49,6 +49,9 @@ check: lint types imports unit  ## the short form, while writing (under a minute
 crash: $(VENV)/.dev  ## the long form of the crash tests: 1,000 rounds and all slow tests
 	CKPTD_ROUNDS=$${CKPTD_ROUNDS:-1000} $(PYTEST) -n 2 --dist loadgroup --timeout 1800 --ignore tests/booted tests
 
+crashdisk: $(VENV)/.dev  ## power cuts and faults below real ext4, xfs and btrfs (root; CRASHDISK_ARGS)
+	$(BIN)/python -m tests.crashdisk $(CRASHDISK_ARGS)
+
 fuzz: $(VENV)/.fuzz  ## foreign bytes at every entrance, led by coverage (SECONDS_EACH, FUZZ_ARGS)
 	$(BIN)/python -m tests.fuzz --seconds $${SECONDS_EACH:-10} $(FUZZ_ARGS)
 

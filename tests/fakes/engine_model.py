@@ -39,7 +39,8 @@ class Reign:
     def turn(self, dice: random.Random) -> None:
         """Do some commands and sightings; remember as acknowledged what was committed."""
         self.at_ns += 1_000_000_000
-        now, ids = Now(self.at_ns, 1), []
+        now = Now(self.at_ns, 1)
+        ids: list[int] = []
         for _ in range(dice.randint(1, 4)):
             records, answer = decide(
                 Case(self.engine.state, ADMIN, now, POLICY), m.Submit((m.TaskSpec(("x" * 50,)),))

@@ -54,9 +54,7 @@ def replay(recovery: Recovery) -> int:
 class Writer:
     """One reign: opens, recovers, arms, and writes as told."""
 
-    def __init__(
-        self, disk: Disk, acked: int = 0, submitted: int = 0, **options: int
-    ) -> None:
+    def __init__(self, disk: Disk, acked: int = 0, submitted: int = 0, **options: int) -> None:
         self.disk = disk
         self.acked = acked
         self.submitted = submitted

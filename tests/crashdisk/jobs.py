@@ -1,0 +1,63 @@
+"""The work of a run in pieces, each for a process of its own."""
+
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptd.protocol.errors import CkptdError
+from tests.crashdisk import matrix
+from tests.crashdisk.cuts import Broken, Place, play
+from tests.crashdisk.filesystem import KINDS, made
+from tests.crashdisk.lives import LIVES, LogLife
+
+STATES_PER_LIFE = 200
+LIVES_BY_NAME = {life.name: life for life in LIVES}
+
+
+class Job(NamedTuple):
+    """Some work for one process: a life by its seed, or the fault matrix."""
+
+    fs: str
+    life: str  # "": the matrix
+    seed: str
+    states: int
+    deaf: str = ""  # the syncs that the log goes without
+
+
+class Done(NamedTuple):
+    """What came of it."""
+
+    job: Job
+    states: Counter[str]
+    broken: str
+    took_s: float
+
+
+def run(job: Job) -> Done:
+    """Do a job in this process, which has mounts of its own."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ck-disk-", ignore_cleanup_errors=True) as folder:
+        kind, top = KINDS[job.fs], Path(folder, "top")
+        top.mkdir()
+        place = Place(kind, made(kind, Path(folder)), Path(folder, "node"), top)
+        broken = ""
+        try:
+            _play(place, job)
+        except Broken as error:
+            broken = str(error)
+    return Done(job, place.states, broken, time.monotonic() - began)
+
+
+def _play(place: Place, job: Job) -> None:
+    if job.life:
+        life = LogLife(job.deaf) if job.deaf else LIVES_BY_NAME[job.life]
+        play(place, life, job.seed, job.states)
+        return
+    for fault in matrix.FAULTS:
+        for step in matrix.STEPS:
+            try:
+                matrix.cell(place, fault, step)
+            except (AssertionError, CkptdError, OSError, TimeoutError) as error:
+                raise Broken(f"{fault} x {step} on {job.fs}: {error!r}") from error

@@ -1,0 +1,233 @@
+"""The fault matrix: a disk that fails, is full or stalls, at each step of the log's protocol.
+
+    fault:  write (EIO), flush (EIO), full (ENOSPC), stall (the device holds still)
+    step:   append, rotate, snapshot, rename, directory sync
+
+Promised of every cell: nothing that was acknowledged is lost, on the disk as it is after the
+fault; a sync that failed is not tried again; what is refused is refused by an error of ours.
+"""
+
+import contextlib
+import errno
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from ckptd.protocol.errors import CkptdError
+from ckptd.storage.disk import Bytes, File
+from ckptd.storage.snapshot import SnapshotDone, SnapshotWriter
+from tests.crashdisk.cuts import Place
+from tests.crashdisk.device import Content, Device
+from tests.crashdisk.filesystem import mounted
+from tests.crashdisk.lives import Below
+from tests.fakes.log_model import Writer
+from tests.waiting import until
+
+Fault = Literal["write", "flush", "full", "stall"]
+Step = Literal["append", "rotate", "snapshot", "rename", "directory sync"]
+FAULTS: tuple[Fault, ...] = ("write", "flush", "full", "stall")
+STEPS: tuple[Step, ...] = ("append", "rotate", "snapshot", "rename", "directory sync")
+APPENDS_MAX = 200
+ROOM_BYTES = 1 << 20
+SMALL_BYTES, FILL_BYTES = 4 << 10, 1 << 20
+_KINDS: dict[Step, tuple[str, str]] = {  # the operation and the part of its path that is the step
+    "append": ("sync", "/wal/"),
+    "rotate": ("rename", "/wal/"),
+    "snapshot": ("create", "/snap/"),
+    "rename": ("rename", "/snap/"),
+    "directory sync": ("sync_dir", "/snap"),
+}
+
+
+class Watched(Below):
+    """Calls `strike` just before the first operation that is the awaited step."""
+
+    def __init__(self, top: Path) -> None:
+        super().__init__(top)
+        self.awaits = ("", "")
+        self.strike: Callable[[], None] = lambda: None
+        self.struck = threading.Event()
+
+    def reach(self, kind: str, path: str) -> None:
+        """Strike, once, where this is the step."""
+        awaited, part = self.awaits
+        if kind == awaited and part in path:
+            self.awaits = ("", "")
+            self.strike()
+            self.struck.set()
+
+    def create(self, path: str) -> File:
+        self.reach("create", path)
+        return _WatchedFile(super().create(path), self, path)
+
+    def open(self, path: str, *, write: bool = False) -> File:
+        return _WatchedFile(super().open(path, write=write), self, path)
+
+    def rename(self, old: str, new: str) -> None:
+        self.reach("rename", new)
+        super().rename(old, new)
+
+    def sync_dir(self, path: str) -> None:
+        self.reach("sync_dir", path)
+        super().sync_dir(path)
+
+
+class _WatchedFile:
+    """A file that tells its disk before it syncs."""
+
+    def __init__(self, file: File, disk: Watched, path: str) -> None:
+        self._file, self._disk, self._path = file, disk, path
+
+    def read(self, size: int, offset: int) -> bytes:
+        return self._file.read(size, offset)
+
+    def write(self, data: Bytes, offset: int) -> None:
+        self._file.write(data, offset)
+
+    def size(self) -> int:
+        return self._file.size()
+
+    def sync_data(self) -> None:
+        self._disk.reach("sync", self._path)
+        self._file.sync_data()
+
+    def sync(self) -> None:
+        self._disk.reach("sync", self._path)
+        self._file.sync()
+
+    def drop_cache(self) -> None:
+        self._file.drop_cache()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def cell(place: Place, fault: Fault, step: Step) -> str:
+    """Play one cell; return what came of it. Raises AssertionError for a broken promise."""
+    device = Device(place.node, Content(place.image))
+    try:
+        outcome, acked, submitted = _struck(place, device, fault, step)
+        _look_again(place, acked, submitted)
+    finally:
+        device.release()
+        device.close()
+    place.states[f"{fault} x {step}: {outcome}"] += 1
+    return outcome
+
+
+def _struck(place: Place, device: Device, fault: Fault, step: Step) -> tuple[str, int, int]:
+    """Have the fault strike at the step; return what came of it, and what was promised."""
+    with mounted(place.kind, place.node, place.top) as top:
+        disk = Watched(top)
+        writer = Writer(disk)
+        writer.work(random.Random(1), 10)
+        disk.strike = _strike(fault, device, top)
+        disk.awaits = _KINDS[step]
+        outcome = _until_step(writer, disk, device, is_to_the_end=fault == "full")
+        if fault in ("write", "flush") and step == "append":
+            _is_not_tried_again(writer)
+        device.heal()
+        writer.store.close()
+    return outcome, writer.acked, writer.submitted
+
+
+def _strike(fault: Fault, device: Device, top: Path) -> Callable[[], None]:
+    def strike() -> None:
+        match fault:
+            case "write" | "flush":
+                device.fail(fault)
+            case "full":
+                _fill(top)
+            case "stall":
+                device.stall()
+
+    return strike
+
+
+def _fill(top: Path) -> None:
+    """Take all the room there is, in large pieces and then in small ones."""
+    with (top / "filler").open("wb", buffering=0) as file:
+        for piece in (FILL_BYTES, SMALL_BYTES):
+            while True:  # Bound: the disk
+                try:
+                    if file.write(bytes(piece)) < piece:
+                        break
+                except OSError as full:
+                    if full.errno != errno.ENOSPC:
+                        raise
+                    break
+
+
+def _until_step(writer: Writer, disk: Watched, device: Device, *, is_to_the_end: bool) -> str:
+    """Work in a thread of its own until the step was reached and is over; a stall is let go."""
+    outcome: list[str] = []
+    is_snapshot = "/snap" in disk.awaits[1]
+    worker = threading.Thread(
+        target=lambda: outcome.append(
+            _work(writer, disk, is_snapshot=is_snapshot, is_to_the_end=is_to_the_end)
+        )
+    )
+    worker.start()
+    is_held = False
+    while worker.is_alive():  # Bound: the work has one
+        if device.requests_held.acquire(timeout=0.02):
+            is_held = True
+            promised = writer.wal.durable_lsn
+            assert worker.is_alive(), "what waits for the disk cannot be over"
+            assert writer.acked <= promised, "told durable while the disk held still"
+            device.release()
+    worker.join()
+    assert disk.struck.is_set(), "the step was not reached"
+    return "waited, then done" if is_held else outcome[0]
+
+
+def _work(writer: Writer, disk: Watched, *, is_snapshot: bool, is_to_the_end: bool) -> str:
+    """Append, or snapshot, until the step is behind us, or until it is refused."""
+    try:
+        for _ in range(APPENDS_MAX):
+            if is_snapshot and (refused := _snapshot(writer)):
+                return refused
+            writer.append(3)
+            writer.sync()
+            if disk.struck.is_set() and not is_to_the_end:
+                return "done"
+    except (CkptdError, OSError) as refused_by:
+        return type(refused_by).__name__
+    return "done" if disk.struck.is_set() else "not reached"
+
+
+def _snapshot(writer: Writer) -> str:
+    """Write a snapshot; return what refused it, "" where it is there."""
+    writer.append(1)
+    writer.sync()
+    snapshot = SnapshotWriter(writer.store, writer.wal.durable_lsn)
+    snapshot.add(b"begin")
+    snapshot.add(str(writer.wal.durable_lsn).encode())
+    snapshot.finish()
+    done = snapshot.poll()
+    return "" if isinstance(done, SnapshotDone) else type(done).__name__
+
+
+def _is_not_tried_again(writer: Writer) -> None:
+    """Promise: after a failed sync of the log nothing is appended or synced any more."""
+    before = writer.wal.durable_lsn
+    with contextlib.suppress(CkptdError):
+        writer.wal.append(b"x", 1)
+        writer.wal.sync()
+        raise AssertionError("the log went on after a sync that failed")
+    with contextlib.suppress(CkptdError):
+        writer.wal.sync()
+        raise AssertionError("a sync that failed was tried again")
+    assert writer.wal.durable_lsn == before
+
+
+def _look_again(place: Place, acked: int, submitted: int) -> None:
+    """Recover on what the disk holds now, after a mount that knows no cache of before."""
+    with mounted(place.kind, place.node, place.top) as top:
+        (top / "filler").unlink(missing_ok=True)
+        until(lambda: Below(top).free_bytes("/") > ROOM_BYTES)  # xfs gives it back when it likes
+        writer = Writer(Below(top), acked, submitted)
+        writer.append(2)
+        writer.close()

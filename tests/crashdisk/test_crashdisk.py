@@ -1,0 +1,68 @@
+"""The lying disk in short: some hundred states below ext4, the fault matrix, and what must bite."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from tests.crashdisk.device import Write, survivors
+from tests.crashdisk.filesystem import KINDS, missing, move_apart
+from tests.crashdisk.jobs import Job, run
+from tests.crashdisk.lives import LIVES
+from tests.crashdisk.matrix import FAULTS, STEPS
+
+EXT4 = KINDS["ext4"]
+needs_ext4 = pytest.mark.skipif(bool(missing(EXT4)), reason=missing(EXT4) or "ext4 is there")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """One process with mounts of its own, so that nothing stays mounted whatever happens."""
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=move_apart) as made:
+        yield made
+
+
+@needs_ext4
+@pytest.mark.parametrize("life", [life.name for life in LIVES])
+def test_no_cut_of_the_power_breaks_a_promise_on_ext4(pool: ProcessPoolExecutor, life: str) -> None:
+    done = pool.submit(run, Job("ext4", life, f"{life}-0", 80)).result()
+    assert not done.broken, done.broken
+    assert done.states.total() >= 80
+
+
+@needs_ext4
+def test_no_fault_of_the_disk_at_any_step_loses_what_was_acknowledged(
+    pool: ProcessPoolExecutor,
+) -> None:
+    done = pool.submit(run, Job("ext4", "", "matrix", 0)).result()
+    assert not done.broken, done.broken
+    outcomes = {key.partition(":")[0]: key.partition(": ")[2] for key in done.states}
+    assert len(outcomes) == len(FAULTS) * len(STEPS)
+    for fault in ("write", "flush"):
+        assert outcomes[f"{fault} x append"] == outcomes[f"{fault} x rotate"] == "WalFailed"
+    assert outcomes["full x append"] == "DiskFull"
+    assert {outcomes[f"stall x {step}"] for step in STEPS} == {"waited, then done"}
+
+
+@needs_ext4
+@pytest.mark.parametrize("deaf", ["data", "snapshot"])
+def test_a_log_that_goes_without_a_sync_is_found_out_on_ext4(
+    pool: ProcessPoolExecutor, deaf: str
+) -> None:
+    """Not `names`: the spare's own sync commits ext4's journal, and every rename in it."""
+    done = pool.submit(run, Job("ext4", "log", "log-0", 400, deaf)).result()
+    assert "promised" in done.broken
+
+
+def test_what_survives_is_nothing_all_or_a_part_torn_by_sectors_only_in_file_data() -> None:
+    dice = random.Random(1)
+    volatile = [Write(0, b"a" * 4096), Write(8192, b"b" * 8192)]
+    assert survivors(volatile, "none", dice, set()) == []
+    assert survivors(volatile, "all", dice, set()) == volatile
+    sizes: dict[int, set[int]] = {0: set(), 2: set(), 3: set()}
+    for _ in range(50):
+        for write in survivors(volatile, "torn", dice, {2}):
+            sizes[write.offset // 4096].add(len(write.data))
+    assert sizes == {0: {4096}, 2: {512}, 3: {4096}}
