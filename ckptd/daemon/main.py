@@ -85,6 +85,7 @@ class Recovered:
 
     engine: Engine
     snapshot_lsn: int
+    tail_bytes: int  # of the log behind that snapshot
     report: dict[str, Any]
 
 
@@ -200,7 +201,9 @@ def build(
 ) -> tuple[Loop, Requests]:
     """Put the parts of one daemon together; it only has to run."""
     engine, runner, server, wake = recovered.engine, edges.runner, edges.server, edges.wake
-    snapshots = Snapshots(engine, edges.store, base.journal, recovered.snapshot_lsn)
+    snapshots = Snapshots(
+        engine, edges.store, base.journal, recovered.snapshot_lsn, recovered.tail_bytes
+    )
     facts = Facts(
         base.pid,
         os.geteuid(),
@@ -298,7 +301,7 @@ def recover(base: Base, store: Store) -> Recovered:
         INFO,
         lsn=state.lsn,
     )
-    return Recovered(engine, found.snapshot_lsn, report)
+    return Recovered(engine, found.snapshot_lsn, replayed.tail_bytes, report)
 
 
 def _settle() -> None:

@@ -21,6 +21,7 @@ class Replayed(msgspec.Struct):
     """A State, indexed, and what a salvage has left in doubt."""
 
     state: State
+    tail_bytes: int = 0  # of records that are in the log alone, not in the snapshot
     lost: int = 0  # records
     passed_over: int = 0
     doubtful: set[int] = msgspec.field(default_factory=set)
@@ -41,20 +42,22 @@ def replay(chunks: Iterable[bytes], frames: Iterable[Frame]) -> Replayed:
     snapshot = list(chunks)
     state = image.load(snapshot) if snapshot else State(indexed=False)
     frames = iter(frames)
+    tail_bytes = 0
     for frame in frames:
         if not frame.payload:
-            return _behind_a_hole(state, frame, frames)
+            return _behind_a_hole(Replayed(state, tail_bytes), frame, frames)
         first_lsn = frame.first_lsn
+        tail_bytes += len(frame.payload) if first_lsn + frame.count - 1 > state.lsn else 0
         for offset, record in enumerate(decode(frame.payload)):
             if first_lsn + offset > state.lsn:
                 apply(state, first_lsn + offset, record)
     state.index()
-    return Replayed(state)
+    return Replayed(state, tail_bytes)
 
 
-def _behind_a_hole(state: State, hole: Frame, frames: Iterator[Frame]) -> Replayed:
+def _behind_a_hole(found: Replayed, hole: Frame, frames: Iterator[Frame]) -> Replayed:
     """Go on behind the first hole, more carefully than an undamaged log needs."""
-    found = Replayed(state)
+    state = found.state
     known: set[int] = set()
     _skip(found, hole)
     bound = state.next_id
@@ -64,6 +67,7 @@ def _behind_a_hole(state: State, hole: Frame, frames: Iterator[Frame]) -> Replay
             bound = state.next_id
             known.clear()
             continue
+        found.tail_bytes += len(frame.payload)
         for offset, record in enumerate(decode(frame.payload)):
             if frame.first_lsn + offset > state.lsn:
                 known.add(_try(found, frame.first_lsn + offset, record))

@@ -1,6 +1,8 @@
 """When a snapshot is due, and writing it in slices between the turns of the loop.
 
-Invariant: at most one is under way; a failed one changes nothing, the next is tried later.
+Invariant: at most one is under way; a failed one changes nothing, the next is tried later. What
+earlier daemons appended behind the last one counts, too: else many short reigns make a log that
+grows for ever.
 """
 
 from collections.abc import Iterator
@@ -17,12 +19,14 @@ RETRY_S = 60.0
 class Snapshots:
     """The daemon's snapshots."""
 
-    def __init__(self, engine: Engine, store: Store, journal: Journal, last_lsn: int) -> None:
+    def __init__(
+        self, engine: Engine, store: Store, journal: Journal, last_lsn: int, tail_bytes: int
+    ) -> None:
         self._engine, self._store, self._journal = engine, store, journal
         self.last_lsn = last_lsn
         self._writer: SnapshotWriter | None = None
         self._chunks: Iterator[bytes] | None = None
-        self._begun_bytes = engine.appended_bytes
+        self._begun_bytes = engine.appended_bytes - tail_bytes
         self._due_bytes = self._begun_bytes  # what to count from again if this one fails
         self._begun_ns = 0
         self._not_before_ns = 0

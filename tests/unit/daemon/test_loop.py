@@ -18,7 +18,7 @@ from ckptd.daemon.recovery import replay
 from ckptd.door.server import Incoming
 from ckptd.door.zap import Access, Peer
 from ckptd.host.clock import Clock
-from ckptd.host.config import Config
+from ckptd.host.config import Config, Wal
 from ckptd.host.journal import Journal, StreamSink
 from ckptd.host.notify import Notify
 from ckptd.host.paths import Paths
@@ -108,6 +108,7 @@ class Life:
 
     def __init__(self) -> None:
         self.disk = MemoryDisk()
+        self.config = Config()
         self.begin()
 
     def begin(self) -> None:
@@ -115,7 +116,7 @@ class Life:
         notify = Notify({}, clock)
         paths = Paths("/state", NOWHERE, f"{NOWHERE}/ctl.sock")
         base = Base(
-            Config(), None, paths, journal, notify, clock, "boot", Progress(notify, clock), 1
+            self.config, None, paths, journal, notify, clock, "boot", Progress(notify, clock), 1
         )
         store = Store.open("/state", self.disk, has_threads=False)
         recovered = recover(base, store)
@@ -181,3 +182,17 @@ def test_each_start_of_the_daemon_has_a_greater_epoch(life: Life) -> None:
         life.die()
         life.begin()
     assert epochs == [1, 2, 3]
+
+
+def test_the_log_of_many_short_reigns_is_cut_behind_snapshots(life: Life) -> None:
+    life.config = Config(wal=Wal(snapshot_every_bytes=10_000))
+    appended = []
+    for reign in ("a", "b", "c"):
+        life.die()
+        life.begin()
+        life.door.ask(reign, "submit", m.Submit((m.TaskSpec(("true", "x" * 5_000)),)))
+        for _ in range(10):
+            life.loop.turn()
+        appended.append(life.engine.appended_bytes)
+    assert max(appended) < 10_000, "no reign alone would be worth a snapshot"
+    assert any(name.endswith(".snap") for name in life.disk.names("/state/snap"))
