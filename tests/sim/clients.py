@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -11,10 +11,8 @@ from ckptd.protocol import messages as m
 from ckptd.protocol.messages import VERBS
 from tests.sim.agenda import Agenda, S
 from tests.sim.jobs import MOODS, Job
+from tests.sim.model import Model
 from tests.sim.network import Network
-
-if TYPE_CHECKING:
-    from tests.sim.model import Model
 
 RESEND_S = 2.0
 TIMEOUT_S = 10.0
@@ -25,7 +23,7 @@ class Client:
     """One conversation: at most one call is under way."""
 
     def __init__(
-        self, name: str, agenda: Agenda, network: Network, model: "Model", dice: random.Random
+        self, name: str, agenda: Agenda, network: Network, model: Model, dice: random.Random
     ) -> None:
         self.name, self.agenda, self.network = name, agenda, network
         self.model, self.dice = model, dice
@@ -115,7 +113,7 @@ class Person(Client):
     """A client that does what people do, by chance; `is_leaving` ends it at its next rest."""
 
     def __init__(
-        self, name: str, agenda: Agenda, network: Network, model: "Model", dice: random.Random
+        self, name: str, agenda: Agenda, network: Network, model: Model, dice: random.Random
     ) -> None:
         super().__init__(name, agenda, network, model, dice)
         self.ids: list[int] = []
@@ -245,3 +243,42 @@ _WEIGHTS = {
     "retry": 6, "edit": 2, "group": 2, "clean": 3, "other": 10, "events": 3, "shutdown": 1,
 }  # fmt: skip
 _ACTS = (list(_WEIGHTS), list(_WEIGHTS.values()))
+
+
+class Janitor(Client):
+    """Comes when all is quiet: lets everything go on that waits for a person, and waits for all."""
+
+    def __init__(self, agenda: Agenda, network: Network, model: Model, dice: random.Random) -> None:
+        super().__init__("janitor", agenda, network, model, dice)
+        self.is_done = False
+        self.rows: list[dict[str, Any]] = []
+
+    def begin(self, _: object = None) -> None:
+        group = m.GroupSet("default", 4, paused=False)
+        self.call("group_set", group, self._release, patient=True)
+
+    def _release(self, _: object) -> None:
+        held = m.Selector(all=True, phases=("held",))
+        self.call("release", m.Release(held), self._resume, patient=True)
+
+    def _resume(self, _: object) -> None:
+        paused = m.Selector(all=True, phases=("paused",))
+        self.call("resume", m.Resume(paused), self._drop, patient=True)
+
+    def _drop(self, _: object) -> None:
+        """Give up what only a person could free, so that what waits for it goes on."""
+        stuck = m.Selector(all=True, phases=("quarantined", "blocked"))
+        self.call("drop", m.Drop(stuck), self._wait, patient=True)
+
+    def _wait(self, _: object) -> None:
+        asked = m.Wait(m.Selector(all=True), hold_s=30.0)
+        self.call("wait", asked, self._waited, patient=True)
+
+    def _waited(self, result: dict[str, Any] | None) -> None:
+        rows = result["tasks"] if result is not None else ()
+        stuck = any(row["phase"] in {"quarantined", "blocked"} for row in rows)
+        if result is None or not result["met"] or stuck:
+            self.agenda.after(1.0, self.begin)
+            return
+        self.rows = rows
+        self.is_done = True

@@ -6,7 +6,7 @@ command says how it behaves: `job UNIQUE ITEMS ITEM_S SAVES MOOD`.
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ckptd.core.port import (
     Delete,
@@ -20,9 +20,7 @@ from ckptd.core.port import (
 )
 from tests.fakes.sim_runner import Plan, SimAttempt, SimMachine, SimRunner, Step
 from tests.sim.agenda import Agenda, SimClock
-
-if TYPE_CHECKING:
-    from tests.sim.model import Model
+from tests.sim.model import Model
 
 SIGTERM, SIGKILL = 15, 9
 MOODS = ("calm", "flaky", "crashing", "hungry", "parking", "stubborn", "usage")
@@ -70,9 +68,7 @@ _ACCIDENTS = {
 class JobMachine(SimMachine):
     """The machine of `sim_runner`, in simulated time and with work to do."""
 
-    def __init__(
-        self, agenda: Agenda, clock: SimClock, dice: random.Random, model: "Model"
-    ) -> None:
+    def __init__(self, agenda: Agenda, clock: SimClock, dice: random.Random, model: Model) -> None:
         super().__init__(self._ordered)
         self.agenda, self.clock, self.dice, self.model = agenda, clock, dice, model
         self.random = dice
@@ -82,6 +78,8 @@ class JobMachine(SimMachine):
         self.items: dict[tuple[int, int], int] = {}  # done by an attempt's task so far
         self.saved: dict[int, int] = {}  # items in the newest checkpoint of a task
         self.dying: set[tuple[int, int]] = set()  # dead, without an exit record yet
+        self._orders = 0
+        self._taken_up: dict[tuple[int, int], int] = {}
         self.happened = {"shim_death": 0, "task_death": 0, "oom": 0, "late_order": 0}
 
     def later(self, act: Callable[[], None]) -> None:
@@ -97,13 +95,21 @@ class JobMachine(SimMachine):
         if start.fresh:
             self.saved.pop(start.task, None)
             self.model.dropped(start.task, "fresh")
-        self.later(lambda: self._carried_out(key))
+        self._order(key, self.dice.random() * self.delay_s)
         job = job_of(start.argv)
         return Plan(ignores=(SIGTERM,) if job.mood == "stubborn" else ())
 
-    def _carried_out(self, key: tuple[int, int]) -> None:
+    def _order(self, key: tuple[int, int], delay_s: float) -> None:
+        """Let a supervisor take an order up then, and at no other time that was said before."""
+        self._orders += 1
+        number = self._taken_up[key] = self._orders
+        self.agenda.after(delay_s, lambda: self._carried_out(key, number))
+
+    def _carried_out(self, key: tuple[int, int], number: int) -> None:
         """A supervisor takes an order up: also one of a daemon that is gone, unless fenced."""
         one = self.attempts.get(key)
+        if self._taken_up.get(key) != number:
+            return
         if one is None or one.step is not Step.ORDERED or key in self.refused:
             return
         self.tick_clock()
@@ -119,10 +125,14 @@ class JobMachine(SimMachine):
             self._work_on(one, self._accident(one, job_of(one.start.argv), done))
 
     def forget_orders(self) -> None:
-        """The daemon died: an order that no supervisor has read is lost, or it is not."""
+        """The daemon died: an order that no supervisor has read is lost, or late."""
         for one in list(self.attempts.values()):
-            if one.step is Step.ORDERED and self.dice.random() < 0.5:
+            if one.step is not Step.ORDERED:
+                continue
+            if self.dice.random() < 0.3:
                 del self.attempts[one.key]
+            elif self.dice.random() < 0.5:
+                self._order(one.key, self.dice.choice([0.01, 1.0, 10.0]))
 
     # --- work -------------------------------------------------------------------------------------
 
