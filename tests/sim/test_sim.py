@@ -1,0 +1,162 @@
+"""The simulation holds for the code as it is, is the same for the same seed, and it bites."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from ckptd.core.outcome import _Judge
+from ckptd.core.port import EndSeen, Sighting
+from ckptd.core.records import Phase, Verdict
+from ckptd.core.state import State
+from ckptd.daemon.engine import Engine
+from tests.fakes.memory_disk import Directory, Inode
+from tests.fakes.sim_runner import SimMachine, SimRunner, Step
+from tests.sim.crash_states import Broken
+from tests.sim.jobs import JobMachine
+from tests.sim.life import Life
+from tests.sim.model import Violation
+
+SEEDS = range(1, 17)
+LIVES_TO_FIND = 10
+Mistake = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_life_keeps_every_promise(seed: int) -> None:
+    life = Life(seed)
+    life.run()
+    assert life.model.checks > 0
+
+
+def test_a_seed_is_one_life_also_in_another_process_with_other_hashes() -> None:
+    here = Life(3).run()
+    assert Life(3).run() == here
+    for salt in ("1", "2"):
+        told = subprocess.run(
+            (sys.executable, "-m", "tests.sim", "--seed", "3"),
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert f"hash {here}" in told
+
+
+def deaf_sync(patch: pytest.MonkeyPatch) -> None:
+    """The disk says that it has synced, and has not."""
+    patch.setattr(Inode, "sync", lambda _: None)
+
+
+def deaf_directory(patch: pytest.MonkeyPatch) -> None:
+    """The disk says that it has synced names, and has not."""
+    patch.setattr(Directory, "sync", lambda _: None)
+
+
+def hasty(patch: pytest.MonkeyPatch) -> None:
+    """Answers and orders leave before what they say is durable."""
+    commit = Engine.commit
+
+    def late_commit(engine: Engine) -> bool:
+        staged, engine._staged = engine._staged, []
+        engine._kept = getattr(engine, "_kept", []) + staged
+        if len(engine._kept) < 12:
+            return False
+        engine._staged, engine._kept = engine._kept, []
+        return commit(engine)
+
+    patch.setattr(Engine, "commit", late_commit)
+
+
+def unfenced(patch: pytest.MonkeyPatch) -> None:
+    """An order of a dead daemon runs though the next one has told that it did not."""
+    adopt = SimRunner.adopt
+
+    def adopt_without_claim(runner: SimRunner, task: int, attempt: int) -> None:
+        jobs: JobMachine = runner.machine
+        order = jobs.attempts.get((task, attempt))
+        adopt(runner, task, attempt)
+        if order is not None and order.step is Step.ORDERED:
+            jobs.agenda.after(5, lambda: jobs.model.begun(task, attempt, 0))
+
+    patch.setattr(SimRunner, "adopt", adopt_without_claim)
+
+
+def twice(patch: pytest.MonkeyPatch) -> None:
+    """A runner that carries an order out two times."""
+    begin = SimMachine.begin
+
+    def begin_again(machine: JobMachine, one: object) -> None:
+        begin(machine, one)
+        machine.agenda.after(0.5, lambda: machine.model.begun(*one.key, machine.items[one.key]))
+
+    patch.setattr(SimMachine, "begin", begin_again)
+
+
+def forgetful(patch: pytest.MonkeyPatch) -> None:
+    """The daemon does not remember what it has answered."""
+    patch.setattr(State, "remember", lambda *_: None)
+
+
+def flattering(patch: pytest.MonkeyPatch) -> None:
+    """Every exit code is read as 0."""
+    see = Engine.see
+
+    def see_no_code(engine: Engine, seen: Sighting, now: object) -> None:
+        if isinstance(seen, EndSeen) and seen.cause == "exit":
+            seen = EndSeen(seen.task, seen.attempt, "exit", ended_ns=seen.ended_ns)
+        see(engine, seen, now)
+
+    patch.setattr(Engine, "see", see_no_code)
+
+
+def restless(patch: pytest.MonkeyPatch) -> None:
+    """A job that is done is started again."""
+    verdict = _Judge.verdict
+
+    def again(judge: _Judge, ended_ns: int) -> Verdict:
+        found = verdict(judge, ended_ns)
+        return judge._next(Phase.QUEUED, "") if found.phase is Phase.SUCCEEDED else found
+
+    patch.setattr(_Judge, "verdict", again)
+
+
+def deaf_to_cancel(patch: pytest.MonkeyPatch) -> None:
+    """What was cancelled while it ran is judged like any other end."""
+    verdict = _Judge.verdict
+
+    def unaware(judge: _Judge, ended_ns: int) -> Verdict:
+        found = verdict(judge, ended_ns)
+        return judge._next(Phase.QUEUED, "") if found.phase is Phase.CANCELLED else found
+
+    patch.setattr(_Judge, "verdict", unaware)
+
+
+def overlooking(patch: pytest.MonkeyPatch) -> None:
+    """That a task was killed is seen by nobody, so that it is waited for without end."""
+    see = Engine.see
+
+    def see_no_signal(engine: Engine, seen: Sighting, now: object) -> None:
+        if not (isinstance(seen, EndSeen) and seen.cause == "signal"):
+            see(engine, seen, now)
+
+    patch.setattr(Engine, "see", see_no_signal)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "first_seed"),
+    [
+        (deaf_sync, 1), (deaf_directory, 1), (hasty, 1), (unfenced, 1), (twice, 1),
+        (forgetful, 1), (flattering, 1), (restless, 1), (deaf_to_cancel, 1), (overlooking, 1),
+    ],
+)  # fmt: skip
+def test_a_seeded_mistake_is_found_within_few_lives(
+    mistake: Mistake, first_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistake(monkeypatch)
+    for seed in range(first_seed, first_seed + LIVES_TO_FIND):
+        try:
+            Life(seed).run()
+        except (Violation, Broken):
+            return
+    pytest.fail(f"{mistake.__doc__} Nobody noticed in {LIVES_TO_FIND} lives.")
