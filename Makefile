@@ -19,7 +19,7 @@ NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash mutants states torture soak bench bench-systemd fuzz figures format clean
+.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash mutants sim states torture soak bench bench-systemd fuzz figures format clean
 
 help:  ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ fuzz: $(VENV)/.fuzz  ## foreign bytes at every entrance, led by coverage (SECOND
 
 mutants: $(VENV)/.dev  ## seeded mistakes: each must be noticed by a test (ONLY=wal-*; about two minutes)
 	$(BIN)/python -m tests.mutants -j 2 $(ONLY)
+
+sim: $(VENV)/.dev  ## the whole daemon in simulated time, through every fault (SEED=n tells one life; SECONDS=, FOREVER=1)
+	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS) --first 0) $(if $(FOREVER),--forever --first 0)
 
 states: $(VENV)/.dev  ## a million ways a power cut may leave the log, each recovered and judged (SEED)
 	$(BIN)/python -m tests.sim.states $${SEED:+--seed $$SEED}

@@ -61,7 +61,11 @@ def is_read(name: str) -> bool:
 
 
 def digest(state: State) -> bytes:
-    """Return a digest of all that a snapshot of State holds."""
+    """Return a digest of all that a snapshot of State holds.
+
+    The order of environments tells only whether one was out of use for a while.
+    """
+    state.envs = dict(sorted(state.envs.items()))
     return blake2b(b"".join(image.chunks(state)), digest_size=12).digest()
 
 
