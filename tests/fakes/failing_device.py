@@ -19,7 +19,7 @@ from tests.waiting import until
 Kind = Literal["write", "flush"]
 
 FOR_EVER = 1 << 60
-_CLONE_NEWNS = 0x200, 0x20000  # Source: linux/sched.h
+_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000  # Source: linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
