@@ -227,9 +227,6 @@ class Operator:
 class Batches:
     """Works batches off: as tasks of the daemon, and in the foreground without it."""
 
-    ITEMS: Final = 25
-    JOBS: Final = 3
-
     def __init__(self, caller: Caller, numbers: Numbers, seed: str) -> None:
         self.caller, self.numbers = caller, numbers
         self.chance = random.Random(seed)
@@ -253,8 +250,8 @@ class Batches:
         if how == "command":
             line = 'echo "$WORK 0 0 $$ item $0" >>"$EVIDENCE/facts"; echo $(($0 * 2))'
             command = ["sh", "-c", line]
-        items = [str(item) for item in range(self.ITEMS)]
-        words = [f"-j{self.JOBS}", "-n", name, "-q", *command, ":::", *items]
+        items = [str(item) for item in range(works.BATCH_ITEMS)]
+        words = [f"-j{works.BATCH_JOBS}", "-n", name, "-q", *command, ":::", *items]
         stay = ["--wait"] if where == "submit" else []
         while not self.caller.stop.is_set():  # Bound: `stop`
             if self._call("batch", where, *stay, *words) in {0, 1}:

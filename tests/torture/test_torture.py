@@ -48,17 +48,20 @@ class Notes:
             {"pid": 101, "task": 1, "attempt": 1, "work": "w1", "how": "one"},
             {"pid": 104, "task": 4, "attempt": 1, "work": "w4", "how": "one"},
         ]
+        self.steered = [{"verb": "checkpoint_now", "tasks": [2]}, {"verb": "cancel", "tasks": []}]
         self.batches: list[dict[str, Any]] = [{"name": "w3"}, {"name": "w3", "finished": True}]
         self.events = [
             *life(1, (101, "signal", 0, "queued"), (111, "exit", 0, "succeeded")),
             *life(2, (102, "exit", 3, "waiting"), (103, "exit", 0, "succeeded")),
             *life(4, (104, "signal", 0, "queued"), (105, "exit", 0, "succeeded")),
+            event("checkpoint_asked", 2, 1),
         ]
         results = [{"key": str(n), "status": "pass", "result": n * 2} for n in range(25)]
         self.closing: dict[str, Any] = {
             "rows": [{"id": task, "phase": "succeeded"} for task in kinds],
             "checkpoints": {},
             "files": ["wal/spare.tmp", "tasks/1", "output/2.log"],
+            "run_files": ["ctl.sock", "notify"],
             "wal": {"code": 0, "said": ""},
             "exit_code": 0,
             "batches": {"w3": results},
@@ -69,7 +72,7 @@ class Notes:
         place = root / "evidence"
         place.mkdir()
         (place / "facts").write_text("".join(f"{line}\n" for line in self.facts))
-        for name in ("sent", "acked", "strikes", "batches", "events"):
+        for name in ("sent", "acked", "strikes", "steered", "batches", "events"):
             lines = [json.dumps(one) + "\n" for one in getattr(self, name)]
             (place / f"{name}.jsonl").write_text("".join(lines))
         (place / "closing.json").write_text(json.dumps(self.closing))
@@ -162,6 +165,11 @@ def untold_end(notes: Notes) -> None:
         (lambda n: n.closing["wal"].update(code=65), "does not verify"),
         (lambda n: n.closing["files"].append("snap/9.tmp"), "temporary file"),
         (lambda n: n.closing["files"].append("tasks/77"), "not there"),
+        (lambda n: n.closing["files"].append("attempts/3.1"), "attempt that is over"),
+        (lambda n: n.closing["run_files"].append("notify/3.sock"), "socket of no task"),
+        (lambda n: n.closing["batches"]["w3"][4].update(status="error"), "came to error"),
+        (lambda n: n.batches.pop(), "never came to its end"),
+        (lambda n: n.steered.append({"verb": "clean", "tasks": [1]}), "nothing became of it"),
         (lambda n: n.closing.update(left=[{"pid": 5}]), "left over"),
     ],
 )  # fmt: skip
