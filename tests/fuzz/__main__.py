@@ -5,6 +5,7 @@
     python -m tests.fuzz --replay FILE --target journal
 
 Exit code 1: something was found; its input is in build/fuzz and the line that repeats it is said.
+Exit code 2: a target could not run, or its corpus could not be merged.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from tests.fuzz.target import Target
 
 BUILD = ROOT / "build" / "fuzz"
 INPUT_S_MAX = 10
-RSS_MIB_MAX = 1024
+RSS_MIB_MAX = 192  # three times what a target takes: what grows with the inputs passes it
 KEPT_BYTES_MAX = 2_048  # longer inputs reach little more, and a repository keeps them for ever
 _COVERED = re.compile(r"cov: (\d+) ft: (\d+)")
 _STAT = re.compile(r"stat::(\w+):\s+(\d+)")
@@ -86,12 +87,16 @@ def _guided(target: Target, asked: argparse.Namespace) -> dict[str, Any]:
         f"-rss_limit_mb={RSS_MIB_MAX}", f"-artifact_prefix={finds}/{target.name}-",
         "-print_final_stats=1",
     ]  # fmt: skip
+    before = set(finds.iterdir())
     code, said = _fuzzer(target, [*corpus, *options], asked.seconds + 60)
+    found = sorted(set(finds.iterdir()) - before)
     stats = {name: int(value) for name, value in _STAT.findall(said)}
     covered = _COVERED.findall(said) or [("0", "0")]
     if code:
         print(said[-3000:])
-        for path in finds.glob(f"{target.name}-*"):
+        if not found:
+            raise SystemExit(2)
+        for path in found:
             print(f"again: python -m tests.fuzz --target {target.name} --replay {path}")
     return {
         "executions": stats.get("number_of_executed_units", 0),
@@ -101,7 +106,7 @@ def _guided(target: Target, asked: argparse.Namespace) -> dict[str, Any]:
         "slowest_s": stats.get("slowest_unit_time_sec", 0),
         "peak_rss_mib": stats.get("peak_rss_mb", 0),
         "kept_inputs": len(kept(target)),
-        "finds": int(code != 0),
+        "finds": len(found),
     }
 
 
@@ -122,6 +127,7 @@ def _keep(target: Target) -> None:
     code, said = _fuzzer(target, ["-merge=1", str(folder), str(BUILD / target.name)], 600)
     if code:
         print(f"{target.name}: the corpus could not be merged\n{said[-2000:]}")
+        raise SystemExit(2)
     for path in folder.iterdir():
         if path.stat().st_size > KEPT_BYTES_MAX:
             path.unlink()
