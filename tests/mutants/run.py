@@ -80,9 +80,11 @@ def figures_of(tried: Sequence[Tried], began_s: float) -> dict[str, Any]:
         }
         for mutant, outcome in tried
     ]
+    ours = [row for row in rows if not str(row["id"]).startswith("canary-")]
     return {
-        "mutants": len(rows),
-        "killed": sum(row["verdict"] == Verdict.KILLED for row in rows),
+        "mutants": len(ours),
+        "killed": sum(row["verdict"] == Verdict.KILLED for row in ours),
+        "canaries": len(rows) - len(ours),
         "not_killed": [row["id"] for row in rows if row["verdict"] != Verdict.KILLED],
         "seconds": round(time.monotonic() - began_s, 1),
         "each": rows,
