@@ -55,7 +55,7 @@ crashdisk: $(VENV)/.dev  ## power cuts and faults below real ext4, xfs and btrfs
 fuzz: $(VENV)/.fuzz  ## foreign bytes at every entrance, led by coverage (SECONDS_EACH, FUZZ_ARGS)
 	$(BIN)/python -m tests.fuzz --seconds $${SECONDS_EACH:-10} $(FUZZ_ARGS)
 
-mutants: $(VENV)/.dev  ## seeded mistakes: each must be noticed by a test (ONLY=wal-*; about two minutes)
+mutants: $(VENV)/.dev  ## seeded mistakes: each must be noticed by a test (ONLY=wal-*)
 	$(BIN)/python -m tests.mutants -j 2 $(ONLY)
 
 sim: $(VENV)/.dev  ## the whole daemon in simulated time, through every fault (SEED=n tells one life; SECONDS=, FOREVER=1)
