@@ -26,6 +26,7 @@ from tests.fakes.log_model import Writer, open_store, replay
 UID, GID = os.getuid(), os.getgid()
 TASK = 12
 AT_NS = 10**18
+SNAPSHOT_SHARE = 0.1
 
 
 class Promise(NamedTuple):
@@ -111,6 +112,10 @@ class Deaf(Below):
         if self._kind != "names":
             super().sync_dir(path)
 
+    def free_bytes(self, path: str) -> int:
+        """Room for no spare ahead: the sync of that one would make renames durable by chance."""
+        return 0 if self._kind == "names" else super().free_bytes(path)
+
     def _as_deaf(self, file: File, path: str) -> File:
         is_deaf = self._kind == "data" or (self._kind == "snapshot" and "/snap/" in path)
         return DeafFile(file) if is_deaf else file
@@ -149,6 +154,8 @@ class LogLife:
             for _ in range(25):
                 writer.work(dice, 1)
                 mark(Promise(writer.acked, writer.submitted))
+                if dice.random() < SNAPSHOT_SHARE:
+                    writer.snapshot()
             acked, submitted = writer.acked, writer.submitted
             if dice.random() < 0.5:
                 writer.close()
@@ -160,7 +167,8 @@ class LogLife:
         store = open_store(Below(top))
         recovery = store.recover()
         recovered = replay(recovery)
-        assert not recovery.report.warnings, f"a cut left damage: {recovery.report.warnings}"
+        report = recovery.report  # a torn tail is one warning; any other would be of damage
+        assert len(report.warnings) == bool(report.torn_file), f"damage: {report.warnings}"
         assert least.kept <= recovered <= most.tried, f"{least}, {recovered}, {most}"
         assert replay(store.recover()) == recovered, "a second look finds another log"
         store.close()

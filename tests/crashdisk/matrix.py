@@ -180,7 +180,7 @@ def _until_step(writer: Writer, disk: Watched, device: Device, *, is_to_the_end:
             device.release()
     worker.join()
     assert disk.struck.is_set(), "the step was not reached"
-    return "waited, then done" if is_held else outcome[0]
+    return f"waited, then {outcome[0]}" if is_held else outcome[0]
 
 
 def _work(writer: Writer, disk: Watched, *, is_snapshot: bool, is_to_the_end: bool) -> str:
