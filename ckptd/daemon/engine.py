@@ -6,6 +6,7 @@ Read next: `loop.py`, `ckptd/core/plan.py`.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import msgspec
 
@@ -230,6 +231,7 @@ class Engine:
     # --- snapshots ----------------------------------------------------------------------------
 
     def image(self) -> Iterator[bytes]:
-        """Return the chunks of a snapshot of State as it is now."""
+        """Return the chunks of a snapshot of State as it is now, not as it is when they are read."""
         assert not self._staged, "a snapshot may only hold what is durable"
-        return image.chunks(self.state)
+        chunks = image.chunks(self.state)
+        return chain((next(chunks),), chunks)

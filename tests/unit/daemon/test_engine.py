@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ckptd.core.decide import Case, decide
+from ckptd.core.image import load
 from ckptd.core.policy import Caller, Now, Policy
 from ckptd.core.records import Moved, Phase
 from ckptd.core.state import State
@@ -63,3 +64,17 @@ def test_a_full_disk_keeps_room_for_the_ends_of_what_was_accepted() -> None:
     for task in list(engine.state.tasks.ascending(0)):
         engine.stage([Moved(task.id, 2, Phase.CANCELLED, "x" * 1_000)])
         engine.commit()
+
+
+def test_a_snapshot_holds_no_record_behind_its_lsn_though_the_log_grew_before_it_was_read() -> None:
+    store = Store.open("/state", MemoryDisk(), segment_bytes=SEGMENT_BYTES, has_threads=False)
+    wal = store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1)
+    engine = Engine(State(), wal, Policy())
+    one = m.Submit((m.TaskSpec(("true",)),))
+    engine.admit(decide(Case(engine.state, ROOT, Now(1), Policy()), one)[0], is_small=False)
+    engine.commit()
+    lsn, chunks = engine.state.lsn, engine.image()
+    engine.admit(decide(Case(engine.state, ROOT, Now(1), Policy()), one)[0], is_small=False)
+    engine.commit()
+    taken = load(chunks)
+    assert (taken.lsn, len(taken.tasks)) == (lsn, 1)
