@@ -228,7 +228,7 @@ class SnapshotWriter:
     def _run(self) -> None:
         try:
             self._result = self._write()
-        except (OSError, CkptdError) as bad:
+        except (OSError, CkptdError, MemoryError) as bad:
             self._result = SnapshotFailed(self.lsn, str(bad))
 
     @property
@@ -243,19 +243,18 @@ class SnapshotWriter:
         disk = self._place.disk
         part = f"{self._path}.tmp"
         file = disk.create(part)
+        is_whole = False
         try:
             size = self._fill(file)
             if size:
                 file.sync()
                 file.drop_cache()
-        except OSError:
-            size = 0
-            raise
+            is_whole = size > 0
         finally:
             file.close()
-            if not size:
+            if not is_whole:
                 disk.unlink(part)
-        if not size:
+        if not is_whole:
             return SnapshotFailed(self.lsn, "given up")
         try:
             verify(self._place, part, self.lsn)

@@ -130,3 +130,23 @@ def test_a_log_that_ends_before_its_snapshot_is_refused() -> None:
     disk.locked.clear()
     with pytest.raises(Corrupt, match="log ends at LSN 0"):
         open_store(disk).recover()
+
+
+def test_a_snapshot_for_which_memory_runs_out_fails_is_removed_and_the_next_one_works() -> None:
+    writer = written()
+    disk = writer.store.place.disk
+    assert isinstance(disk, MemoryDisk)
+
+    def run_out(kind: str, path: str) -> None:
+        if kind == "write" and path.endswith(".tmp"):
+            raise MemoryError
+
+    disk.watch = run_out
+    unlucky = writer.store.begin_snapshot(writer.acked)
+    unlucky.add(b"begin")
+    unlucky.finish()
+    disk.watch = None
+    assert isinstance(unlucky.poll(), SnapshotFailed)
+    assert disk.names(f"{ROOT}/snap") == []
+    writer.snapshot()
+    assert snapshot.listed(disk, f"{ROOT}/snap") == [writer.acked]
