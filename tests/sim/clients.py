@@ -122,6 +122,7 @@ class Person(Client):
         self.pause_s = 1.0
         self._submits = 0
         self._keys = 0
+        self._keyed: list[m.TaskSpec] = []
         self.wall_ns: Callable[[], int] = lambda: 0
 
     def live(self) -> None:
@@ -167,7 +168,7 @@ class Person(Client):
         if dice.random() < 0.2:
             self._keys += dice.random() < 0.8
             key = f"{self.name}-key-{self._keys}"
-        return m.TaskSpec(
+        spec = m.TaskSpec(
             job.argv(),
             key=key,
             priority=dice.randint(-2, 2),
@@ -182,11 +183,22 @@ class Person(Client):
             on_oom=dice.choice(["", "fail", "hold", "retry:x2,max=8M"]) if mood == "hungry" else "",
             labels={"u": unique},
         )
+        if key:
+            self._keyed.append(spec)
+        return spec
 
     def _submitted(self, result: dict[str, Any] | None) -> None:
         if result is not None:
             self.ids += result["ids"]
         self._next(result)
+
+    def again(self) -> None:
+        """Submit what was submitted under a key before: it must not become a second task."""
+        if not self._keyed:
+            self.submit()
+            return
+        spec = self.dice.choice(self._keyed)
+        self.call("submit", m.Submit((spec,)), self._submitted, patient=True)
 
     def wait(self) -> None:
         goal = self.dice.choice(["done", "done", "running", "checkpoint"])
@@ -239,8 +251,9 @@ class Person(Client):
 
 
 _WEIGHTS = {
-    "submit": 30, "wait": 20, "status": 6, "show": 10, "cancel": 5, "kill": 2, "signal": 3,
-    "retry": 6, "edit": 2, "group": 2, "clean": 3, "other": 10, "events": 3, "shutdown": 1,
+    "submit": 30, "again": 3, "wait": 20, "status": 6, "show": 10, "cancel": 5, "kill": 2,
+    "signal": 3, "retry": 6, "edit": 2, "group": 2, "clean": 3, "other": 10, "events": 3,
+    "shutdown": 1,
 }  # fmt: skip
 _ACTS = (list(_WEIGHTS), list(_WEIGHTS.values()))
 

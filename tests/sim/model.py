@@ -13,6 +13,7 @@ ACTIVE = frozenset({"starting", "running", "paused", "stopping"})
 OWN_STOPS = frozenset({"cancel", "kill", "timeout", "deadline", "shutdown"})
 PERMANENT = frozenset({64, 65, 66, 67, 68, 70, 72, 73, 76, 77, 78, 126, 127})
 STARTERS = frozenset({"retry", "release", "resume"})
+CLEANERS = frozenset({"clean"})
 NEVER = 1 << 62
 
 
@@ -144,10 +145,16 @@ class Model:
     def _names(self, number: int, unique: str) -> None:
         """An id belongs to one submitted task, and a submitted task has one id, for ever."""
         hold(unique in self.submitted, f"task {number} ({unique}) was never submitted")
-        known = self.unique_of.setdefault(number, unique)
-        hold(known == unique, f"id {number} was given to {known} and to {unique}")
+        if number in self.unique_of:
+            known = self.unique_of[number]
+            hold(known == unique, f"id {number} was given to {known} and to {unique}")
+            return
+        self.unique_of[number] = unique
         first = self.id_of.setdefault(unique, number)
-        hold(first == number, f"{unique} was accepted twice: as {first} and as {number}")
+        is_keyed = bool(self.submitted[unique].get("key"))
+        again = is_keyed and self._may_have(first, CLEANERS, 0)  # forgotten, and submitted again
+        hold(first == number or again, f"{unique} was accepted twice: as {first} and as {number}")
+        self.id_of[unique] = number
 
     def _may_have(self, task: int, verbs: frozenset[str], since: int) -> bool:
         """Tell whether a request of these verbs may have changed the task after `since`."""
@@ -281,7 +288,7 @@ class Model:
         self.now += 1
         job = self.jobs.get(task, Job())
         hold(all(one.cause for one in job.instances), f"task {task} is deleted while it runs")
-        hold(self._may_have(task, frozenset({"clean"}), 0), f"nobody wants task {task} deleted")
+        hold(self._may_have(task, CLEANERS, 0), f"nobody wants task {task} deleted")
 
     def dropped(self, task: int, why: str) -> None:
         """The checkpoints of a task are given up by order."""
@@ -389,7 +396,7 @@ class Model:
         here = {row["id"] for row in rows}
         for task in self.acknowledged - here:
             hold(
-                self._may_have(task, frozenset({"clean"}), 0),
+                self._may_have(task, CLEANERS, 0),
                 f"task {task} was acknowledged and is lost",
             )
         self.seen(rows, self.now)
