@@ -231,7 +231,7 @@ class Engine:
     # --- snapshots ----------------------------------------------------------------------------
 
     def image(self) -> Iterator[bytes]:
-        """Return the chunks of a snapshot of State as it is now, not as it is when they are read."""
+        """Return the chunks of a snapshot of State as it is now, whenever they are read."""
         assert not self._staged, "a snapshot may only hold what is durable"
         chunks = image.chunks(self.state)
         return chain((next(chunks),), chunks)
