@@ -9,10 +9,10 @@ not get it has found two instances at once.
 import fcntl
 import os
 import sys
-import time
 
 from ckptd.sdk import Automatic, Manual, Progress, Time, task
 from ckptd.sdk import SyncResumableContext as Context
+from tests.waiting import let_pass
 
 TURNS = 30
 ITEMS = 12
@@ -45,7 +45,7 @@ def begin() -> None:
 
 def pause() -> None:
     """Take a moment, so that there is something to hit."""
-    time.sleep(float(os.environ.get("MOMENT_S", "0.005")))
+    let_pass(float(os.environ.get("MOMENT_S", "0.005")))
 
 
 def items(ctx: Context) -> int:
