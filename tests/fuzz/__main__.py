@@ -125,7 +125,7 @@ def _keep(target: Target) -> None:
     folder = CORPUS / target.name
     folder.mkdir(parents=True, exist_ok=True)
     code, said = _fuzzer(target, ["-merge=1", str(folder), str(BUILD / target.name)], 600)
-    if code:
+    if code or not any(folder.iterdir()):
         print(f"{target.name}: the corpus could not be merged\n{said[-2000:]}")
         raise SystemExit(2)
     for path in folder.iterdir():

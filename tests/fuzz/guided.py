@@ -3,6 +3,7 @@
 ARGS are libFuzzer's. Source: the documentation of atheris and libFuzzer.
 """
 
+import shlex
 import sys
 
 import atheris
@@ -15,7 +16,9 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     with atheris.instrument_imports(include=["ckptd", "ckptctl", "tests.fuzz.canary"]):
         target = _target(name)
-    atheris.Setup([sys.argv[0], *arguments], target.run)
+    # A merge runs itself anew through a shell: what libFuzzer takes for its own name is a command.
+    again = f"{shlex.quote(sys.executable)} -m tests.fuzz.guided {name}"
+    atheris.Setup([again, *arguments], target.run)
     atheris.Fuzz()
 
 
