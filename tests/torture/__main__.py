@@ -10,7 +10,7 @@ import random
 import sys
 from pathlib import Path
 
-from tests.torture.run import Options, audited, run, told
+from tests.torture.run import Options, judged, run, told
 
 
 def main(argv: list[str]) -> int:
@@ -25,9 +25,8 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     if args.audit:
-        return audited(args.audit)
-    options = Options(args.seconds, args.seed, args.soak, args.keep)
-    return told(options, run(options))
+        return told(judged(args.audit), keeps=True)
+    return told(run(Options(args.seconds, args.seed, args.soak)), keeps=args.keep)
 
 
 if __name__ == "__main__":

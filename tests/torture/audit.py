@@ -178,8 +178,12 @@ def _acknowledged(evidence: Evidence, by_work: dict[str, list[Fact]]) -> Iterato
         if task in told.removed and task in rows:
             yield f"{work}: task {task} was removed and is there"
         yield from _final(work, task, evidence, phase)
-        if phase == "succeeded" and not by_work[work]:
-            yield f"{work}: task {task} succeeded and left no fact"
+        facts = by_work.get(work, [])
+        began = {fact.attempt for fact in facts}
+        is_done = any((fact.what, fact.argument) == ("end", "0") for fact in facts)
+        for number, one in told.attempts[task].items():  # its result is durable before its end is
+            if (one.cause, one.code) == ("exit", 0) and number not in began and not is_done:
+                yield f"{work}: task {task}, attempt {number} is told as done, and never ran"
 
 
 def _final(work: str, task: int, evidence: Evidence, phase: str) -> Iterator[str]:
@@ -319,7 +323,7 @@ def _batches(evidence: Evidence, by_work: dict[str, list[Fact]]) -> Iterator[str
     told = evidence.told
     for name, is_finished in evidence.batches.items():
         results = evidence.closing["batches"].get(name, [])
-        ran = Counter(fact.argument for fact in by_work[name] if fact.what == "item")
+        ran = Counter(fact.argument for fact in by_work.get(name, ()) if fact.what == "item")
         tasks = [task for task, key in told.key.items() if key.split(":")[1:2] == [name]]
         stops = sum(len(told.attempts[task]) for task in tasks)
         if not is_finished:

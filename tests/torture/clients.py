@@ -254,13 +254,13 @@ class Batches:
         words = [f"-j{works.BATCH_JOBS}", "-n", name, "-q", *command, ":::", *items]
         stay = ["--wait"] if where == "submit" else []
         while not self.caller.stop.is_set():  # Bound: `stop`
-            if self._call("batch", where, *stay, *words) in {0, 1}:
+            self._call(name, "batch", where, *stay, *words)
+            if self._call(name, "batch", "status", "--check", name) in {0, 1}:
                 return True
         return False
 
-    def _call(self, *words: str) -> int:
+    def _call(self, work: str, *words: str) -> int:
         env = self.caller.stage.daemon.env
-        work = words[words.index("-n") + 1]
         with subprocess.Popen(
             [sys.executable, "-m", "ckptctl", *words],
             env={**env, "WORK": work}, cwd=self.caller.stage.daemon.work,

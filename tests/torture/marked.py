@@ -2,6 +2,8 @@
 
     python -m tests.torture.marked PID CALL NTH SECONDS     0: killed there; 1: it never came there
 
+With `child-exec` instead of `exec` it is the next child of the process that is killed.
+
 A process of its own: a thread beside busy ones waits milliseconds for its turn at each of a
 thousand stops. Signals pass through to a process that lives on, and a stop by job control stays
 one. Source: ptrace(2), "Stopped states", "PTRACE_EVENT stops", "Group-stop".
@@ -19,7 +21,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
 _SEIZE, _INTERRUPT, _SYSCALL, _DETACH, _INFO = 0x4206, 0x4207, 24, 17, 0x420E
+_CONT, _GETEVENTMSG, _EVENT_STOP = 7, 0x4201, 128
 _TRACESYSGOOD = 1
+_TRACEFORKS: Final = _TRACESYSGOOD | 2 | 4 | 8  # fork, vfork, clone: children are traced, too
 _WALL: Final = 0x40000000
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 _JOB_STOPS: Final = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
@@ -39,6 +43,7 @@ CALLS: Final[Mapping[str, frozenset[int]]] = {  # numbers of x86-64
     "lock": frozenset({72, 73}),
     "send": frozenset({44, 46}),
 }
+CHILD: Final = "child-"
 IS_POSSIBLE: Final = os.uname().machine == "x86_64" and os.geteuid() == 0
 
 
@@ -58,9 +63,44 @@ def _too_late(*_: object) -> None:
     raise TimeoutError
 
 
-def _run_to(pid: int, numbers: frozenset[int], nth: int) -> bool:
-    """Step from call to call; raises TimeoutError by the alarm, while the process runs."""
+def kill_child_before(pid: int, call: str, nth: int, within_s: float) -> bool:
+    """Kill the next child that it forks before the child's nth such call."""
+    signal.signal(signal.SIGALRM, _too_late)
+    _ptrace(_SEIZE, pid, _TRACEFORKS)
+    signal.setitimer(signal.ITIMER_REAL, within_s)
+    try:
+        child = _child_of(pid)
+    except TimeoutError:
+        _let_go(pid)
+        return False
+    try:
+        return child > 0 and _run_to(child, CALLS[call], nth, is_new=True)
+    except TimeoutError:
+        _let_go(child)
+        return False
+
+
+def _child_of(pid: int) -> int:
+    """Let it run until it forks, and let go of it; return the child, which waits; 0: it ended."""
     _ptrace(_INTERRUPT, pid)
+    while (status := _status(pid)) is not None:  # Bound: the alarm
+        stop = os.WSTOPSIG(status)
+        if status >> 16:
+            if status >> 16 == _EVENT_STOP:
+                _ptrace(_CONT, pid)
+                continue
+            child = ctypes.c_ulong()
+            _ptrace(_GETEVENTMSG, pid, ctypes.addressof(child))
+            _ptrace(_DETACH, pid)
+            return child.value
+        _ptrace(_CONT, pid, stop)
+    return 0
+
+
+def _run_to(pid: int, numbers: frozenset[int], nth: int, *, is_new: bool = False) -> bool:
+    """Step from call to call; raises TimeoutError by the alarm, while the process runs."""
+    if not is_new:  # a new child is born stopped
+        _ptrace(_INTERRUPT, pid)
     stop, is_inside = _stop(pid), False
     while stop != _ENDED:  # Bound: the alarm
         if stop == _SYSCALL_STOP:
@@ -91,8 +131,14 @@ def _let_go(pid: int) -> None:
 
 def _stop(pid: int) -> int:
     """Wait for its next stop; return the signal of it."""
+    status = _status(pid)
+    return _ENDED if status is None else os.WSTOPSIG(status)
+
+
+def _status(pid: int) -> int | None:
+    """Wait for its next stop; return the status of it, None at its end."""
     _, status = os.waitpid(pid, _WALL)
-    return os.WSTOPSIG(status) if os.WIFSTOPPED(status) else _ENDED
+    return status if os.WIFSTOPPED(status) else None
 
 
 def _number(pid: int) -> int:
@@ -111,12 +157,14 @@ def _ptrace(request: int, pid: int, data: int = 0, address: int = 0) -> None:
 def main(argv: list[str]) -> int:
     """Do as the command line says."""
     pid, call, nth, within_s = argv
+    kill = kill_child_before if call.startswith(CHILD) else kill_before
     try:
-        return 0 if kill_before(int(pid), call, int(nth), float(within_s)) else 1
+        is_done = kill(int(pid), call.removeprefix(CHILD), int(nth), float(within_s))
     except OSError as error:
         if error.errno not in {errno.ESRCH, errno.ECHILD, errno.EPERM}:
             raise
         return 1  # it ended meanwhile, or somebody else traces it
+    return 0 if is_done else 1
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One run: the stage, the traffic, the strikes, the quiet after it, the evidence, the audit."""
 
+import json
 import random
 import shutil
 import sys
@@ -22,6 +23,7 @@ _EVERY_S: Final = {False: 1.5, True: 4.0}
 _PATIENCE: Final = 0.8  # so often the daemon may serve before the next strike
 _QUIET_S: Final = 300.0
 _TOLD_MAX: Final = 50
+RUN: Final = "run.json"
 
 
 class Options(NamedTuple):
@@ -30,7 +32,6 @@ class Options(NamedTuple):
     seconds: float
     seed: int
     is_soak: bool = False
-    keeps: bool = False
 
     def command(self) -> str:
         """Return the line that does the same again."""
@@ -117,6 +118,8 @@ def _lead(operator: Operator, story: Story) -> None:
 class Outcome(NamedTuple):
     """What a run came to, and where its stage lies."""
 
+    name: str
+    command: str
     figures: dict[str, Any]
     violations: list[str]
     root: Path
@@ -137,29 +140,42 @@ def run(options: Options) -> Outcome:
         took_s = time.monotonic() - began
         violations = traffic.settle() + traffic.story.faults + traffic.crashed
         settled_s = time.monotonic() - began - took_s
-        told = closing.collect(stage)
+        seen = closing.collect(stage)
         traffic.end()
-        closing.bring_down(stage, told)
+        closing.bring_down(stage, seen)
     finally:
         traffic.end()
         stage.clear()
-    found = audit.audit(stage.root)
-    figures: dict[str, Any] = {
-        "seed": options.seed,
-        "seconds": round(took_s, 1),
-        "settled_s": round(settled_s, 1),
-        "kills": striker.kills,
-        "strikes": dict(sorted(striker.counts.items())),
-        "marks_missed": striker.missed(),
-        "daemon_starts": stage.starts,
-        "boots": stage.boots,
-        "batches": sum(one.finished for one in traffic.batches),
-        **found.figures,
-        "submits_per_s": round(found.figures["tasks"] / took_s, 1),
-    }
     growth = sampler.growth() if options.is_soak else Growth({}, [])
-    violations += [*stage.deaths, *found.violations, *growth.violations]
-    return Outcome(figures | growth.figures, violations, stage.root)
+    done = {
+        "name": "soak" if options.is_soak else "torture",
+        "command": options.command(),
+        "violations": violations + stage.deaths + growth.violations,
+        "figures": {
+            "seed": options.seed,
+            "seconds": round(took_s, 1),
+            "settled_s": round(settled_s, 1),
+            "kills": striker.kills,
+            "strikes": dict(sorted(striker.counts.items())),
+            "marks_missed": striker.missed(),
+            "daemon_starts": stage.starts,
+            "boots": stage.boots,
+            "batches": sum(one.finished for one in traffic.batches),
+            **growth.figures,
+        },
+    }
+    (stage.evidence / RUN).write_text(json.dumps(done, indent=1) + "\n")
+    return judged(stage.root)
+
+
+def judged(root: Path) -> Outcome:
+    """Audit a stage that has come to rest; also one that was kept, by a better audit."""
+    done = json.loads((root / "evidence" / RUN).read_text())
+    found = audit.audit(root)
+    figures = done["figures"] | found.figures
+    figures["submits_per_s"] = round(figures["tasks"] / figures["seconds"], 1)
+    violations = done["violations"] + found.violations
+    return Outcome(done["name"], done["command"], figures, violations, root)
 
 
 def _torture(options: Options, story: Story, striker: Striker, sampler: Sampler) -> None:
@@ -175,28 +191,15 @@ def _torture(options: Options, story: Story, striker: Striker, sampler: Sampler)
         striker.strike(spares_daemon=options.is_soak and sampler.is_calm())
 
 
-def told(options: Options, outcome: Outcome) -> int:
+def told(outcome: Outcome, *, keeps: bool) -> int:
     """Write the figures, print what was violated; 0 where nothing was."""
-    name = "soak" if options.is_soak else "torture"
-    told_figures = {**outcome.figures, "violations": len(outcome.violations)}
-    place = write(name, told_figures, command=options.command())
+    figures = {**outcome.figures, "violations": len(outcome.violations)}
+    place = write(outcome.name, figures, command=outcome.command)
     for one in outcome.violations[:_TOLD_MAX]:
         print(f"VIOLATION: {one}")
-    print(f"{name}: {place.read_text()}")
-    if outcome.violations:
-        print(f"kept: {outcome.root}\nagain: {options.command()}", file=sys.stderr)
-        return 1
-    if options.keeps:
-        print(f"kept: {outcome.root}")
+    print(f"{outcome.name}: {place.read_text()}")
+    if outcome.violations or keeps:
+        print(f"kept: {outcome.root}\nagain: {outcome.command}", file=sys.stderr)
     else:
         shutil.rmtree(outcome.root)
-    return 0
-
-
-def audited(root: Path) -> int:
-    """Audit a stage that was kept."""
-    found = audit.audit(root)
-    for one in found.violations:
-        print(f"VIOLATION: {one}")
-    print(found.figures)
-    return 1 if found.violations else 0
+    return 1 if outcome.violations else 0
