@@ -16,6 +16,12 @@ from tests.mutants.run import Unsound, figures_of, run
 from tests.mutants.trial import Verdict
 
 
+def _say(line: str) -> None:
+    """Write a whole line at once: two threads tell."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__)
     parser.add_argument("ids", nargs="*", metavar="ID", help="all, without any")
@@ -32,7 +38,7 @@ def main() -> int:
         return 0
     began_s = time.monotonic()
     try:
-        tried = run(chosen, jobs=asked.jobs, say=lambda line: print(line, flush=True))
+        tried = run(chosen, jobs=asked.jobs, say=_say)
     except Unsound as unsound:
         print(unsound, file=sys.stderr)
         return 1

@@ -58,12 +58,13 @@ def test_a_full_disk_keeps_room_for_the_ends_of_what_was_accepted() -> None:
             engine.admit(records, is_small=False)
             engine.commit()
 
-    for length in (100_000, 20_000, 500):
-        with pytest.raises(DiskFull):
-            fill(length)
-    for task in list(engine.state.tasks.ascending(0)):
-        engine.stage([Moved(task.id, 2, Phase.CANCELLED, "x" * 1_000)])
-        engine.commit()
+    for _ in range(3):  # the spare is there for the ends, and then it is not
+        for length in (100_000, 20_000, 500):
+            with pytest.raises(DiskFull):
+                fill(length)
+        for _ in range(20):
+            engine.stage([Moved(1, 2, Phase.CANCELLED, "x" * 60_000)])
+            engine.commit()
 
 
 def test_a_snapshot_holds_no_record_behind_its_lsn_though_the_log_grew_before_it_was_read() -> None:
