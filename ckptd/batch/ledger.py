@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from ckptd.batch.place import Batch, newest_run
 from ckptd.batch.refusal import BAD_DATA, Refused
 from ckptd.storage import facts, taskdir
-from ckptd.storage.facts import Facts, read_facts
+from ckptd.storage.facts import Facts, read_durable, read_facts
 from ckptd.storage.journal import FACTS_PER_FRAME_MAX, Bounds, Fact, Journal
 from ckptd.storage.taskdir import this_boot_id
 from ckptd.storage.untrusted import Damaged, NotTrusted
@@ -38,14 +38,18 @@ class Waits(NamedTuple):
     total_wait_s: float
 
 
-def read(path: str, batch: Batch) -> Facts:
+def read(path: str, batch: Batch, *, is_acted_on: bool = False) -> Facts:
     """Return what all runs recorded; changes nothing.
 
     Raises:
         Refused: it does not check.
+
+    Durable: what it returns, if `is_acted_on` or handed on; else a run that was killed may not have
+    synced it yet.
     """
+    reads = read_durable if is_acted_on else read_facts
     try:
-        found = read_facts(path, batch.id, os.getuid(), newest_run(path), bounds=BOUNDS)
+        found = reads(path, batch.id, os.getuid(), newest_run(path), bounds=BOUNDS)
     except (Damaged, NotTrusted) as bad:
         raise Refused(
             f"the ledger of {batch.name} does not check: {bad}",

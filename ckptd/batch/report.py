@@ -289,7 +289,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     path = place.path_of(name)
     batch = place.load(path)
-    known = ledger.read(path, batch)
+    known = ledger.read(path, batch, is_acted_on=True)
     flying = known.flying if place.holder(path) is not None else {}
     listed: set[str] = set()
     for item in place.load_items(path):

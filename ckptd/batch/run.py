@@ -103,7 +103,7 @@ class _Run:
 
     def __init__(self, path: str, batch: Batch, contact: Contact) -> None:
         self.path, self.batch, self.contact = path, batch, contact
-        self.known = ledger.read(path, batch)
+        self.known = ledger.read(path, batch, is_acted_on=True)
         self.items = list(place.load_items(path))
         self.chosen = choose(batch, self.items, self.known)
         self.meter = Meter(batch.name, len(self.items))

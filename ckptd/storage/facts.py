@@ -270,12 +270,14 @@ def read_facts(
     return facts
 
 
-def read_durable(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Facts:
+def read_durable(
+    task_dir: str, task: int, owner_uid: int, attempt_max: int, *, bounds: Bounds = TASK
+) -> Facts:
     """Return what `read_facts` does, for whoever acts on it or hands it on as done.
 
     Durable: what it returns; its writer may have been killed before its sync.
     """
-    facts = read_facts(task_dir, task, owner_uid, attempt_max)
+    facts = read_facts(task_dir, task, owner_uid, attempt_max, bounds=bounds)
     if facts.count:
         task_fd = open_directory(task_dir, owner_uid)
         try:

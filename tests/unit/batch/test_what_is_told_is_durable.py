@@ -42,6 +42,22 @@ def test_results_of_a_run_that_the_power_cut_short_are_there(
         assert list(world.results()) == keys
 
 
+@pytest.mark.parametrize("words", [["run", "{dir}"], ["export", "b"]])
+def test_results_of_a_run_that_was_killed_before_its_sync_are_there_once_they_are_told(
+    world: BatchWorld, image: DurableImage, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """The next run has nothing to do, ends with 0 and appends nothing: who else would sync?"""
+    path = str(world.dir)
+    killed = ledger.Ledger(path, place.load(path), ledger.begin(path))
+    for key in ("a", "b", "c"):
+        killed.append([facts.item_done(key, "pass")], is_synced=False)
+    monkeypatch.chdir(world.work)
+    monkeypatch.setenv("CKPTD_BATCH_DIR", str(world.dir.parent))
+    assert main([word.format(dir=path) for word in words]) == 0
+    image.cut()
+    assert list(world.results()) == ["a", "b", "c"]
+
+
 def test_what_an_item_printed_is_told_once_its_result_is_there(
     world: BatchWorld, image: DurableImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
