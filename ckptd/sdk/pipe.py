@@ -253,7 +253,8 @@ class Pipe:
         progress = request.get("progress")
         if progress and not (isinstance(progress, list) and len(progress) == 2):
             raise Refused("bad_request", '"progress" is [DONE,TOTAL]')
-        done_total = (float(progress[0]), float(progress[1])) if progress else None
+        made = facts.progress_made(float(progress[0]), float(progress[1])) if progress else None
+        done_total = (made["done"], made["total"]) if made else None
         self.commit()
         saved = save_from(self.around, files, request.get("state"), done_total)
         return {"ok": True, "seq": saved.seq, "path": saved.path}
