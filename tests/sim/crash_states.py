@@ -77,6 +77,7 @@ class History:
         self._base: list[bytes] = []  # chunks of the snapshot that the fold begins with
         self._frames: list[tuple[int, int, bytes]] = []  # first LSN, last LSN, payload
         self._state = State()
+        self._acked = 0
         self._fold()
 
     def learn(self, chunks: list[bytes], frames: list[Frame], last_lsn: int, acked: int) -> None:
@@ -88,7 +89,8 @@ class History:
         if not self._is_whole(now, last_lsn):
             now, old, self._base = news, [], chunks
             self._fold()
-        same = sum(1 for one in old if one[1] <= acked)
+        same = sum(1 for one in old if one[1] <= self._acked)  # by then, not by now
+        acked, self._acked = self._acked, acked
         if now[:same] != old[:same]:
             raise Broken(f"records up to LSN {acked} are acknowledged, and changed")
         if now[: len(old)] != old:

@@ -45,10 +45,15 @@ INTENTS_LOOKED_AT = 0.2  # of all starts: each look is a recovery
 class Life:
     """Everything in one life. `run` returns the hash of what happened, or raises Violation."""
 
-    def __init__(self, seed: int, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        say: Callable[[str], None] | None = None,
+        climate: Climate | None = None,
+    ) -> None:
         self.seed = seed
         self.dice = random.Random(seed)
-        self.climate: Climate = draw(self.dice)
+        self.climate = climate or draw(self.dice)
         self.agenda = Agenda()
         self.clock = SimClock(self.agenda, random.Random(self.dice.random()))
         self.model = Model()
