@@ -1,10 +1,12 @@
 """`make crashdisk`: power cuts and faults below real file systems, by the thousands.
 
     python -m tests.crashdisk --states 20000 --fs ext4,xfs,btrfs --seed 1
-    python -m tests.crashdisk --fs ext4 --life log --only log-17          one life again
+    python -m tests.crashdisk --fs ext4 --life log --only log-1-17        one life again
+    python -m tests.crashdisk --fs btrfs --matrix                         the faults alone
 
 ext4 gets all the states, the slower ones a twentieth each. Exit code 1: a promise is broken; the
-state is told, and written to build/crashdisk with the line that plays it again.
+state is told, and kept in build/crashdisk: as a disk to be mounted, with its tape, and with the
+line that plays it again.
 """
 
 import argparse
@@ -15,13 +17,14 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 from tests import figures
 from tests.crashdisk.filesystem import KINDS, missing, move_apart
-from tests.crashdisk.jobs import LIVES_BY_NAME, STATES_PER_LIFE, Done, Job, run
+from tests.crashdisk.jobs import KEPT, LIVES_BY_NAME, STATES_PER_LIFE, Done, Job, again, run
 
 SLOW_SHARE = 20
-BUILD = figures.ROOT / "build" / "crashdisk"
+STALL_S = 5.0
 
 
 def main() -> int:
@@ -34,24 +37,34 @@ def main() -> int:
         len(os.sched_getaffinity(0)), get_context("spawn"), initializer=move_apart
     ) as pool:
         done = list(pool.map(run, jobs))
-    broken = [one for one in done if one.broken]
-    for one in broken:
-        _tell(one)
     rows = {fs: _summed([one for one in done if one.job.fs == fs]) for fs in wanted}
-    for fs, row in rows.items():
-        print(f"{fs}: {row['states']:,} states, {row['violations']} violations, {row}")
-    figures.write(
-        "crashdisk",
-        {
-            "seed": asked.seed,
-            "states": sum(row["states"] for row in rows.values()),
-            "violations": len(broken),
-            "took_s": round(time.monotonic() - began, 1),
-            "file_systems": rows,
-        },
-        command=f"make crashdisk CRASHDISK_ARGS='--states {asked.states} --seed {asked.seed}'",
-    )
+    broken = [one for one in done if one.broken]
+    _tell(rows, broken)
+    if not asked.only and not asked.matrix:
+        figures.write(
+            "crashdisk",
+            {
+                "seed": asked.seed,
+                "states": sum(row["states"] for row in rows.values()),
+                "violations": len(broken),
+                "took_s": round(time.monotonic() - began, 1),
+                "file_systems": rows,
+            },
+            command=f"python -m tests.crashdisk --states {asked.states} --fs {asked.fs}"
+            f" --seed {asked.seed}",
+        )
     return 1 if broken or not wanted else 0
+
+
+def _tell(rows: dict[str, dict[str, Any]], broken: list[Done]) -> None:
+    for one in broken:
+        print(f"BROKEN: {one.broken}\nagain: {again(one.job)}\nkept in {KEPT}")
+    for fs, row in rows.items():
+        what = ", ".join(f"{count:,} {name}" for name, count in row["by_what_survived"].items())
+        rate = f"{row['a_second_of_one_core']} a second of one core"
+        print(f"{fs}: {row['states']:,} states ({what}), {rate}; {row['violations']} violations")
+        for cell, outcome in row["fault_matrix"].items():
+            print(f"    {cell}: {outcome}")
 
 
 def _asked() -> argparse.Namespace:
@@ -61,6 +74,8 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--life", choices=sorted(LIVES_BY_NAME), help="this one alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="this seed of a life alone")
+    parser.add_argument("--matrix", action="store_true", help="the fault matrix alone")
+    parser.add_argument("--stall", type=float, default=STALL_S, help="seconds of a stalled disk")
     return parser.parse_args()
 
 
@@ -77,16 +92,18 @@ def _jobs(asked: argparse.Namespace, wanted: list[str]) -> Iterator[Job]:
         if asked.only:
             yield Job(fs, asked.life or "log", asked.only, STATES_PER_LIFE)
             continue
+        if not asked.life:
+            yield Job(fs, "", "matrix", 0, stall_s=asked.stall)
+        if asked.matrix:
+            continue
         states = asked.states if fs == "ext4" else asked.states // SLOW_SHARE
         count = -(-states // STATES_PER_LIFE)
         for number in range(count):
             life = lives[number % len(lives)]
             yield Job(fs, life, f"{life}-{asked.seed}-{number}", STATES_PER_LIFE)
-        if not asked.life:
-            yield Job(fs, "", "matrix", 0)
 
 
-def _summed(done: list[Done]) -> dict[str, object]:
+def _summed(done: list[Done]) -> dict[str, Any]:
     states = sum((one.states for one in done if one.job.life), Counter[str]())
     cells = sum((one.states for one in done if not one.job.life), Counter[str]())
     took_s = sum(one.took_s for one in done if one.job.life)
@@ -97,18 +114,8 @@ def _summed(done: list[Done]) -> dict[str, object]:
         "lives": sum(bool(one.job.life) for one in done),
         "a_second_of_one_core": round(count / took_s, 1) if took_s else 0,
         "by_what_survived": dict(states),
-        "fault_matrix": sorted(cells),
+        "fault_matrix": dict(cell.split(": ") for cell in sorted(cells)),
     }
-
-
-def _tell(one: Done) -> None:
-    BUILD.mkdir(parents=True, exist_ok=True)
-    again = (
-        f"python -m tests.crashdisk --fs {one.job.fs} --life {one.job.life} --only {one.job.seed}"
-    )
-    path = BUILD / f"{one.job.fs}-{one.job.seed}.txt"
-    path.write_text(f"{one.broken}\nagain: {again}\n")
-    print(f"BROKEN: {one.broken}\nagain: {again}\nkept in {path}")
 
 
 if __name__ == "__main__":

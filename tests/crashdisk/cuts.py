@@ -32,6 +32,12 @@ INSIDE_SHARE = 0.25  # of those that work on
 class Broken(Exception):
     """A state in which a promise is broken; the text says which and why."""
 
+    def __init__(self, text: str, disk: Content | None = None) -> None:
+        """`disk`: as it was before the recovery."""
+        super().__init__(text)
+        self.disk = disk
+        self.tape: list[Event] = []
+
 
 @dataclass
 class Place:
@@ -110,7 +116,9 @@ def play(place: Place, life: Life, seed: str, states_max: int) -> None:
                     content.write(*write)
                 judge.look(content, cut, overlay)
     except Broken as broken:
-        raise Broken(f"{life.name} on {place.kind.name}, seed {seed!r}: {broken}") from broken
+        told = Broken(f"{life.name} on {place.kind.name}, seed {seed!r}: {broken}", broken.disk)
+        told.tape = tape
+        raise told from broken
     finally:
         judge.close()
 
@@ -168,6 +176,7 @@ class Judge:
     def _check(self, content: Content, cut: Cut, what: str, *, works_on: bool) -> None:
         place = self._place
         self._device.content = content
+        before = Content(place.image, *content.below, dict(content.blocks))
         try:
             with mounted(place.kind, place.node, place.top) as top:
                 self._life.check(top, cut.least, cut.most, works_on=works_on)
@@ -175,5 +184,6 @@ class Judge:
             said = "".join(traceback.format_exception(error, limit=-3))
             raise Broken(
                 f"cut at event {cut.at} with {len(cut.volatile)} volatile writes, kept {what};"
-                f" promised {cut.least}, tried {cut.most}\n{said}"
+                f" promised {cut.least}, tried {cut.most}\n{said}",
+                before,
             ) from error

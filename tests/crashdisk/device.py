@@ -11,6 +11,8 @@ disk: file data torn by sectors of 512 bytes, everything else by blocks of 4,096
 import errno
 import random
 import threading
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -40,6 +42,18 @@ class Mark(NamedTuple):
 
 
 Event = Write | Flush | Mark
+
+
+def told(tape: list[Event]) -> Iterator[str]:
+    """Yield a tape as lines of text, each with its position."""
+    for at, event in enumerate(tape):
+        match event:
+            case Write(offset, data):
+                yield f"{at} write {len(data)} bytes at {offset}, crc32 {zlib.crc32(data):08x}"
+            case Flush():
+                yield f"{at} flush"
+            case Mark(promise):
+                yield f"{at} {promise}"
 
 
 class Content:

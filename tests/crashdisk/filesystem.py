@@ -36,7 +36,7 @@ class Kind(NamedTuple):
     make: tuple[str, ...]
     size_bytes: int
     options: str
-    has_plain_extents: bool  # what FIEMAP tells are places on the device
+    overwrites: bool  # data in place, and FIEMAP tells that place on the device
 
 
 KINDS = {
@@ -46,12 +46,12 @@ KINDS = {
             "ext4",
             ("mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4", "-E",
              "lazy_itable_init=0,lazy_journal_init=0,nodiscard"),
-            32 << 20, "nodiscard,noinit_itable", has_plain_extents=True,
+            32 << 20, "nodiscard,noinit_itable", overwrites=True,
         ),
-        Kind("xfs", ("mkfs.xfs", "-q", "-f", "-K"), 300 << 20, "nodiscard", has_plain_extents=True),
+        Kind("xfs", ("mkfs.xfs", "-q", "-f", "-K"), 300 << 20, "nodiscard", overwrites=True),
         Kind(
             "btrfs", ("mkfs.btrfs", "-q", "-f", "-K", "-m", "single"), 128 << 20, "nodiscard",
-            has_plain_extents=False,
+            overwrites=False,
         ),
     )
 }  # fmt: skip
@@ -119,6 +119,15 @@ def mounted(kind: Kind, node: Path, at: Path) -> Iterator[Path]:
         os.close(loop)
 
 
+def settle(at: Path) -> None:
+    """Have the file system at `at` write out all it holds, and give back what was deleted."""
+    fd = os.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _checked(_libc.syncfs(fd), "syncfs")
+    finally:
+        os.close(fd)
+
+
 def _unmount(at: Path) -> None:
     """Unmount; what a failure left open is closed as the end of its process would."""
     if _libc.umount2(os.fsencode(at), 0) == 0:
@@ -154,7 +163,7 @@ def _looped(backing: int) -> tuple[str, int]:
 def blocks_of_files(kind: Kind, top: Path) -> set[int]:
     """Return the blocks of the device that hold data of files, where the file system tells."""
     found: set[int] = set()
-    if not kind.has_plain_extents:
+    if not kind.overwrites:
         return found
     for folder, _, names in os.walk(top):
         for name in names:

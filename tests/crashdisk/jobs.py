@@ -1,5 +1,6 @@
 """The work of a run in pieces, each for a process of its own."""
 
+import gzip
 import tempfile
 import time
 from collections import Counter
@@ -7,12 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptd.protocol.errors import CkptdError
+from tests import figures
 from tests.crashdisk import matrix
 from tests.crashdisk.cuts import Broken, Place, play
+from tests.crashdisk.device import told
 from tests.crashdisk.filesystem import KINDS, made
 from tests.crashdisk.lives import LIVES, LogLife
 
 STATES_PER_LIFE = 200
+KEPT = figures.ROOT / "build" / "crashdisk"
 LIVES_BY_NAME = {life.name: life for life in LIVES}
 
 
@@ -24,6 +28,7 @@ class Job(NamedTuple):
     seed: str
     states: int
     deaf: str = ""  # the syncs that the log goes without
+    stall_s: float = 0.0
 
 
 class Done(NamedTuple):
@@ -47,6 +52,8 @@ def run(job: Job) -> Done:
             _play(place, job)
         except Broken as error:
             broken = str(error)
+            if not job.deaf:
+                _keep(job, error)
     return Done(job, place.states, broken, time.monotonic() - began)
 
 
@@ -58,6 +65,23 @@ def _play(place: Place, job: Job) -> None:
     for fault in matrix.FAULTS:
         for step in matrix.STEPS:
             try:
-                matrix.cell(place, fault, step)
+                matrix.cell(place, fault, step, job.stall_s)
             except (AssertionError, CkptdError, OSError, TimeoutError) as error:
                 raise Broken(f"{fault} x {step} on {job.fs}: {error!r}") from error
+
+
+def again(job: Job) -> str:
+    """Return the line that does a job again."""
+    what = f"--life {job.life} --only {job.seed}" if job.life else f"--matrix --stall {job.stall_s}"
+    return f"python -m tests.crashdisk --fs {job.fs} {what}"
+
+
+def _keep(job: Job, broken: Broken) -> None:
+    """Write down what broke, the tape, and the disk as recovery found it, to be mounted."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    stem = f"{job.fs}-{job.seed}"
+    (KEPT / f"{stem}.txt").write_text(f"{broken}\nagain: {again(job)}\n")
+    (KEPT / f"{stem}.tape").write_text("".join(f"{line}\n" for line in told(broken.tape)))
+    if broken.disk:
+        disk = broken.disk.read(0, len(broken.disk.image))
+        (KEPT / f"{stem}.image.gz").write_bytes(gzip.compress(disk, 1))
