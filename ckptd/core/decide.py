@@ -197,6 +197,12 @@ def _drill(case: Case, task: Task, command: m.Drill) -> list[AnyRecord]:
             f"cannot drill task {task.id}: one more interruption would put it into quarantine",
             "drill it once it has made progress",
         )
+    if case.state.groups[task.group].paused:
+        raise Conflict(
+            f"cannot drill task {task.id}: its group {task.group!r} is paused, nobody would start"
+            " it again",
+            "drill it once the group goes on",
+        )
     at_ns, grace_s, by = case.now.at_ns, task.unpacked().grace_s, case.caller.uid
     match command.how:
         case "kill9":

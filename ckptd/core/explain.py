@@ -80,7 +80,7 @@ def ending(past: Past) -> str:
         "deadline": "stopped: its deadline had passed",
         "shutdown": "interrupted by a shutdown",
         "drill": "interrupted by a drill",
-        "drill_oom": "interrupted by a drill: the kernel left it alive without memory",
+        "drill_oom": "left without memory by a drill, and not killed by the kernel",
         "stopped": "stopped by a stop of its unit",
     }.get(past.cause, past.cause)
     if past.cause == "signal":

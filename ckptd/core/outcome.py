@@ -9,8 +9,18 @@ from msgspec.structs import replace
 from ckptd.core import retry
 from ckptd.core.policy import Now, Policy
 from ckptd.core.port import EndSeen, MarkSeen, StartSeen
-from ckptd.core.records import ACTIVE, PENDING, AnyRecord, Ended, Marked, Phase, Started, Verdict
-from ckptd.core.state import Run, State, Task
+from ckptd.core.records import (
+    ACTIVE,
+    DRILL_OOM,
+    PENDING,
+    AnyRecord,
+    Ended,
+    Marked,
+    Phase,
+    Started,
+    Verdict,
+)
+from ckptd.core.state import Run, State, Stop, Task
 from ckptd.protocol.on_oom import parse_on_oom
 
 
@@ -140,7 +150,7 @@ class _Judge:
             return self._next(Phase.CANCELLED, "stopped")
         meaning = retry.exit_class(self.seen.code, self.spec.on_exit)
         is_done = self.seen.cause == "exit" and meaning == retry.OK
-        if is_done and (stop is None or stop.rung == 0):
+        if is_done and (stop is None or stop.rung == 0 or self._is_starved(stop)):
             return self._next(Phase.SUCCEEDED, "")  # done, before any signal was sent
         if self.mark is not None and self.mark.problem:
             return self._next(Phase.BLOCKED, self.mark.why or "checkpoint")
@@ -165,6 +175,10 @@ class _Judge:
                 return self._interrupted(host_death=False)
             case _:  # lost, reboot
                 return self._interrupted(host_death=True)
+
+    def _is_starved(self, stop: Stop) -> bool:
+        """Tell whether memory was taken away, and nothing else was done: nobody was killed."""
+        return stop.why == DRILL_OOM and stop.rung == 1 and not self.seen.blame
 
     def _stopped(self, why: str) -> Verdict:
         if why == "deadline":

@@ -61,6 +61,7 @@ class Instance(msgspec.Struct, gc=False):
 
     attempt: int
     rung: int = -1
+    is_starved: bool = False  # no rung: whoever stops the task then still asks first
     frozen: bool | None = False  # None: not known, as with what was adopted
     asked: int = 0
     first: float = 0.0  # `done` as it was said first: the rate counts from there
@@ -336,7 +337,11 @@ def _active(state: State, observed: Observed, task: Task, run: Run) -> list[Effe
     if run.frozen != instance.frozen:
         instance.frozen = run.frozen
         orders.append(Freeze(task.id, run.attempt, run.frozen))
-    if run.stop is not None and run.stop.rung > instance.rung:
+    if run.stop is not None and run.stop.why == DRILL_OOM and run.stop.rung == 1:
+        if not instance.is_starved:
+            instance.is_starved = True
+            orders.append(Starve(task.id, run.attempt))
+    elif run.stop is not None and run.stop.rung > instance.rung:
         instance.rung = run.stop.rung
         orders += _climb(task, run)
     return orders
@@ -347,8 +352,6 @@ def _climb(task: Task, run: Run) -> list[Effect | Adopt]:
     assert rung is not None, "only a stop has rungs"
     if rung.rung == 0:
         return [_control(task, run)]
-    if rung.rung == 1 and rung.why == DRILL_OOM:
-        return [Starve(task.id, run.attempt)]
     if rung.rung == 1:
         return [
             _control(task, run),

@@ -5,7 +5,7 @@ import pytest
 from ckptd.core.port import Deliver, Starve
 from ckptd.core.records import Phase
 from ckptd.protocol import messages as m
-from tests.unit.core.world import World
+from tests.unit.core.world import ROOT, World
 
 ONE = m.Selector(ids=(1,))
 
@@ -63,6 +63,40 @@ def test_a_unit_that_lives_on_without_memory_is_killed_in_the_end() -> None:
     world.ask(m.Drill(ONE, "oom"))
     world.pass_time(11)
     assert world.orders[-1] == Deliver(1, 1, 9, tree=True)
+
+
+def test_a_task_that_gets_done_without_memory_is_not_done_again() -> None:
+    world = World()
+    number = running(world, invocation="ab" * 16)
+    world.ask(m.Drill(ONE, "oom"))
+    world.ends(number, "exit", code=0)
+    assert world.phase(number) is Phase.SUCCEEDED
+
+
+def test_a_task_that_says_done_though_the_drill_killed_its_child_goes_on() -> None:
+    world = World()
+    number = running(world, invocation="ab" * 16)
+    world.ask(m.Drill(ONE, "oom"))
+    world.ends(number, "exit", code=0, blame="limit")
+    assert world.phase(number) is Phase.STARTING
+
+
+def test_who_cancels_a_task_without_memory_has_it_asked_before_it_is_killed() -> None:
+    world = World()
+    running(world, invocation="ab" * 16, grace_s=60.0)
+    world.ask(m.Drill(ONE, "oom"))
+    world.ask(m.Cancel(ONE))
+    assert Deliver(1, 1, 15, tree=False) in world.orders
+    world.pass_time(61)
+    assert world.orders[-1] == Deliver(1, 1, 9, tree=True)
+
+
+def test_a_task_that_a_paused_group_would_keep_down_is_not_drilled() -> None:
+    world = World()
+    number = running(world)
+    world.ask(m.GroupSet("default", paused=True), ROOT)
+    assert "is paused" in error_of(world.ask(m.Drill(ONE, "kill9")))
+    assert world.phase(number) is Phase.RUNNING
 
 
 def test_a_drill_that_would_harm_is_refused_and_changes_nothing() -> None:
