@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Final
 
 from tests.raw_client import RawClient, RefusedError
@@ -49,8 +50,12 @@ class Caller:
 
     def die(self) -> None:
         """Be killed: the socket is closed with whatever was on its way, a new client begins."""
-        self.client.socket.close()
+        self.close()
         self.client = RawClient(self.stage.daemon.endpoint)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.client.socket.close()
 
 
 class Story:
@@ -67,7 +72,7 @@ class Story:
 
     def follow(self) -> None:
         """Take down every event until the stage is left."""
-        with self.caller.client:
+        with closing(self.caller):
             while not self.caller.stop.is_set():  # Bound: `stop`
                 asked = {"since": self.since, "limit": 1000, "hold_s": 1.0}
                 try:

@@ -46,7 +46,7 @@ def _verified(stage: Stage, rows: list[dict[str, Any]]) -> dict[str, str]:
     bad: dict[str, str] = {}
     for row in rows:
         place = stage.daemon.state / "tasks" / str(row["id"]) / "ckpt"
-        if not place.exists() or not any(os.scandir(place)):
+        if not place.exists() or not os.listdir(place):
             continue
         done = stage.daemon.ctl("checkpoint", "verify", str(row["id"]), check=False)
         if done.returncode != 0:

@@ -1,12 +1,12 @@
 """One run: the stage, the traffic, the strikes, the quiet after it, the evidence, the audit."""
 
+import contextlib
 import json
 import random
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -57,14 +57,12 @@ class Traffic:
         """Let everybody in."""
         self._follower.start()
         for number in range(_SUBMITTERS):
-            self._let_in(
-                Submitter(self._caller(), self.numbers, self.story, self._name(number)).work
-            )
+            self._let_in(Submitter(self._caller(), self.numbers, self.story, self._name(number)))
         for number in range(_OPERATORS):
-            self._let_in(Operator(self._caller(), self.story, self._name(10 + number)).work)
+            self._let_in(Operator(self._caller(), self.story, self._name(10 + number)))
         for number in range(_BATCHES):
             self.batches.append(Batches(self._caller(), self.numbers, self._name(20 + number)))
-            self._let_in(self.batches[-1].work)
+            self._let_in(self.batches[-1])
 
     def _caller(self) -> Caller:
         return Caller(self.stage, self.stop)
@@ -72,10 +70,11 @@ class Traffic:
     def _name(self, number: int) -> str:
         return f"{self._seed} client {number}"
 
-    def _let_in(self, work: Callable[[Callable[[], bool]], None]) -> None:
+    def _let_in(self, client: Submitter | Operator | Batches) -> None:
         def guarded() -> None:
             try:
-                work(self.over.is_set)
+                with contextlib.closing(client.caller):
+                    client.work(self.over.is_set)
             except Exception as error:  # noqa: BLE001 - it is told at the end, and is a violation
                 self.crashed.append(f"a client gave up: {error!r}")
 
@@ -87,6 +86,12 @@ class Traffic:
         """Let nobody begin anything; lead what is under way to its end. Return what never ended."""
         self.over.set()
         operator = Operator(self._caller(), self.story, "the last one")
+        with contextlib.closing(operator.caller):
+            self._lead_to_rest(operator)
+        late = {task: one for task, one in self.story.phase.items() if one in closing.UNDER_WAY}
+        return [f"task {task} is {phase} for ever" for task, phase in sorted(late.items())]
+
+    def _lead_to_rest(self, operator: Operator) -> None:
         deadline = time.monotonic() + _QUIET_S
         while time.monotonic() < deadline:  # Bound: the deadline
             self.stage.revive()
@@ -95,8 +100,6 @@ class Traffic:
             if not busy and not self.story.backlog() and self._is_up_to_date(operator):
                 break
             let_pass(0.3)
-        late = {task: one for task, one in self.story.phase.items() if one in closing.UNDER_WAY}
-        return [f"task {task} is {phase} for ever" for task, phase in sorted(late.items())]
 
     def _is_up_to_date(self, operator: Operator) -> bool:
         since = self.story.since

@@ -16,7 +16,7 @@ from tests.torture.run import Options, run
 Doctor = Callable[["Notes"], None]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)  # its own bounds come first
 def test_whoever_is_killed_for_some_seconds_nothing_is_lost_and_nothing_done_twice() -> None:
     options = Options(seconds=5.0, seed=random.SystemRandom().randrange(10**6))
     outcome = run(options)
