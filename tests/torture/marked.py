@@ -1,6 +1,6 @@
 """Kill a process where it hurts most: about to make the n-th call of a chosen kind.
 
-    python -m tests.torture.marked PID CALL NTH SECONDS     0: killed there; 1: it never came there
+    python -m tests.torture.marked PID CALL NTH SECONDS     prints whom it killed; exit 1: nobody
 
 With `child-exec` instead of `exec` it is the next child of the process that is killed.
 
@@ -47,24 +47,24 @@ CHILD: Final = "child-"
 IS_POSSIBLE: Final = os.uname().machine == "x86_64" and os.geteuid() == 0
 
 
-def kill_before(pid: int, call: str, nth: int, within_s: float) -> bool:
-    """Kill the process before its nth such call from here on; False where that never came."""
+def kill_before(pid: int, call: str, nth: int, within_s: float) -> int:
+    """Kill the process before its nth such call from here on; return it, 0: that never came."""
     signal.signal(signal.SIGALRM, _too_late)
     _ptrace(_SEIZE, pid, _TRACESYSGOOD)
     signal.setitimer(signal.ITIMER_REAL, within_s)
     try:
-        return _run_to(pid, CALLS[call], nth)
+        return pid if _run_to(pid, CALLS[call], nth) else 0
     except TimeoutError:
         _let_go(pid)
-        return False
+        return 0
 
 
 def _too_late(*_: object) -> None:
     raise TimeoutError
 
 
-def kill_child_before(pid: int, call: str, nth: int, within_s: float) -> bool:
-    """Kill the next child that it forks before the child's nth such call."""
+def kill_child_before(pid: int, call: str, nth: int, within_s: float) -> int:
+    """Kill the next child that it forks before the child's nth such call; return the child."""
     signal.signal(signal.SIGALRM, _too_late)
     _ptrace(_SEIZE, pid, _TRACEFORKS)
     signal.setitimer(signal.ITIMER_REAL, within_s)
@@ -72,12 +72,12 @@ def kill_child_before(pid: int, call: str, nth: int, within_s: float) -> bool:
         child = _child_of(pid)
     except TimeoutError:
         _let_go(pid)
-        return False
+        return 0
     try:
-        return child > 0 and _run_to(child, CALLS[call], nth, is_new=True)
+        return child if child and _run_to(child, CALLS[call], nth, is_new=True) else 0
     except TimeoutError:
         _let_go(child)
-        return False
+        return 0
 
 
 def _child_of(pid: int) -> int:
@@ -159,12 +159,13 @@ def main(argv: list[str]) -> int:
     pid, call, nth, within_s = argv
     kill = kill_child_before if call.startswith(CHILD) else kill_before
     try:
-        is_done = kill(int(pid), call.removeprefix(CHILD), int(nth), float(within_s))
+        victim = kill(int(pid), call.removeprefix(CHILD), int(nth), float(within_s))
     except OSError as error:
         if error.errno not in {errno.ESRCH, errno.ECHILD, errno.EPERM}:
             raise
         return 1  # it ended meanwhile, or somebody else traces it
-    return 0 if is_done else 1
+    print(victim)
+    return 0 if victim else 1
 
 
 if __name__ == "__main__":

@@ -9,20 +9,24 @@ from typing import Any, Final
 
 from tests.daemon_fixture import ROOT, kill_quietly
 from tests.torture.clients import Story
-from tests.torture.marked import IS_POSSIBLE
+from tests.torture.marked import CHILD, IS_POSSIBLE
 from tests.torture.stage import Stage, identity, role
 from tests.waiting import until
 
-_WITHIN_S: Final = 1.5
+_WITHIN_S: Final = 2.5
 _AT_ONCE: Final = 3  # processes of a kind that are waited for
 _HEARD_S: Final = 10.0
 _MARKS: Final = {  # the calls at which a kill can hurt, and that come often enough to be met
     "daemon": ("sync", "write", "unlink", "open", "send"),
-    "shim": ("fork", "child-write", "child-exec", "write", "link", "sync", "send", "open"),
+    "shim": ("fork", "write", "link", "sync", "send", "open"),
     "parent": ("fork",),
-    "task": ("sync", "rename", "write", "open", "exec", "fork", "unlink", "exit", "lock"),
-    "batch": ("sync", "write", "fork", "open", "rename"),
+    "task": tuple(
+        CHILD + call for call in ("exec", "sync", "rename", "write", "open", "fork", "lock", "exit")
+    ),
+    "batch": ("sync", "write", "fork", "open"),
 }
+_BY: Final = {"task": "shim"}
+"""Short lives are traced from their birth: as children of whoever will fork them."""
 _WAYS: Final = {"daemon": 6, "one": 6, "several": 4, "marked": 14, "daemon and some": 3, "power": 1}
 
 _OF_DAEMON: Final = {"daemon", "daemon and some", "power"}
@@ -92,20 +96,28 @@ class Striker:
         if not IS_POSSIBLE:
             return
         there = {pid: identity(pid) for pid in sorted(self.stage.processes())}
-        tracers = []
+        tracers, taken = [], set(self._spared)
         for kind in self.chance.sample(list(_MARKS), len(_MARKS)):
-            pids = [p for p, who in there.items() if role(who) == kind and p not in self._spared]
-            least = min(self.tried[kind, call] for call in _MARKS[kind])
-            call = self.chance.choice([c for c in _MARKS[kind] if self.tried[kind, c] == least])
+            of = _BY.get(kind, kind)
+            free = there.keys() - taken  # a process has one tracer
+            pids = [pid for pid in sorted(free) if role(there[pid]) == of]
+            chances = self.chance.sample(_MARKS[kind], len(_MARKS[kind]))
+            call = min(chances, key=lambda one: self._hits(kind, one))
             self.tried[kind, call] += bool(pids)
             for pid in self._likely(pids, there):
                 how = f"{kind} before {call}"
+                taken.add(pid)
                 tracers.append((how, pid, self._tracer(pid, call)))
         for how, pid, tracer in tracers:
-            if tracer.wait() == 0:
-                self._note(pid, there[pid], how)
+            victim = int(tracer.communicate()[0] or 0)
+            if victim:
+                self._note(victim, there[pid] if victim == pid else {}, how)
                 self.kills += 1
                 self.counts[how] += 1
+
+    def _hits(self, kind: str, call: str) -> tuple[int, int]:
+        """Return how often such a mark was hit, and tried."""
+        return self.counts[f"{kind} before {call}"], self.tried[kind, call]
 
     def _likely(self, pids: list[int], there: dict[int, dict[str, Any]]) -> list[int]:
         """Draw some, of those that make every kind of call where there are any."""
@@ -113,9 +125,10 @@ class Striker:
         return self.chance.sample(own, min(len(own), _AT_ONCE))
 
     def _tracer(self, pid: int, call: str) -> subprocess.Popen[bytes]:
-        nth = self.chance.choice((1, 1, 1, 2, 3))
+        nth = self.chance.choice((1, 1, 1, 2, 3, 4))
         words = [str(pid), call, str(nth), str(_WITHIN_S)]
-        return subprocess.Popen([sys.executable, "-m", "tests.torture.marked", *words], cwd=ROOT)
+        line = [sys.executable, "-m", "tests.torture.marked", *words]
+        return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
 
     def missed(self) -> list[str]:
         """Return the marks at which nobody was killed, in the words of the counts."""
