@@ -182,6 +182,9 @@ class Person(Client):
             memory_bytes=1 << 20 if mood == "hungry" else 0,
             on_oom=dice.choice(["", "fail", "hold", "retry:x2,max=8M"]) if mood == "hungry" else "",
             labels={"u": unique},
+            on_exit={"1": dice.choice(["transient", "again", "fail"])}
+            if dice.random() < 0.1
+            else {},
         )
         if key:
             self._keyed.append(spec)

@@ -26,6 +26,7 @@ from tests.sim.network import Network, SimServer
 
 ROOT = "/state"
 NOWHERE = "/nonexistent/ckptd-sim"
+PARALLEL = 2
 Edge = Callable[[str, str], None]
 
 
@@ -35,7 +36,10 @@ def config_of(climate: Climate) -> cfg.Config:
         wal=cfg.Wal(
             segment_bytes=climate.segment_bytes, snapshot_every_bytes=climate.snapshot_every_bytes
         ),
-        groups={"default": cfg.Group(parallel=2)},
+        retention=cfg.Retention(
+            finished_max=climate.finished_max, checkpoints_age_s=climate.checkpoints_age_s
+        ),
+        groups={"default": cfg.Group(parallel=PARALLEL)},
     )
 
 

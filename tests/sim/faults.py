@@ -34,6 +34,8 @@ class Climate:
     pause_s: float
     segment_bytes: int
     snapshot_every_bytes: int
+    finished_max: int  # ended tasks that are remembered
+    checkpoints_age_s: float  # after success
     reign_edges: int  # how long a reign lasts at most, where it is cut short
     cut_short: float  # chance for that
     power: float  # of blows that are power cuts
@@ -62,6 +64,8 @@ def draw(dice: random.Random) -> Climate:
         pause_s=dice.choice([0.05, 0.5, 3.0]),
         segment_bytes=dice.choice([16 << 10, 16 << 10, 32 << 10]),
         snapshot_every_bytes=dice.choice([4 << 10, 16 << 10, 64 << 10]),
+        finished_max=dice.choice([100_000, 100_000, 3]),
+        checkpoints_age_s=dice.choice([86_400.0, 86_400.0, 5.0]),
         reign_edges=dice.choice([12, 60, 300, 1_000]),
         cut_short=dice.choice([0.3, 0.8, 0.95]),
         power=dice.choice([0.0, 0.5, 1.0]),

@@ -20,7 +20,7 @@ from tests.fakes.sim_runner import SimAttempt
 from tests.sim.agenda import Agenda, S, SimClock
 from tests.sim.clients import Janitor, Person
 from tests.sim.crash_states import Broken, CrashStates
-from tests.sim.daemon import ROOT, Daemon, Descriptors, Told
+from tests.sim.daemon import PARALLEL, ROOT, Daemon, Descriptors, Told
 from tests.sim.faults import Blow, Climate, Killed, PowerCut, draw
 from tests.sim.jobs import JobMachine
 from tests.sim.model import Model, Violation
@@ -32,6 +32,7 @@ JUMP_S_MAX = 7_200  # of the wall clock, to either side of the truth
 STEPS_MAX = 400_000
 SPINS_MAX = 3_000  # turns in a row without rest
 TURN_S = 0.0002
+KEPT_FOR_EVER = 10_000  # ended tasks: more than there are in any life
 FIRST_RECORDS_MAX = 64  # of a reign, before it serves anybody
 NO_DISK = frozenset({"reply", "adopt", "order"})
 EDGES = (
@@ -56,7 +57,7 @@ class Life:
         self.climate = climate or draw(self.dice)
         self.agenda = Agenda()
         self.clock = SimClock(self.agenda, random.Random(self.dice.random()))
-        self.model = Model()
+        self.model = Model(PARALLEL, keeps_all=self.climate.finished_max > KEPT_FOR_EVER)
         self.disk = MemoryDisk(AMPLE_BYTES, self.dice.randrange(1 << 30))
         self.network = Network(self.agenda, random.Random(self.dice.random()))
         self.machine = JobMachine(

@@ -80,8 +80,10 @@ class Job:
 class Model:
     """All that was said and done, in order; `now` counts events."""
 
-    def __init__(self) -> None:
+    def __init__(self, parallel: int, *, keeps_all: bool) -> None:
         self.now = 0
+        self._parallel = parallel  # tasks at once, until somebody changes that
+        self._keeps_all = keeps_all  # ended tasks are not forgotten by themselves
         self.has_doubles = False  # the network makes copies of its own
         self.asked: dict[str, Asked] = {}
         self.submitted: dict[str, dict[str, Any]] = {}  # unique -> spec
@@ -152,9 +154,22 @@ class Model:
         self.unique_of[number] = unique
         first = self.id_of.setdefault(unique, number)
         is_keyed = bool(self.submitted[unique].get("key"))
-        again = is_keyed and self._may_have(first, CLEANERS, 0)  # forgotten, and submitted again
+        again = is_keyed and self._may_be_forgotten(first)
         hold(first == number or again, f"{unique} was accepted twice: as {first} and as {number}")
         self.id_of[unique] = number
+
+    def _spec(self, task: int) -> dict[str, Any]:
+        return self.submitted.get(self.unique_of.get(task, ""), {})
+
+    def _may_be_forgotten(self, task: int) -> bool:
+        """Tell whether somebody wanted that, or it ended long ago and there is no room for it."""
+        if self._may_have(task, CLEANERS, 0):
+            return True
+        instances = self.jobs.get(task, Job()).instances
+        has_ended = bool(instances) and bool(instances[-1].cause)
+        may_have_ended = has_ended or bool(self._spec(task).get("deadline_ns"))
+        is_over = may_have_ended or self._may_have(task, frozenset({"cancel", "kill", "drop"}), 0)
+        return is_over and not self._keeps_all
 
     def _may_have(self, task: int, verbs: frozenset[str], since: int) -> bool:
         """Tell whether a request of these verbs may have changed the task after `since`."""
@@ -173,6 +188,7 @@ class Model:
             hold(one.cause != "", f"task {task}: {attempt} starts while {one.attempt} runs")
             hold(one.attempt < attempt, f"task {task}: attempt {attempt} after {one.attempt}")
         self._check_wanted(task, attempt, job)
+        self._check_parallel()
         want = 0 if job.fresh else job.saved
         hold(done == want, f"task {task}.{attempt} resumes at item {done}, saved were {want}")
         job.fresh = False
@@ -196,6 +212,14 @@ class Model:
                     f"task {task}: {request.verb} {request.request} was acknowledged, it starts",
                 )
 
+    def _check_parallel(self) -> None:
+        """No more run at once than the group may ever have been set to."""
+        asked = (one.args.get("parallel") for one in self.asked.values() if one.verb == "group_set")
+        limit = max((parallel for parallel in asked if parallel), default=0)
+        alive = sum(any(not one.cause for one in job.instances) for job in self.jobs.values())
+        limit = max(limit, self._parallel)
+        hold(alive < limit, f"{alive} tasks run and one more starts: {limit} may")
+
     @staticmethod
     def _ended_by(request: Asked, task: int, phase: str) -> bool:
         assert request.result is not None
@@ -206,13 +230,15 @@ class Model:
 
     def _is_final(self, task: int, job: Job, one: Instance) -> bool:
         """Tell whether nobody but a person may start the task after this end."""
+        if self._spec(task).get("on_exit"):
+            return one.cause == "exit" and one.code == 0 and self._is_undisturbed(task, one)
         if one.cause != "exit" or not self._is_undisturbed(task, one):
             return self._is_patience_over(task, job, one)
         return one.code == 0 or one.code in PERMANENT or self._is_patience_over(task, job, one)
 
     def _is_patience_over(self, task: int, job: Job, last: Instance) -> bool:
         """Tell whether the failures that were allowed are used up, since a person said "again"."""
-        retries = self.submitted.get(self.unique_of.get(task, ""), {}).get("retries")
+        retries = self._spec(task).get("retries")
         if retries is None:
             return False
         since = max(
@@ -232,7 +258,7 @@ class Model:
 
     def _is_undisturbed(self, task: int, one: Instance) -> bool:
         """Tell whether certainly no stop of ours had to do with an end."""
-        spec = self.submitted.get(self.unique_of.get(task, ""), {})
+        spec = self._spec(task)
         if one.was_signalled or spec.get("timeout_s") or spec.get("deadline_ns"):
             return False
         stops = frozenset({"cancel", "kill", "signal"})
@@ -288,7 +314,7 @@ class Model:
         self.now += 1
         job = self.jobs.get(task, Job())
         hold(all(one.cause for one in job.instances), f"task {task} is deleted while it runs")
-        hold(self._may_have(task, CLEANERS, 0), f"nobody wants task {task} deleted")
+        hold(self._may_be_forgotten(task), f"nobody wants task {task} deleted")
 
     def dropped(self, task: int, why: str) -> None:
         """The checkpoints of a task are given up by order."""
@@ -381,7 +407,7 @@ class Model:
             hold(signal == one.signal, f"{name}, but its signal was {one.signal}")
 
     def _may_have_stopped(self, task: int, cause: str, one: Instance) -> bool:
-        spec = self.submitted.get(self.unique_of.get(task, ""), {})
+        spec = self._spec(task)
         if cause == "timeout":
             return bool(spec.get("timeout_s"))
         if cause == "deadline":
@@ -395,10 +421,7 @@ class Model:
         self.now += 1
         here = {row["id"] for row in rows}
         for task in self.acknowledged - here:
-            hold(
-                self._may_have(task, CLEANERS, 0),
-                f"task {task} was acknowledged and is lost",
-            )
+            hold(self._may_be_forgotten(task), f"task {task} was acknowledged and is lost")
         self.seen(rows, self.now)
 
     def details(self, details: list[dict[str, Any]]) -> None:

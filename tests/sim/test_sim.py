@@ -147,7 +147,8 @@ def overlooking(patch: pytest.MonkeyPatch) -> None:
 
 DEADLY = Climate(
     busy_s=60, people=4, acts=20, pause_s=0.5, segment_bytes=16 << 10,
-    snapshot_every_bytes=16 << 10, reign_edges=60, cut_short=1.0, power=0.0, keep=-1.0,
+    snapshot_every_bytes=16 << 10, finished_max=100_000, checkpoints_age_s=86_400.0,
+    reign_edges=60, cut_short=1.0, power=0.0, keep=-1.0,
     weather=Weather(), delay_s=1.0, looks=0.0, trouble_s=5.0, kinds=("kill",),
 )  # fmt: skip
 """Nothing happens but that daemons are killed while their orders are on their way."""
