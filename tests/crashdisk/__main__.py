@@ -14,29 +14,29 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
 from tests import figures
 from tests.crashdisk.filesystem import KINDS, missing, move_apart
-from tests.crashdisk.jobs import KEPT, LIVES_BY_NAME, STATES_PER_LIFE, Done, Job, again, run
+from tests.crashdisk.jobs import KEPT, LIVES_BY_NAME, Done, Job, again, run
 
 SLOW_SHARE = 20
 STALL_S = 5.0
+LIVES_MAX = 100_000
+JOBS_AT_ONCE = 12
 
 
 def main() -> int:
     """Run it all; return 1 where a promise was broken."""
     asked = _asked()
     wanted = [fs for fs in asked.fs.split(",") if _is_there(fs)]
-    jobs = list(_jobs(asked, wanted))
     began = time.monotonic()
     with ProcessPoolExecutor(
         len(os.sched_getaffinity(0)), get_context("spawn"), initializer=move_apart
     ) as pool:
-        done = list(pool.map(run, jobs))
+        done = [one for fs in wanted for one in _played(pool, asked, fs)]
     rows = {fs: _summed([one for one in done if one.job.fs == fs]) for fs in wanted}
     broken = [one for one in done if one.broken]
     _tell(rows, broken)
@@ -86,25 +86,30 @@ def _is_there(fs: str) -> bool:
     return not why
 
 
-def _jobs(asked: argparse.Namespace, wanted: list[str]) -> Iterator[Job]:
+def _played(pool: ProcessPoolExecutor, asked: argparse.Namespace, fs: str) -> list[Done]:
+    """Have the faults and then lives played, until there are as many states as were asked for."""
+    if asked.only:
+        return list(pool.map(run, [Job(fs, asked.life or "log", asked.only)]))
+    jobs = [] if asked.life else [Job(fs, "", "matrix", stall_s=asked.stall)]
+    wanted = 0 if asked.matrix else asked.states if fs == "ext4" else asked.states // SLOW_SHARE
     lives = [asked.life] if asked.life else list(LIVES_BY_NAME)
-    for fs in wanted:
-        if asked.only:
-            yield Job(fs, asked.life or "log", asked.only, STATES_PER_LIFE)
-            continue
-        if not asked.life:
-            yield Job(fs, "", "matrix", 0, stall_s=asked.stall)
-        if asked.matrix:
-            continue
-        states = asked.states if fs == "ext4" else asked.states // SLOW_SHARE
-        count = -(-states // STATES_PER_LIFE)
-        for number in range(count):
-            life = lives[number % len(lives)]
-            yield Job(fs, life, f"{life}-{asked.seed}-{number}", STATES_PER_LIFE)
+    done: list[Done] = []
+    for number in range(LIVES_MAX):
+        jobs += [Job(fs, life, f"{life}-{asked.seed}-{number}") for life in lives if wanted]
+        if len(jobs) >= JOBS_AT_ONCE or not wanted:
+            done += pool.map(run, jobs)
+            jobs = []
+            if _states_of(done).total() >= wanted:
+                break
+    return done
+
+
+def _states_of(done: list[Done]) -> Counter[str]:
+    return sum((one.states for one in done if one.job.life), Counter[str]())
 
 
 def _summed(done: list[Done]) -> dict[str, Any]:
-    states = sum((one.states for one in done if one.job.life), Counter[str]())
+    states = _states_of(done)
     cells = sum((one.states for one in done if not one.job.life), Counter[str]())
     took_s = sum(one.took_s for one in done if one.job.life)
     count = states.total()

@@ -7,7 +7,7 @@ The check of a drawn part is cut in its turn: a recovery that dies is recovered.
 import random
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class Cut:
     """One moment of a tape: what was flushed, what was not, and what was promised around it."""
 
     at: int
+    flushes: int
     volatile: list[Write]
     least: Promise
     most: Promise
@@ -81,13 +82,13 @@ def cuts(
     marks = [(at, event.promise) for at, event in enumerate(tape) if isinstance(event, Mark)]
     last = marks[-1][1] if marks else Promise()
     volatile: list[Write] = []
-    least, following = Promise(), 0
+    least, following, flushes = Promise(), 0, 0
     for at, event in enumerate(tape):
         if at in wanted:
             while following < len(marks) and marks[following][0] < at:
                 following += 1
             most = marks[following][1] if following < len(marks) else last
-            yield Cut(at, list(volatile), least, most)
+            yield Cut(at, flushes, list(volatile), least, most)
         match event:
             case Write():
                 volatile.append(event)
@@ -97,24 +98,31 @@ def cuts(
                     flushed.write(*write)
                 layer.update(flushed.blocks)
                 volatile.clear()
+                flushes += 1
             case Mark(promise):
                 least = promise
 
 
-def play(place: Place, life: Life, seed: str, states_max: int) -> None:
-    """Live once by a seed, then cut it so many times. Raises Broken."""
+def play(place: Place, life: Life, seed: str, moments_max: int) -> None:
+    """Live once by a seed, then cut it at so many moments. Raises Broken.
+
+    States are told apart by what is on the disk and what was promised: none is looked at twice.
+    """
     dice = random.Random(seed)
     tape, file_data = recorded(place, life, dice)
-    moments = _moments(tape, max(1, states_max // len(OVERLAYS)), dice)
     layer: dict[int, bytes] = {}
     judge = Judge(place, life, dice)
+    seen = set[Hashable]()
     try:
-        for cut in cuts(tape, moments, layer, place.image):
+        for cut in cuts(tape, _moments(tape, moments_max, dice), layer, place.image):
             for overlay in OVERLAYS:
                 content = Content(place.image, layer)
                 for write in survivors(cut.volatile, overlay, dice, file_data):
                     content.write(*write)
-                judge.look(content, cut, overlay)
+                state = (cut.flushes, cut.least, cut.most, frozenset(content.blocks.items()))
+                if state not in seen:
+                    judge.look(content, cut, overlay)
+                seen.add(state)
     except Broken as broken:
         told = Broken(f"{life.name} on {place.kind.name}, seed {seed!r}: {broken}", broken.disk)
         told.tape = tape
@@ -124,11 +132,14 @@ def play(place: Place, life: Life, seed: str, states_max: int) -> None:
 
 
 def _moments(tape: list[Event], count: int, dice: random.Random) -> set[int]:
-    """Return moments: those just before a flush, where most is at stake, and any others."""
-    flushes = [at for at, event in enumerate(tape) if isinstance(event, Flush)]
-    chosen = set(dice.sample(flushes, min(len(flushes), count // 2)))
-    rest = [at for at in range(1, len(tape)) if at not in chosen]
-    return chosen | set(dice.sample(rest, min(len(rest), count - len(chosen))))
+    """Return moments at which something was volatile; all of them if `count` allows."""
+    moments, is_volatile = [], False
+    for at, event in enumerate(tape):
+        if is_volatile:
+            moments.append(at)
+        if not isinstance(event, Mark):
+            is_volatile = isinstance(event, Write)
+    return set(dice.sample(moments, min(len(moments), count)))
 
 
 class Judge:

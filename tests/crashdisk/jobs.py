@@ -15,7 +15,7 @@ from tests.crashdisk.device import told
 from tests.crashdisk.filesystem import KINDS, made
 from tests.crashdisk.lives import LIVES, LogLife
 
-STATES_PER_LIFE = 200
+MOMENTS_MAX = 1_000
 KEPT = figures.ROOT / "build" / "crashdisk"
 LIVES_BY_NAME = {life.name: life for life in LIVES}
 
@@ -26,7 +26,7 @@ class Job(NamedTuple):
     fs: str
     life: str  # "": the matrix
     seed: str
-    states: int
+    moments: int = MOMENTS_MAX
     deaf: str = ""  # the syncs that the log goes without
     stall_s: float = 0.0
 
@@ -60,7 +60,7 @@ def run(job: Job) -> Done:
 def _play(place: Place, job: Job) -> None:
     if job.life:
         life = LogLife(job.deaf) if job.deaf else LIVES_BY_NAME[job.life]
-        play(place, life, job.seed, job.states)
+        play(place, life, job.seed, job.moments)
         return
     for fault in matrix.FAULTS:
         for step in matrix.STEPS:

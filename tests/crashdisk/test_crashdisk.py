@@ -14,6 +14,7 @@ from tests.crashdisk.lives import LIVES
 from tests.crashdisk.matrix import FAULTS, STEPS
 
 EXT4 = KINDS["ext4"]
+MOMENTS = 30
 needs_ext4 = pytest.mark.skipif(bool(missing(EXT4)), reason=missing(EXT4) or "ext4 is there")
 
 
@@ -27,16 +28,16 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 @needs_ext4
 @pytest.mark.parametrize("life", [life.name for life in LIVES])
 def test_no_cut_of_the_power_breaks_a_promise_on_ext4(pool: ProcessPoolExecutor, life: str) -> None:
-    done = pool.submit(run, Job("ext4", life, f"{life}-0", 80)).result()
+    done = pool.submit(run, Job("ext4", life, f"{life}-0", MOMENTS)).result()
     assert not done.broken, done.broken
-    assert done.states.total() >= 80
+    assert done.states.total() >= MOMENTS
 
 
 @needs_ext4
 def test_no_fault_of_the_disk_at_any_step_loses_what_was_acknowledged(
     pool: ProcessPoolExecutor,
 ) -> None:
-    done = pool.submit(run, Job("ext4", "", "matrix", 0)).result()
+    done = pool.submit(run, Job("ext4", "", "matrix")).result()
     assert not done.broken, done.broken
     outcomes = {key.partition(":")[0]: key.partition(": ")[2] for key in done.states}
     assert len(outcomes) == len(FAULTS) * len(STEPS)
@@ -51,7 +52,7 @@ def test_no_fault_of_the_disk_at_any_step_loses_what_was_acknowledged(
 def test_a_log_that_goes_without_a_sync_is_found_out_on_ext4(
     pool: ProcessPoolExecutor, deaf: str
 ) -> None:
-    done = pool.submit(run, Job("ext4", "log", "log-0", 400, deaf)).result()
+    done = pool.submit(run, Job("ext4", "log", "log-0", deaf=deaf)).result()
     assert "promised" in done.broken
 
 
