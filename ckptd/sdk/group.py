@@ -75,7 +75,8 @@ class Recorder:
     def record(self, facts: list[Fact]) -> None:
         """Make facts durable; raises what `Journal.append` raises, and then they are not there.
 
-        Where a signal's exception strikes (Ctrl-C), they may be there or not; nobody waits for us.
+        Where a signal's exception strikes (Ctrl-C), or a newer attempt exists (StaleAttempt), they
+        may be there or not; nobody waits for us.
 
         Durable: all of them, before it returns.
         """

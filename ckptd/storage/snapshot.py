@@ -258,7 +258,7 @@ class SnapshotWriter:
             return SnapshotFailed(self.lsn, "given up")
         try:
             verify(self._place, part, self.lsn)
-        except Corrupt:
+        except (OSError, CkptdError, MemoryError):
             disk.unlink(part)
             raise
         disk.rename(part, self._path)  # Crash: a .tmp is removed by the next `arm`

@@ -150,3 +150,25 @@ def test_a_snapshot_for_which_memory_runs_out_fails_is_removed_and_the_next_one_
     assert disk.names(f"{ROOT}/snap") == []
     writer.snapshot()
     assert snapshot.listed(disk, f"{ROOT}/snap") == [writer.acked]
+
+
+class OutOfMemoryAtRead(MemoryDisk):
+    """Reads of what is being written find no memory to put it in."""
+
+    def check(self, kind: str, path: str) -> None:
+        if kind == "read" and path.endswith(".tmp"):
+            raise MemoryError
+        super().check(kind, path)
+
+
+def test_a_snapshot_for_which_memory_runs_out_at_reading_back_is_removed() -> None:
+    """One that stays, tried again every minute, fills the disk."""
+    disk = OutOfMemoryAtRead()
+    writer = Writer(disk)
+    writer.append(3)
+    writer.sync()
+    unlucky = writer.store.begin_snapshot(writer.acked)
+    unlucky.add(b"begin")
+    unlucky.finish()
+    assert isinstance(unlucky.poll(), SnapshotFailed)
+    assert disk.names(f"{ROOT}/snap") == []
