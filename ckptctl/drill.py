@@ -5,6 +5,7 @@ from here, by whoever may kill it. Read next: `drill_watch.py` (what is seen, an
 """
 
 import argparse
+import subprocess
 import time
 from typing import Any, Final
 
@@ -35,10 +36,10 @@ from ckptd.protocol.messages import (
 WITHIN: Final = "2m"
 LOOK_S: Final = 0.2  # between two looks at what the task says
 _KINDS: Final = {
-    "kill9": "SIGKILL all of its processes",
+    "kill9": "SIGKILL to all of its processes",
     "sigterm": "stop it as a shutdown does: save, stop signal, grace, SIGKILL",
     "oom": "take its memory away, until the kernel kills it",
-    "daemon": "SIGKILL the daemon; the task is to live on",
+    "daemon": "SIGKILL to the daemon; the task must not even notice",
 }
 
 
@@ -49,30 +50,42 @@ def drill_options(parser: argparse.ArgumentParser) -> None:
     for name, text in _KINDS.items():
         kinds.add_argument(f"--{name}", dest="how", action="store_const", const=name, help=text)
     parser.add_argument(
-        "--within", metavar="TIME", default=WITHIN, help=f"to be back in ({WITHIN})"
+        "--within", metavar="TIME", default=WITHIN, help=f"it must be back in this time ({WITHIN})"
     )
     parser.add_argument(
         "--restart", metavar="COMMAND", default="",
-        help="what starts the daemon again, where no service manager does",
+        help="with --daemon: what starts it again, where no service manager does",
     )  # fmt: skip
 
 
 def drill(call: Call) -> int:
     """Do the damage and wait: 0 if all that must hold held, 1 if not, 124 if not in time."""
     call.takes("json")
-    how, within_s = str(call.args.how), units.parse_duration(call.args.within)
+    how, within_s = str(call.args.how), _within(call)
     before = _before(call, call.one_id(call.select()))
     target = drill_daemon.find(call, call.args.restart) if how == "daemon" else None
     if how == "oom":
         _check_memory(before.row)
-    _consent(call, how, before.row)
+    if _consent(call, how, before.row):
+        before = _before(call, before.row.id)  # it went on while a person thought
     run = _Run(call, before, how, time.monotonic() + within_s)
-    if target is not None:
-        drill_daemon.kill(call, target)
-    else:
-        _hit(call, before.row.id, how)
-    run.watch(0 if target is None else target.epoch)
+    try:
+        run.strike(target)
+        run.watch(0 if target is None else target.epoch)
+    except KeyboardInterrupt:
+        call.note(f"the drill was left; what came of it: ckptctl explain {before.row.id}")
+        raise
     return run.tell()
+
+
+def _within(call: Call) -> float:
+    """Return the seconds it has to be back in; what can only fail is refused before any harm."""
+    if call.args.restart and call.args.how != "daemon":
+        raise BadRequest("--restart says what starts the daemon again", "it goes with --daemon")
+    within_s = units.parse_duration(call.args.within)
+    if within_s <= 0:
+        raise BadRequest("no task is back within no time", f"--within {WITHIN}")
+    return within_s
 
 
 def _before(call: Call, task: int) -> Before:
@@ -100,25 +113,39 @@ def _check_memory(row: TaskRow) -> None:
         )
 
 
-def _consent(call: Call, how: str, row: TaskRow) -> None:
-    """Have a person say yes, at a terminal or by --yes: the damage is real."""
-    what = f"task {row.id} ({words.clean(row.name)}), attempt {row.attempt}"
-    costs = f"it goes on from checkpoint {row.checkpoint}"
-    if not row.checkpoint:
-        costs = "it has saved no checkpoint: what its journal does not hold will be done again"
-    if how == "daemon":
-        costs = "its tasks live on; requests wait until it is back"
-    text = f"{what}: {_KINDS[how]}; {costs}"
-    if not call.args.yes and not call.asks:
-        raise BadRequest(f"nothing was done: a drill does real damage. {text}", "add --yes")
-    if not call.confirm(f"{text}. Do it?"):
+def _consent(call: Call, how: str, row: TaskRow) -> bool:
+    """Have a person say yes, at a terminal or by --yes; return whether somebody was asked."""
+    if call.args.yes:
+        return False
+    what = f"{_what(row)}: {_KINDS[how]}"
+    if not call.asks:
+        raise BadRequest(f"nothing was done: a drill does real damage. {what}", "add --yes")
+    lines = (what, *_costs(how, row, call.args.restart), "Do it?")
+    if not call.confirm("\n  ".join(lines)):
         raise BadRequest("nothing was done: drill was not confirmed")
+    return True
 
 
-def _hit(call: Call, task: int, how: Any) -> None:
-    (change,) = call.ask("drill", Drill(Selector(ids=(task,)), how), Changed).tasks
-    if change.error is not None:
-        raise as_error(change.error)
+def _what(row: TaskRow) -> str:
+    return f"task {row.id} ({words.clean(row.name)}), attempt {row.attempt}, pid {row.pid}"
+
+
+def _costs(how: str, row: TaskRow, restart: str) -> tuple[str, ...]:
+    """Return what the damage will cost, for who is asked."""
+    if how == "daemon":
+        by = words.clean(restart) if restart else "its service manager"
+        return ("all tasks run on; requests wait", f"it is started again by: {by}")
+    goes_on, again = "no checkpoint was saved: it begins anew", "what it did"
+    if row.checkpoint:
+        age = short_text(max(0.0, (time.time_ns() - row.checkpoint_ns) / drill_watch.SECOND_NS))
+        newer = ", or a newer one: it is asked to save" if how == "sigterm" else ""
+        goes_on = f"it goes on from checkpoint {row.checkpoint}, {age} old{newer}"
+        again = "what it did since"
+    return (
+        goes_on,
+        f"{again} is done again, unless its journal holds it",
+        "it starts again at once; an interruption is counted, no failure",
+    )
 
 
 class _Run:
@@ -134,6 +161,19 @@ class _Run:
         self._lost: float | None = None  # of what the task counts
         self._epochs = (0, 0)
         self._answer_ns = 0
+        self._restart: subprocess.Popen[bytes] | None = None
+
+    def strike(self, target: drill_daemon.Target | None) -> None:
+        """Do the damage: to the daemon, or by it to the task. Raises what refuses it."""
+        if target is not None:
+            self._restart = drill_daemon.kill(self._call, target)
+            return
+        how: Any = self._how
+        asked = Drill(Selector(ids=(self._task,)), how)
+        (change,) = self._call.ask("drill", asked, Changed).tasks
+        if change.error is not None:
+            raise as_error(change.error)
+        self._call.aside(f"task {self._task} is hit; waiting until it is back")
 
     def watch(self, epoch: int) -> None:
         """Follow log and task until it is back. Raises TimedOut where nobody goes on by then."""
@@ -154,8 +194,9 @@ class _Run:
                 return
         if not epoch and self._story.start is None:
             state = words.state_text(self._row, time.time_ns())
+            was = f", it is {state}" if self._story.death is not None else ", its end was not told"
             raise TimedOut(
-                f"task {self._task} was hit and is not running again in time: it is {state}",
+                f"task {self._task} was hit and not seen to run again in time{was}",
                 f"see: ckptctl explain {self._task}",
             )
 
@@ -164,6 +205,9 @@ class _Run:
             return self._call.wait_for("ping", Empty(), Pong, self._until)
         except TimedOut as late:
             text = "the daemon was killed and does not answer again in time"
+            code = None if self._restart is None else self._restart.poll()
+            if code:
+                text += f"; what was to start it ended with exit {code}"
             raise TimedOut(text, "start it; its tasks live on") from late
 
     def _look(self) -> None:
@@ -184,13 +228,14 @@ class _Run:
 
     def _items_lost(self, seq: int) -> float | None:
         """Return what was done beyond the checkpoint, in the task's own units; None: not known."""
-        said = self._before.row.progress
         row = next((row for row in self._saved(verify=False) if row.seq == seq), None)
-        if said is None or row is None:
+        if self._before.row.progress is None or row is None:
             return None
+        if self._story.kept_since(row.at_ns):
+            return None  # it goes on from its journal, behind the checkpoint
         try:
             manifest = offline.ask("show", offline.task_dir(row.path), str(seq))
-            return max(0.0, said.done - float(manifest["progress"]["done"]))
+            return max(0.0, self._story.reached - float(manifest["progress"]["done"]))
         except (CkptdError, KeyError, TypeError, ValueError):
             return None  # not ours to read, pruned by now, or it saves without saying how far
 
@@ -236,22 +281,24 @@ class _Run:
         return found
 
     def _facts(self) -> list[tuple[str, str]]:
-        row, found, start = self._before.row, self._figures(), self._story.start
-        what = f"task {row.id} ({words.clean(row.name)}), attempt {row.attempt}, pid {row.pid}"
-        items = f", {units.number_text(self._lost)} of what it counts" if self._lost else ""
+        found, start = self._figures(), self._story.start
+        lost_s = found["lost_s"] or 0.0
+        items = f", {units.number_text(self._lost)} by its own count" if self._lost else ""
         began = f", as attempt {start.attempt}, pid {start.fields['pid']}" if start else ""
+        since = "its end" if start is not None else "the blow"
         return [
-            ("drill", f"{self._how} of {what}"),
-            ("work lost", f"{short_text(found['lost_s'] or 0.0)}{items}"),
-            ("daemon back", _after(found.get("daemon_back_s"))),
-            ("runs again", _after(found["restart_s"]) and _after(found["restart_s"]) + began),
-            ("gets on", _after(found["progress_s"])),
-            ("where it was", _after(found["back_s"])),
+            ("drill", f"{self._how} of {_what(self._before.row)}"),
+            ("work lost", f"{short_text(lost_s)}{items}" if lost_s else "none"),
+            ("ended", _after(found["ended_s"], "the blow")),
+            ("daemon back", _after(found.get("daemon_back_s"), "the blow")),
+            ("runs again", _after(found["restart_s"], since, began)),
+            ("gets on", _after(found["progress_s"], since)),
+            ("where it was", _after(found["back_s"], since) if start is not None else ""),
         ]
 
 
-def _after(seconds: float | None) -> str:
-    return "" if seconds is None else f"after {short_text(seconds)}"
+def _after(seconds: float | None, since: str, more: str = "") -> str:
+    return "" if seconds is None else f"{short_text(seconds)} after {since}{more}"
 
 
 def _check_text(check: Check) -> str:

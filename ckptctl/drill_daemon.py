@@ -4,6 +4,7 @@ Read next: `drill.py`.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 import msgspec
 
 from ckptctl.call import Call
-from ckptd.protocol.errors import Conflict, Denied
+from ckptd.protocol.errors import BadRequest, Conflict, Denied
 from ckptd.protocol.messages import Empty, Pong
 
 _RESTARTS: Final = frozenset({"always", "on-failure", "on-abnormal", "on-abort"})
@@ -40,6 +41,7 @@ def find(call: Call, command: str) -> Target:
             f"the daemon (pid {pong.pid}) cannot be seen from here: in another container?",
             "run the drill where the daemon runs",
         )
+    _check_command(command)
     service = "" if command else _service_of(pong.pid)
     if not service and not command:
         raise Conflict(
@@ -49,8 +51,8 @@ def find(call: Call, command: str) -> Target:
     return Target(pong.pid, pong.epoch, service, command)
 
 
-def kill(call: Call, target: Target) -> None:
-    """SIGKILL this very daemon, and start the next one where that is for us to do."""
+def kill(call: Call, target: Target) -> subprocess.Popen[bytes] | None:
+    """SIGKILL this very daemon; return what starts the next one, where that is for us to do."""
     fd = os.pidfd_open(target.pid)
     try:
         # What answers now under that pid is what the descriptor stands for.
@@ -59,11 +61,27 @@ def kill(call: Call, target: Target) -> None:
         signal.pidfd_send_signal(fd, signal.SIGKILL)
     finally:
         os.close(fd)
-    if target.command:
-        subprocess.Popen(
-            ("/bin/sh", "-c", target.command), start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+    if not target.command:
+        return None
+    return subprocess.Popen(
+        ("/bin/sh", "-c", target.command), start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _check_command(command: str) -> None:
+    """Raise BadRequest for one that the shell cannot run: after the blow would be too late."""
+    try:
+        first = next(iter(shlex.split(command)), "")
+    except ValueError as bad:
+        raise BadRequest(f"--restart is no command: {bad}") from bad
+    if not first.replace("/", "").replace("-", "").replace(".", "").isalnum():
+        return  # nothing given, or more of a shell than can be judged from here
+    found = subprocess.run(
+        ("/bin/sh", "-c", 'command -v -- "$1"', "sh", first), capture_output=True, check=False
+    )
+    if found.returncode != 0:
+        raise BadRequest(f"--restart: there is no command {first}", "give its whole path")
 
 
 def _command_line(pid: int) -> bytes:

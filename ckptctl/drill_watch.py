@@ -13,6 +13,7 @@ from ckptctl import units
 from ckptd.protocol.messages import CheckpointRow, Event, TaskRow
 
 SECOND_NS: Final = 1_000_000_000
+_SLACK_NS: Final = 1_000_000  # what a time told in seconds may be off
 _TICKS: Final = 19  # field 22 of /proc/PID/stat, counted behind the name
 
 
@@ -85,6 +86,14 @@ class Story:
         if said.done >= self.reached:
             self.back_ns = _earlier(self.back_ns, said.at_ns or now_ns)
 
+    def kept_since(self, at_ns: int) -> bool:
+        """Tell whether the attempt that was hit kept more than what was saved then: a journal."""
+        if self.death is None:
+            return False
+        fields = self.death.fields
+        kept_ns = fields["ended_ns"] - int(fields["lost_s"] * SECOND_NS)
+        return bool(kept_ns > max(at_ns, fields["started_ns"]) + _SLACK_NS)
+
     def _goes_on(self, attempt: int) -> bool:
         """Tell whether this is the attempt that has to go on: the next one, or one left alone."""
         if self.start is not None:
@@ -100,10 +109,14 @@ class Story:
     def is_over(self) -> bool:
         """Tell whether there is nothing more to wait for, once somebody goes on."""
         over = self.end or (self.death if self.start is None else None)
-        if over is not None and over.fields["verdict"]["phase"] not in ("queued", "waiting"):
+        if over is not None and not _is_pending(over):
             return True
         is_back = bool(self.back_ns) or not self.before.row.checkpoint
         return not self.before.says_how_far or (bool(self.sign_ns) and is_back)
+
+
+def _is_pending(ended: Event) -> bool:
+    return ended.fields["verdict"]["phase"] in ("queued", "waiting")
 
 
 def _earlier(first_ns: int, other_ns: int) -> int:
@@ -185,7 +198,7 @@ def _how_it_ended(ended: Event) -> str:
     fields = ended.fields
     number = fields["signal"]
     how = units.signal_name(number) if number else f"exit {fields['code']}"
-    return f"{how}, told as {fields['cause']}"
+    return f"{how}, recorded as {fields['cause']}"
 
 
 def _one_at_a_time(story: Story) -> Check:
@@ -195,8 +208,10 @@ def _one_at_a_time(story: Story) -> Check:
         return Check("fence", False, "no attempt began after it")
     orders = [one for one in story.intents if one.attempt == start.attempt]
     in_order = len(orders) == 1 and death.lsn < orders[0].lsn < start.lsn
-    gone = f"pid {before.row.pid} was gone" if before.ticks else "its process cannot be seen"
-    text = f"{gone}; end at LSN {death.lsn}, next order at {orders[0].lsn if orders else '-'}"
+    seen = f"pid {before.row.pid} {'was gone' if story.was_gone else 'still lived'}"
+    gone = f"{seen} when attempt {start.attempt} ran" if before.ticks else "its pid cannot be seen"
+    lsns = ", ".join(str(one.lsn) for one in orders) or "none"
+    text = f"{gone}; LSN of its end {death.lsn}, of the next order {lsns}"
     return Check("fence", in_order and story.was_gone, text)
 
 
@@ -204,7 +219,8 @@ def _resumed(story: Story) -> Check:
     newest = story.before.row.checkpoint
     used = int(story.start.fields["resumed_from"]) if story.start is not None else 0
     if not newest and not used:
-        return Check("checkpoint", story.start is not None, "none was saved, it began anew")
+        anew = "it goes on from its journal" if story.kept_since(0) else "it began anew"
+        return Check("checkpoint", story.start is not None, f"none was saved, {anew}")
     return Check("checkpoint", used >= newest, f"resumed from {used}, the newest was {newest}")
 
 
@@ -217,12 +233,13 @@ def _verified(saved: Iterable[CheckpointRow]) -> Check:
 
 def _goes_on(story: Story) -> Check:
     ended = story.end or (story.death if story.start is None else None)
-    if ended is not None:
+    if ended is not None and not (_is_pending(ended) and story.sign_ns):
         phase = ended.fields["verdict"]["phase"]
-        return Check("progress", phase == "succeeded", f"it ended: {phase}")
+        return Check("progress", phase == "succeeded", f"{_how_it_ended(ended)}; now {phase}")
     if not story.before.says_how_far:
         return Check("progress", True, "it runs; it neither saves nor says how far it is")
-    return Check("progress", bool(story.sign_ns), "seen" if story.sign_ns else "none was seen")
+    said = "it saved, or said that it got on" if story.sign_ns else "none was seen in time"
+    return Check("progress", bool(story.sign_ns), said)
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -237,8 +254,10 @@ def figures(story: Story, hit_ns: int) -> dict[str, float | None]:
         return max(0.0, (at_ns - from_ns) / SECOND_NS) if at_ns else None
 
     ended_ns = story.end.fields["ended_ns"] if story.end is not None else 0
+    died_ns = death.fields["ended_ns"] if death is not None else 0
     return {
         "lost_s": death.fields["lost_s"] if death is not None else 0.0,
+        "ended_s": max(0.0, (died_ns - hit_ns) / SECOND_NS) if died_ns else None,
         "restart_s": since(start.at_ns if start is not None else 0),
         "progress_s": since(story.sign_ns or ended_ns),
         "back_s": since(story.back_ns or ended_ns),

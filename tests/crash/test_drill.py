@@ -62,6 +62,9 @@ def test_a_daemon_that_nobody_starts_again_is_only_killed_once_it_is_told_how(
     refused = daemon.ctl("drill", str(task), "--yes", "--daemon", check=False)
     assert (refused.returncode, daemon.pid) == (5, pid)
     assert "it would stay dead" in refused.stderr
+    typo = ("--daemon", "--restart", "no-such-command --config x")
+    refused = daemon.ctl("drill", str(task), "--yes", *typo, check=False)
+    assert (refused.returncode, daemon.pid) == (64, pid)
     command = shlex.join([sys.executable, "-m", "ckptd", "--config", str(daemon.config)])
     found = drilled(daemon, task, "--daemon", "--restart", command)
     assert found["attempts"] == [1, None]
@@ -77,6 +80,8 @@ def test_a_drill_is_refused_before_any_harm(start_daemon: StartDaemon) -> None:
         (("--yes", "--oom"), 5, "no memory group is its own"),
         (("--yes",), 64, "one of the arguments"),
         (("--yes", "--kill9", "--within", "soon"), 64, "soon"),
+        (("--yes", "--kill9", "--within", "0"), 64, "within no time"),
+        (("--yes", "--kill9", "--restart", "true"), 64, "--daemon"),
     ):
         refused = daemon.ctl("drill", str(task), *words, check=False)
         assert (refused.returncode, said in refused.stderr) == (code, True), refused.stderr

@@ -37,7 +37,7 @@ def event(lsn: int, kind: str, attempt: int, at_s: float, **fields: Any) -> Even
 def ended(lsn: int = 12, at_s: float = 1, **changes: Any) -> Event:
     fields = {
         "cause": "drill", "blame": "", "signal": 9, "code": 0, "lost_s": 2.5,
-        "ended_ns": HIT_NS + SECOND,
+        "started_ns": HIT_NS - 60 * SECOND, "ended_ns": HIT_NS + SECOND,
         "verdict": {"phase": "queued", "failures": 0},
     }  # fmt: skip
     return event(lsn, "ended", 2, at_s, **{**fields, **changes})
@@ -68,7 +68,7 @@ def test_a_task_that_came_back_as_promised_passes_and_its_times_are_told() -> No
     assert not failed(found)
     assert found.is_over
     assert drill_watch.figures(found, HIT_NS) == {
-        "lost_s": 2.5, "restart_s": 0.5, "progress_s": 2.0, "back_s": 2.0,
+        "lost_s": 2.5, "ended_s": 1.0, "restart_s": 0.5, "progress_s": 2.0, "back_s": 2.0,
     }  # fmt: skip
 
 
@@ -134,6 +134,22 @@ def test_a_daemon_that_comes_back_has_let_its_task_alone(
     assert [check.name for check in checks if not check.holds] == bad
 
 
+def test_a_blow_of_somebody_else_to_a_task_that_had_got_on_is_no_broken_promise() -> None:
+    other = event(20, "ended", 3, 5, **ended().fields)
+    found = story(*GOOD)
+    found.hear([other])
+    assert not failed(found)
+    silent = Story(Before(task_row(), 11, 0))
+    silent.hear([*GOOD, other])
+    assert failed(silent) == ["progress"]
+
+
+def test_what_a_journal_kept_behind_the_checkpoint_is_not_told_as_lost() -> None:
+    at_ns = HIT_NS - 10 * SECOND
+    assert story(*GOOD).kept_since(at_ns)  # 2.5 s lost, the checkpoint is 11 s old
+    assert not story(ended(lost_s=11.0), INTENT, STARTED).kept_since(at_ns)
+
+
 @pytest.mark.parametrize(("typed", "hits"), [("n\n", 0), ("y\n", 1)])
 def test_a_person_is_asked_first_and_a_no_does_no_harm(
     scripted: Scripted, typed: str, hits: int
@@ -153,5 +169,6 @@ def test_a_person_is_asked_first_and_a_no_does_no_harm(
         }
     )
     code, shown = ctl_on_terminal(daemon.endpoint, "drill", "7", "--kill9", typed=typed)
-    assert "it goes on from checkpoint 5. Do it? [y/N]" in shown
+    assert "it goes on from checkpoint 5" in shown
+    assert "Do it? [y/N]" in shown
     assert (code, len(asked)) == (5 if hits else 64, hits)
