@@ -122,8 +122,18 @@ class Life:
             if self.daemon is not None:
                 self.daemon.bury()
             self.fds.close()
-            self.counts.update(self._states.counts)
+            self._sum_up()
         return self._hash.hexdigest()
+
+    def _sum_up(self) -> None:
+        """Add what the others have counted."""
+        self.counts.update(self._states.counts)
+        self.counts.update(self.machine.happened)
+        self.counts.update({f"messages_{what}": n for what, n in self.network.counts.items()})
+        self.counts["tasks"] = len(self.model.unique_of)
+        self.counts["attempts"] = len(self.machine.begun)
+        self.counts["checks"] = self.model.checks
+        self.counts["simulated_s"] = self.agenda.elapsed_ns // S
 
     def _live_while(self, goes_on: Callable[[], bool]) -> None:
         for _ in range(STEPS_MAX):
@@ -276,6 +286,8 @@ class Life:
             self._durable_lsn = max(self._durable_lsn, wal.durable_lsn)
 
     def _struck(self, blow: Blow) -> None:
+        if self.daemon is not None and not self.daemon.is_built:
+            self.counts["in_recovery"] += 1
         if isinstance(blow, PowerCut):
             self._cut_power()
         else:
