@@ -83,7 +83,7 @@ def cuts(
     last = marks[-1][1] if marks else Promise()
     volatile: list[Write] = []
     least, following, flushes = Promise(), 0, 0
-    for at, event in enumerate(tape):
+    for at, event in enumerate((*tape, Flush())):  # that of the unmount
         if at in wanted:
             while following < len(marks) and marks[following][0] < at:
                 following += 1
@@ -114,7 +114,9 @@ def play(place: Place, life: Life, seed: str, moments_max: int) -> None:
     judge = Judge(place, life, dice)
     seen = set[Hashable]()
     try:
-        for cut in cuts(tape, _moments(tape, moments_max, dice), layer, place.image):
+        moments = range(1, len(tape) + 1)
+        drawn = set(dice.sample(moments, min(len(moments), moments_max)))
+        for cut in cuts(tape, drawn, layer, place.image):
             for overlay in OVERLAYS:
                 content = Content(place.image, layer)
                 for write in survivors(cut.volatile, overlay, dice, file_data):
@@ -129,17 +131,6 @@ def play(place: Place, life: Life, seed: str, moments_max: int) -> None:
         raise told from broken
     finally:
         judge.close()
-
-
-def _moments(tape: list[Event], count: int, dice: random.Random) -> set[int]:
-    """Return moments at which something was volatile; all of them if `count` allows."""
-    moments, is_volatile = [], False
-    for at, event in enumerate(tape):
-        if is_volatile:
-            moments.append(at)
-        if not isinstance(event, Mark):
-            is_volatile = isinstance(event, Write)
-    return set(dice.sample(moments, min(len(moments), count)))
 
 
 class Judge:

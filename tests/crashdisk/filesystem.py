@@ -19,8 +19,8 @@ from typing import NamedTuple
 from tests.fakes.fuse_file import BLOCK_BYTES
 
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_CLR_FD = 0x4C82, 0x4C0A, 0x4C01
-_LOOP_CONFIG = struct.Struct("<II")
-_LOOP_CONFIG_REST = bytes(296)
+_LOOP_CONFIG = struct.Struct("<II52xI240x")  # file, block size, flags
+_AUTOCLEAR = 4  # a device that a dead process leaves behind goes with its mount
 _FIEMAP, _LAST_EXTENT = 0xC020660B, 1
 _EXTENTS_MAX = 16  # of one call: fcntl.ioctl lets other threads run up to 1,024 bytes only
 _CALLS_MAX = 1_000
@@ -141,14 +141,13 @@ def _unmount(at: Path) -> None:
 
 def _looped(backing: int) -> tuple[str, int]:
     """Return a loop device on a file; another process may take the free one first."""
-    rest = bytearray(_LOOP_CONFIG_REST)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_TRIES_MAX):
             device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
             loop = os.open(device, os.O_RDWR | os.O_CLOEXEC)
             try:
-                fcntl.ioctl(loop, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(backing, 0) + bytes(rest))
+                fcntl.ioctl(loop, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(backing, 0, _AUTOCLEAR))
             except OSError as taken:
                 os.close(loop)
                 if taken.errno != errno.EBUSY:

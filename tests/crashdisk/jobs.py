@@ -13,7 +13,7 @@ from tests.crashdisk import matrix
 from tests.crashdisk.cuts import Broken, Place, play
 from tests.crashdisk.device import told
 from tests.crashdisk.filesystem import KINDS, made
-from tests.crashdisk.lives import LIVES, LogLife
+from tests.crashdisk.lives import LIVES, Life, LogLife, Unsynced
 
 MOMENTS_MAX = 1_000
 KEPT = figures.ROOT / "build" / "crashdisk"
@@ -27,7 +27,7 @@ class Job(NamedTuple):
     life: str  # "": the matrix
     seed: str
     moments: int = MOMENTS_MAX
-    deaf: str = ""  # the syncs that the log goes without
+    deaf: str = ""  # the syncs that the log goes without; "all": that any life goes without
     stall_s: float = 0.0
 
 
@@ -59,8 +59,7 @@ def run(job: Job) -> Done:
 
 def _play(place: Place, job: Job) -> None:
     if job.life:
-        life = LogLife(job.deaf) if job.deaf else LIVES_BY_NAME[job.life]
-        play(place, life, job.seed, job.moments)
+        play(place, _life(job), job.seed, job.moments)
         return
     for fault in matrix.FAULTS:
         for step in matrix.STEPS:
@@ -68,6 +67,12 @@ def _play(place: Place, job: Job) -> None:
                 matrix.cell(place, fault, step, job.stall_s)
             except (AssertionError, CkptdError, OSError, TimeoutError) as error:
                 raise Broken(f"{fault} x {step} on {job.fs}: {error!r}") from error
+
+
+def _life(job: Job) -> Life:
+    if job.deaf == "all":
+        return Unsynced(LIVES_BY_NAME[job.life])
+    return LogLife(job.deaf) if job.deaf else LIVES_BY_NAME[job.life]
 
 
 def again(job: Job) -> str:

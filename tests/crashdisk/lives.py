@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
+from unittest import mock
 
 from ckptd.batch import ledger, place
 from ckptd.batch.spec import Config, Knobs
@@ -376,6 +377,18 @@ class ExitLife:
     @staticmethod
     def _end(number: int) -> bytes:
         return End("exit", code=number).line(number, 1)
+
+
+class Unsynced:
+    """A life under which no sync does anything, to show that each kind of work needs them."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self.name, self.adds, self.check = life.name, life.adds, life.check
+
+    def live(self, top: Path, dice: random.Random, mark: Mark) -> None:
+        with mock.patch.multiple(os, fsync=lambda _: None, fdatasync=lambda _: None):
+            self._life.live(top, dice, mark)
 
 
 LIVES: tuple[Life, ...] = (

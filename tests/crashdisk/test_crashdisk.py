@@ -48,6 +48,15 @@ def test_no_fault_of_the_disk_at_any_step_loses_what_was_acknowledged(
 
 
 @needs_ext4
+@pytest.mark.parametrize("life", [life.name for life in LIVES])
+def test_work_of_any_kind_that_goes_without_syncs_is_found_out(
+    pool: ProcessPoolExecutor, life: str
+) -> None:
+    done = pool.submit(run, Job("ext4", life, f"{life}-0", deaf="all")).result()
+    assert "kept none; promised" in done.broken
+
+
+@needs_ext4
 @pytest.mark.parametrize("deaf", ["data", "names", "snapshot"])
 def test_a_log_that_goes_without_a_sync_is_found_out_on_ext4(
     pool: ProcessPoolExecutor, deaf: str
