@@ -5,6 +5,7 @@ Only calls that let other threads run may work on what lies on it: it is this pr
 Source: linux/fuse.h (protocol 7.31), mount.fuse(8).
 """
 
+import ctypes
 import errno
 import os
 import struct
@@ -26,6 +27,8 @@ _INIT = struct.Struct("<4I2H2I2H8I")
 _FUSE_VERSION = (7, 31)
 _BIG_WRITES, _MAX_PAGES = 1 << 5, 1 << 22
 _DIRECT_IO = 1
+_CLONE_FILES = 0x400  # Source: linux/sched.h
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Op(IntEnum):
@@ -60,8 +63,11 @@ class FuseFile:
         except OSError:
             os.close(self._fd)
             raise
+        self._is_served = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="fuse-file", daemon=True)
         self._thread.start()
+        self._is_served.wait()
+        os.close(self._fd)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return what stands there."""
@@ -79,9 +85,10 @@ class FuseFile:
         """Stop serving; nothing may use the file any more."""
         until(lambda: runs("umount", self.node), 10.0, every_s=0.05)
         self._thread.join()
-        os.close(self._fd)
 
     def _serve(self) -> None:
+        _keep_alone(self._fd)
+        self._is_served.set()
         while True:  # Bound: the unmount
             try:
                 request = os.read(self._fd, WRITE_BYTES_MAX + 2 * BLOCK_BYTES)
@@ -126,6 +133,18 @@ class FuseFile:
                 return b""
             case _:  # no allocation, no discard
                 raise OSError(errno.ENOSYS, "not served")
+
+
+def _keep_alone(fd: int) -> None:
+    """Make this thread the only one that has `fd`; of the others' files it has only stdio.
+
+    Crash: whoever waits for this file cannot be killed before it is answered, and holds open all
+    that it shares. Where the server dies first, its last descriptor answers: not connected.
+    """
+    if _libc.unshare(_CLONE_FILES):
+        raise OSError(ctypes.get_errno(), "unshare")
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def run(*command: str | Path, fds: tuple[int, ...] = ()) -> None:
