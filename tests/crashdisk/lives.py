@@ -11,7 +11,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
-from unittest import mock
+
+import pytest
 
 from ckptd.batch import ledger, place
 from ckptd.batch.spec import Config, Knobs
@@ -387,7 +388,9 @@ class Unsynced:
         self.name, self.adds, self.check = life.name, life.adds, life.check
 
     def live(self, top: Path, dice: random.Random, mark: Mark) -> None:
-        with mock.patch.multiple(os, fsync=lambda _: None, fdatasync=lambda _: None):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("fsync", "fdatasync"):
+                patch.setattr(os, name, lambda _: None)
             self._life.live(top, dice, mark)
 
 
