@@ -20,12 +20,13 @@ from typing import Any
 
 from tests import figures
 from tests.crashdisk.filesystem import KINDS, missing, move_apart
-from tests.crashdisk.jobs import KEPT, LIVES_BY_NAME, Done, Job, again, run
+from tests.crashdisk.jobs import KEPT, LIVES_BY_NAME, MOMENTS_MAX, Done, Job, again, run
 
 SLOW_SHARE = 20
 STALL_S = 5.0
 LIVES_MAX = 100_000
-JOBS_AT_ONCE = 12
+JOBS_AT_ONCE = 6
+MOMENTS_MIN = 10
 
 
 def main() -> int:
@@ -74,6 +75,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--life", choices=sorted(LIVES_BY_NAME), help="this one alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="this seed of a life alone")
+    parser.add_argument("--moments", type=int, default=MOMENTS_MAX, help="of a life, at most")
     parser.add_argument("--matrix", action="store_true", help="the fault matrix alone")
     parser.add_argument("--stall", type=float, default=STALL_S, help="seconds of a stalled disk")
     return parser.parse_args()
@@ -89,13 +91,16 @@ def _is_there(fs: str) -> bool:
 def _played(pool: ProcessPoolExecutor, asked: argparse.Namespace, fs: str) -> list[Done]:
     """Have the faults and then lives played, until there are as many states as were asked for."""
     if asked.only:
-        return list(pool.map(run, [Job(fs, asked.life or "log", asked.only)]))
+        return list(pool.map(run, [Job(fs, asked.life or "log", asked.only, asked.moments)]))
     jobs = [] if asked.life else [Job(fs, "", "matrix", stall_s=asked.stall)]
     wanted = 0 if asked.matrix else asked.states if fs == "ext4" else asked.states // SLOW_SHARE
     lives = [asked.life] if asked.life else list(LIVES_BY_NAME)
+    moments = min(asked.moments, max(MOMENTS_MIN, wanted // len(lives)))
     done: list[Done] = []
-    for number in range(LIVES_MAX):
-        jobs += [Job(fs, life, f"{life}-{asked.seed}-{number}") for life in lives if wanted]
+    for number in range(LIVES_MAX if wanted else 1):
+        jobs += [
+            Job(fs, life, f"{life}-{asked.seed}-{number}", moments) for life in lives if wanted
+        ]
         if len(jobs) >= JOBS_AT_ONCE or not wanted:
             done += pool.map(run, jobs)
             jobs = []

@@ -159,7 +159,7 @@ class Device(FuseFile):
 
 
 Overlay = Literal["none", "all", "subset", "torn"]
-OVERLAYS: tuple[Overlay, ...] = ("none", "all", "subset", "torn")
+OVERLAYS: tuple[Overlay, ...] = ("none", "all", "subset", "subset", "torn", "torn")
 
 
 def survivors(

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ _AUTOCLEAR = 4  # a device that a dead process leaves behind goes with its mount
 _FIEMAP, _LAST_EXTENT = 0xC020660B, 1
 _EXTENTS_MAX = 16  # of one call: fcntl.ioctl lets other threads run up to 1,024 bytes only
 _CALLS_MAX = 1_000
+_SET_DEATH_SIGNAL = 1  # Source: linux/prctl.h
 _NEW_MOUNTS, _RECURSIVE, _PRIVATE = 0x20000, 0x4000, 1 << 18
 _TRIES_MAX = 200
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -91,7 +93,8 @@ def made(kind: Kind, folder: Path) -> bytes:
 
 
 def move_apart() -> None:
-    """Give this process mounts of its own: they end with it, and nobody copies them."""
+    """Give this process mounts of its own: they end with it, and it with its parent."""
+    _checked(_libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL), "prctl")
     _checked(_libc.unshare(_NEW_MOUNTS), "unshare")
     _checked(_libc.mount(None, b"/", None, _RECURSIVE | _PRIVATE, None), "mount")
 

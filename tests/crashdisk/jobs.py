@@ -77,8 +77,10 @@ def _life(job: Job) -> Life:
 
 def again(job: Job) -> str:
     """Return the line that does a job again."""
-    what = f"--life {job.life} --only {job.seed}" if job.life else f"--matrix --stall {job.stall_s}"
-    return f"python -m tests.crashdisk --fs {job.fs} {what}"
+    start = f"python -m tests.crashdisk --fs {job.fs}"
+    if job.life:
+        return f"{start} --life {job.life} --only {job.seed} --moments {job.moments}"
+    return f"{start} --matrix --stall {job.stall_s}"
 
 
 def _keep(job: Job, broken: Broken) -> None:
