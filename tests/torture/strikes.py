@@ -25,6 +25,7 @@ _MARKS: Final = {  # the calls at which a kill can hurt, and that come often eno
     ),
     "batch": ("sync", "write", "fork", "open"),
 }
+_ONCE: Final = {f"{CHILD}exec", f"{CHILD}exit"}
 _BY: Final = {"task": "shim"}
 """Short lives are traced from their birth: as children of whoever will fork them."""
 _WAYS: Final = {"daemon": 6, "one": 6, "several": 4, "marked": 14, "daemon and some": 3, "power": 1}
@@ -122,10 +123,11 @@ class Striker:
     def _likely(self, pids: list[int], there: dict[int, dict[str, Any]]) -> list[int]:
         """Draw some, of those that make every kind of call where there are any."""
         own = [pid for pid in pids if "ckptd" in there[pid].get("line", "")] or pids
-        return self.chance.sample(own, min(len(own), _AT_ONCE))
+        half = (len(own) + 1) // 2  # the rest is for another kind that is traced by these
+        return self.chance.sample(own, min(half, _AT_ONCE))
 
     def _tracer(self, pid: int, call: str) -> subprocess.Popen[bytes]:
-        nth = self.chance.choice((1, 1, 1, 2, 3, 4))
+        nth = 1 if call in _ONCE else self.chance.choice((1, 1, 1, 2, 3, 4))
         words = [str(pid), call, str(nth), str(_WITHIN_S)]
         line = [sys.executable, "-m", "tests.torture.marked", *words]
         return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
