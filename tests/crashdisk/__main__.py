@@ -46,7 +46,8 @@ def main() -> int:
             "crashdisk",
             {
                 "seed": asked.seed,
-                "states": sum(row["states"] for row in rows.values()),
+                **{f"{fs}_states": row["states"] for fs, row in rows.items()},
+                "fault_cells": sum(len(row["fault_matrix"]) for row in rows.values()),
                 "violations": len(broken),
                 "took_s": round(time.monotonic() - began, 1),
                 "file_systems": rows,
