@@ -24,6 +24,7 @@ from tests.fuzz.target import Target
 
 BUILD = ROOT / "build" / "fuzz"
 INPUT_S_MAX = 10
+START_S_MAX = 600  # to be instrumented and to read the corpus, on a machine that is busy
 RSS_MIB_MAX = 192  # three times what a target takes: what grows with the inputs passes it
 KEPT_BYTES_MAX = 2_048  # longer inputs reach little more, and a repository keeps them for ever
 _COVERED = re.compile(r"cov: (\d+) ft: (\d+)")
@@ -88,7 +89,7 @@ def _guided(target: Target, asked: argparse.Namespace) -> dict[str, Any]:
         "-print_final_stats=1",
     ]  # fmt: skip
     before = set(finds.iterdir())
-    code, said = _fuzzer(target, [*corpus, *options], asked.seconds + 60)
+    code, said = _fuzzer(target, [*corpus, *options], asked.seconds + START_S_MAX)
     found = sorted(set(finds.iterdir()) - before)
     stats = {name: int(value) for name, value in _STAT.findall(said)}
     covered = _COVERED.findall(said) or [("0", "0")]
@@ -124,7 +125,7 @@ def _keep(target: Target) -> None:
     """Take over what reaches code that the kept corpus does not."""
     folder = CORPUS / target.name
     folder.mkdir(parents=True, exist_ok=True)
-    code, said = _fuzzer(target, ["-merge=1", str(folder), str(BUILD / target.name)], 600)
+    code, said = _fuzzer(target, ["-merge=1", str(folder), str(BUILD / target.name)], START_S_MAX)
     if code or not any(folder.iterdir()):
         print(f"{target.name}: the corpus could not be merged\n{said[-2000:]}")
         raise SystemExit(2)
