@@ -19,7 +19,7 @@ NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash mutants sim states torture soak bench bench-systemd fuzz figures format clean
+.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash crashdisk mutants sim states torture soak bench bench-systemd fuzz figures format clean
 
 help:  ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile

@@ -16,6 +16,8 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     with atheris.instrument_imports(include=["ckptd", "ckptctl", "tests.fuzz.canary"]):
         target = _target(name)
+        for data in target.seeds():  # what is imported late, by the first call, is instrumented too
+            target.run(data)
     # A merge runs itself anew through a shell: what libFuzzer takes for its own name is a command.
     again = f"{shlex.quote(sys.executable)} -m tests.fuzz.guided {name}"
     atheris.Setup([again, *arguments], target.run)

@@ -44,10 +44,11 @@ def run_config(data: bytes) -> None:
 
 
 def config_seeds() -> list[bytes]:
-    """Return the configuration that is installed, and its tables."""
+    """Return the configuration that is installed, whole and table by table."""
     text = (ROOT / "etc" / "ckptd.toml").read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return ["\n".join(lines).encode(), *(f"[task]\n{line}".encode() for line in lines[:20])]
+    whole = "\n".join(lines)
+    return [whole.encode(), *(f"[{table}".encode() for table in whole.split("\n[")[1:])]
 
 
 _PARSERS = (
