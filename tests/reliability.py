@@ -114,10 +114,8 @@ def main() -> int:
     PAGE.write_text(with_table(PAGE.read_text()))
     print(f"taken over: {', '.join(taken) or 'nothing'}; {PAGE.relative_to(ROOT)} is up to date")
     if bad:
-        print(
-            f"left, because what they promise did not hold, or the tree was dirty: {', '.join(bad)}",
-            file=sys.stderr,
-        )
+        why = "what they promise did not hold, or no commit holds their tree"
+        print(f"left, because {why}: {', '.join(bad)}", file=sys.stderr)
     return 1 if bad else 0
 
 
