@@ -53,6 +53,21 @@ def find(call: Call, command: str) -> Target:
 
 def kill(call: Call, target: Target) -> subprocess.Popen[bytes] | None:
     """SIGKILL this very daemon; return what starts the next one, where that is for us to do."""
+    try:
+        _strike(call, target)
+    except ProcessLookupError as gone:
+        raise Conflict(
+            f"the daemon (pid {target.pid}) ended before the blow", "try again once one runs"
+        ) from gone
+    if not target.command:
+        return None
+    return subprocess.Popen(
+        ("/bin/sh", "-c", target.command), start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _strike(call: Call, target: Target) -> None:
     fd = os.pidfd_open(target.pid)
     try:
         # What answers now under that pid is what the descriptor stands for.
@@ -61,12 +76,6 @@ def kill(call: Call, target: Target) -> subprocess.Popen[bytes] | None:
         signal.pidfd_send_signal(fd, signal.SIGKILL)
     finally:
         os.close(fd)
-    if not target.command:
-        return None
-    return subprocess.Popen(
-        ("/bin/sh", "-c", target.command), start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
 
 
 def _check_command(command: str) -> None:

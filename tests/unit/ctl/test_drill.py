@@ -1,6 +1,7 @@
 """What a drill makes of what it saw: each promise that did not hold is a check that fails."""
 
 import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from ckptd.protocol.messages import (
     CheckpointRow,
     Event,
     EventPage,
+    Pong,
     Progress,
     TaskChange,
     TaskRow,
@@ -172,3 +174,26 @@ def test_a_person_is_asked_first_and_a_no_does_no_harm(
     assert "it goes on from checkpoint 5" in shown
     assert "Do it? [y/N]" in shown
     assert (code, len(asked)) == (5 if hits else 64, hits)
+
+
+@pytest.mark.parametrize("verb", ["status", "ping"])
+def test_a_daemon_that_dies_before_the_blow_is_told_without_a_traceback(
+    scripted: Scripted, verb: str
+) -> None:
+    with subprocess.Popen(["sh", "-c", "read ckptd"], stdin=subprocess.PIPE) as process:
+        answers = {
+            "events": EventPage((), 11),
+            "status": page(task_row(pid=0)),
+            "ping": Pong("0.1.0", 1, process.pid, os.geteuid(), 1),
+        }
+
+        def answer(asked: str) -> Any:
+            if asked == verb and len(daemon.asked(verb)) == 2:
+                process.kill()
+                process.wait()
+            return answers[asked]
+
+        daemon = scripted({name: lambda _, name=name: answer(name) for name in answers})
+        words = ("drill", "7", "--daemon", "--restart", "true")
+        code, shown = ctl_on_terminal(daemon.endpoint, *words, typed="y\n")
+    assert (code, "ended before the blow" in shown) == (5, True), shown
