@@ -50,7 +50,7 @@ def main() -> int:
             _keep(target)
     tidy()
     finds = sum(row["finds"] for row in rows.values())
-    figures.write("fuzz", _summed(rows, asked), command=f"make fuzz SECONDS_EACH={asked.seconds}")
+    figures.write("fuzz", _summed(rows, asked), command=_command(asked))
     return 1 if finds else 0
 
 
@@ -62,6 +62,12 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="grow the kept corpus")
     parser.add_argument("--replay", metavar="FILE", help="run one input alone")
     return parser.parse_args()
+
+
+def _command(asked: argparse.Namespace) -> str:
+    """Return the line that does the same again."""
+    some = "".join(f" --target {name}" for name in asked.target)
+    return f"python -m tests.fuzz{some} --seconds {asked.seconds} --seed {asked.seed}"
 
 
 def _summed(rows: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
