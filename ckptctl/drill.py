@@ -22,6 +22,7 @@ from ckptd.protocol.messages import (
     CheckpointList,
     CheckpointRow,
     Checkpoints,
+    DaemonStatus,
     Drill,
     Empty,
     EventPage,
@@ -35,6 +36,8 @@ from ckptd.protocol.messages import (
 
 WITHIN: Final = "2m"
 LOOK_S: Final = 0.2  # between two looks at what the task says
+_NOT_SEEN: Final = "not proven: nothing is wrong, but a slow task takes a longer --within"
+_HOLDS: Final = {True: "ok ", False: "BAD", None: "-- "}
 _KINDS: Final = {
     "kill9": "SIGKILL to all of its processes",
     "sigterm": "stop it as a shutdown does: save, stop signal, grace, SIGKILL",
@@ -135,16 +138,15 @@ def _costs(how: str, row: TaskRow, restart: str) -> tuple[str, ...]:
     if how == "daemon":
         by = words.clean(restart) if restart else "its service manager"
         return ("all tasks run on; requests wait", f"it is started again by: {by}")
-    goes_on, again = "no checkpoint was saved: it begins anew", "what it did"
-    if row.checkpoint:
-        age = short_text(max(0.0, (time.time_ns() - row.checkpoint_ns) / drill_watch.SECOND_NS))
-        newer = ", or a newer one: it is asked to save" if how == "sigterm" else ""
-        goes_on = f"it goes on from checkpoint {row.checkpoint}, {age} old{newer}"
-        again = "what it did since"
+    again = "it starts again at once; an interruption is counted, no failure"
+    if not row.checkpoint:
+        return ("no checkpoint was saved: it begins anew, but for what its journal holds", again)
+    age = short_text(max(0.0, (time.time_ns() - row.checkpoint_ns) / drill_watch.SECOND_NS))
+    newer = ", or a newer one: it is asked to save" if how == "sigterm" else ""
     return (
-        goes_on,
-        f"{again} is done again, unless its journal holds it",
-        "it starts again at once; an interruption is counted, no failure",
+        f"it goes on from checkpoint {row.checkpoint}, {age} old{newer}",
+        "what it did since is done again, unless its journal holds it",
+        again,
     )
 
 
@@ -154,8 +156,7 @@ class _Run:
     def __init__(self, call: Call, before: Before, how: str, until: float) -> None:
         self._call, self._before, self._how, self._until = call, before, how, until
         self._task = before.row.id
-        self._hit_ns = time.time_ns()
-        self._story = Story(before, is_hit=how != "daemon")
+        self._story = Story(before, time.time_ns(), is_hit=how != "daemon")
         self._row = before.row
         self._since = before.lsn
         self._lost: float | None = None  # of what the task counts
@@ -180,35 +181,54 @@ class _Run:
         if epoch:
             pong = self._ping()
             self._epochs, self._answer_ns = (epoch, pong.epoch), time.time_ns()
-        has_read = False
+            while self._is_adopting():  # Bound: `_until`, past which nothing is answered
+                self._look()
+        is_seen = False
         while time.monotonic() < self._until:
             try:
                 self._look()
             except TimedOut:
                 break  # judged by what was seen until then
-            if self._story.start is not None and not has_read:
-                has_read = True
-                self._lost = self._items_lost(int(self._story.start.fields["resumed_from"]))
-            goes_on = epoch or self._story.start is not None or self._is_finished()
+            start = self._story.start
+            is_new = start is not None and not is_seen
+            if start is not None and is_new:
+                is_seen = True
+                self._lost = self._items_lost(int(start.fields["resumed_from"]))
+            goes_on = epoch or start is not None or self._is_finished()
             if goes_on and self._story.is_over:
                 return
+            if start is not None and is_new:
+                self._call.aside(f"attempt {start.attempt} runs; waiting until it gets on")
         if not epoch and self._story.start is None:
-            state = words.state_text(self._row, time.time_ns())
-            was = f", it is {state}" if self._story.death is not None else ", its end was not told"
-            raise TimedOut(
-                f"task {self._task} was hit and not seen to run again in time{was}",
-                f"see: ckptctl explain {self._task}",
-            )
+            raise self._not_back()
+
+    def _not_back(self) -> TimedOut:
+        state = words.state_text(self._row, time.time_ns())
+        was = f"it is {state}" if self._story.death is not None else "its end was not told"
+        return TimedOut(
+            f"task {self._task} was hit and not seen to run again in time; {was}",
+            f"see: ckptctl explain {self._task}",
+        )
 
     def _ping(self) -> Pong:
-        try:
-            return self._call.wait_for("ping", Empty(), Pong, self._until)
-        except TimedOut as late:
-            text = "the daemon was killed and does not answer again in time"
+        """Return who answers next. Raises TimedOut once nobody will."""
+        while True:  # Bound: `_until`, or the end of what was to start it
             code = None if self._restart is None else self._restart.poll()
-            if code:
-                text += f"; what was to start it ended with exit {code}"
-            raise TimedOut(text, "start it; its tasks live on") from late
+            until = min(self._until, time.monotonic() + LOOK_S)
+            try:
+                return self._call.wait_for("ping", Empty(), Pong, until)
+            except TimedOut as late:
+                if code or time.monotonic() >= self._until:
+                    text = f"; what was to start it ended with {_exit_text(code)}" if code else ""
+                    raise TimedOut(
+                        f"the daemon was killed and does not answer again{text}",
+                        "start it; its tasks live on",
+                    ) from late
+
+    def _is_adopting(self) -> bool:
+        """Tell whether the new daemon still looks for what its log says: the task may be gone."""
+        status = self._call.wait_for("daemon", Empty(), DaemonStatus, self._until)
+        return status.health == "adopting"
 
     def _look(self) -> None:
         asked = Events(since=self._since, task=self._task, hold_s=LOOK_S)
@@ -247,20 +267,28 @@ class _Run:
     # --- the verdict ----------------------------------------------------------------------------
 
     def tell(self) -> int:
-        """Print what was lost, how long it took, and what held; 0 if all did."""
-        saved = self._saved(verify=True)
-        if self._how == "daemon":
-            checks = drill_watch.checks_of_daemon(self._story, self._row, self._epochs, saved)
-        else:
-            checks = drill_watch.checks_of_task(self._how, self._story, saved)
+        """Print what was lost, how long it took, and what held; 0 if all did.
+
+        Raises:
+            Conflict: the attempt ended of something else than the blow.
+        """
+        checks = self._checks()
         is_passed = all(check.holds for check in checks)
+        is_failed = any(check.holds is False for check in checks)
         if self._call.style.form == "json":
             self._call.out([json_text({"drill": self._document(checks, is_passed=is_passed)})])
         else:
             facts = [*self._facts(), *((check.name, _check_text(check)) for check in checks)]
             self._call.out(facts_lines(facts, self._call.style))
-            self._call.out(["passed" if is_passed else "FAILED"])
-        return 0 if is_passed else 1
+            self._call.out(["passed" if is_passed else "FAILED" if is_failed else _NOT_SEEN])
+        return 0 if is_passed else 1 if is_failed else TimedOut.exit_code
+
+    def _checks(self) -> list[Check]:
+        if self._how == "daemon":
+            saved = self._saved(verify=True)
+            return drill_watch.checks_of_daemon(self._story, self._row, self._epochs, saved)
+        drill_watch.check_hit(self._how, self._story)
+        return drill_watch.checks_of_task(self._how, self._story, self._saved(verify=True))
 
     def _document(self, checks: list[Check], *, is_passed: bool) -> dict[str, Any]:
         start = self._story.start
@@ -275,9 +303,9 @@ class _Run:
         }
 
     def _figures(self) -> dict[str, float | None]:
-        found = drill_watch.figures(self._story, self._hit_ns)
+        found = drill_watch.figures(self._story)
         if self._answer_ns:
-            found["daemon_back_s"] = (self._answer_ns - self._hit_ns) / drill_watch.SECOND_NS
+            found["daemon_back_s"] = (self._answer_ns - self._story.hit_ns) / drill_watch.SECOND_NS
         return found
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -292,8 +320,8 @@ class _Run:
             ("ended", _after(found["ended_s"], "the blow")),
             ("daemon back", _after(found.get("daemon_back_s"), "the blow")),
             ("runs again", _after(found["restart_s"], since, began)),
-            ("gets on", _after(found["progress_s"], since)),
             ("where it was", _after(found["back_s"], since) if start is not None else ""),
+            ("gets on", _after(found["progress_s"], since)),
         ]
 
 
@@ -301,5 +329,9 @@ def _after(seconds: float | None, since: str, more: str = "") -> str:
     return "" if seconds is None else f"{short_text(seconds)} after {since}{more}"
 
 
+def _exit_text(code: int) -> str:
+    return f"exit {code}" if code > 0 else units.signal_name(-code)
+
+
 def _check_text(check: Check) -> str:
-    return f"{'ok ' if check.holds else 'BAD'}  {check.text}"
+    return f"{_HOLDS[check.holds]}  {check.text}"

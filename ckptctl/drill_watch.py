@@ -10,9 +10,11 @@ from typing import Final
 import msgspec
 
 from ckptctl import units
+from ckptd.protocol.errors import Conflict
 from ckptd.protocol.messages import CheckpointRow, Event, TaskRow
 
 SECOND_NS: Final = 1_000_000_000
+_OTHERS: Final = frozenset({"cancel", "kill", "timeout", "deadline", "shutdown", "stopped"})
 _SLACK_NS: Final = 1_000_000  # what a time told in seconds may be off
 _TICKS: Final = 19  # field 22 of /proc/PID/stat, counted behind the name
 
@@ -24,31 +26,32 @@ class Before(msgspec.Struct, frozen=True):
     lsn: int
     ticks: int  # start time of its process; 0: it cannot be seen from here
 
-    @property
-    def says_how_far(self) -> bool:
-        """Tell whether it can be seen that it gets on: it saves, or says how far it is."""
-        return bool(self.row.checkpoint) or self.row.progress is not None
-
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing that must hold."""
+    """One thing that must hold; None: it was not seen in time, so nobody knows."""
 
     name: str
-    holds: bool
+    holds: bool | None
     text: str
 
 
 class Story:
     """What happened to the task since, in the order of the log."""
 
-    def __init__(self, before: Before, *, is_hit: bool = True) -> None:
+    def __init__(self, before: Before, hit_ns: int, *, is_hit: bool = True) -> None:
         self.before = before
+        self.hit_ns = hit_ns
         self.is_hit = is_hit  # False: its daemon is, and the very attempt goes on
-        self.reached = before.row.progress.done if before.row.progress is not None else 0.0
+        said = before.row.progress
+        self.reached = said.done if said is not None else 0.0
+        self.stood = said.done if said is not None and not is_hit else None  # what it goes on from
+        self.saved = before.row.checkpoint  # the newest of the attempt that was hit
+        self.saved_ns = before.row.checkpoint_ns
         self.death: Event | None = None  # the end of the attempt that was hit
         self.intents: list[Event] = []
         self.start: Event | None = None  # of the attempt that goes on
         self.was_gone = True  # the old process, when the new one began
+        self.is_gone = False  # the process of an attempt that was left alone
         self.sign_ns = 0  # the first progress since
         self.back_ns = 0  # it is as far as it was
         self.end: Event | None = None  # of the attempt that goes on
@@ -66,25 +69,32 @@ class Story:
                 case "started" if event.attempt > self.before.row.attempt and not self.start:
                     self.start = event
                     self.was_gone = not is_process(self.before.row.pid, self.before.ticks)
-                case "marked" if self._goes_on(event.attempt):
-                    self._moves(event.at_ns, reaches=event.fields["checkpoint"])
+                case "marked":
+                    self._marked(event)
                 case "ended" if self._goes_on(event.attempt) and not self.end:
                     self.end = event
 
     def look(self, row: TaskRow, now_ns: int) -> None:
         """Take in what the task says of itself; it is not in the log."""
+        self.is_gone = self.before.ticks > 0 and not is_process(
+            self.before.row.pid, self.before.ticks
+        )
         said = row.progress
         if said is None:
             return
-        if not self._goes_on(row.attempt):
-            if self.start is None:  # it works on until the blow ends it
-                self.reached = max(self.reached, said.done)
-            return
-        if self.start is None and said.done <= self.reached:
-            return  # the very attempt: what it said before is no sign
-        self.sign_ns = _earlier(self.sign_ns, said.at_ns or now_ns)
-        if said.done >= self.reached:
-            self.back_ns = _earlier(self.back_ns, said.at_ns or now_ns)
+        if self._goes_on(row.attempt):
+            self._says(said.done, said.at_ns or now_ns)
+        elif self.start is None:  # it works on until the blow ends it
+            self.reached = max(self.reached, said.done)
+
+    def _says(self, done: float, at_ns: int) -> None:
+        """Take in how far it says it is: where it begins again is no sign that it gets on."""
+        if self.is_hit and done >= self.reached:
+            self.back_ns = _earlier(self.back_ns, at_ns)
+        if self.stood is None or done < self.stood:
+            self.stood = done
+        elif done > self.stood:
+            self.sign_ns = _earlier(self.sign_ns, at_ns)
 
     def kept_since(self, at_ns: int) -> bool:
         """Tell whether the attempt that was hit kept more than what was saved then: a journal."""
@@ -100,10 +110,28 @@ class Story:
             return attempt >= self.start.attempt
         return not self.is_hit and self.death is None
 
-    def _moves(self, at_ns: int, *, reaches: int) -> None:
-        self.sign_ns = _earlier(self.sign_ns, at_ns)
-        if self.before.row.progress is None and reaches >= self.before.row.checkpoint:
-            self.back_ns = _earlier(self.back_ns, at_ns)
+    def _marked(self, event: Event) -> None:
+        """Take in what it made durable; of one left alone only what it saved after the blow."""
+        saved, saved_ns = int(event.fields["checkpoint"]), int(event.fields["checkpoint_ns"])
+        if not self._goes_on(event.attempt):
+            if self.start is None:
+                self.saved, self.saved_ns = saved, saved_ns
+            return
+        if not self.is_hit and saved_ns <= self.hit_ns:
+            return  # seen only now: what its journal held before the blow, too
+        self.sign_ns = _earlier(self.sign_ns, event.at_ns)
+        if self.before.row.progress is None and saved >= self.saved:
+            self.back_ns = _earlier(self.back_ns, event.at_ns)
+
+    @property
+    def is_telling(self) -> bool:
+        """Tell whether it can be seen to get on: it says how far it is, or saves all it keeps.
+
+        A journal is not followed, and of a task that was left alone a save proves no more.
+        """
+        if self.before.row.progress is not None:
+            return True
+        return self.is_hit and bool(self.saved) and not self.kept_since(self.saved_ns)
 
     @property
     def is_over(self) -> bool:
@@ -111,8 +139,10 @@ class Story:
         over = self.end or (self.death if self.start is None else None)
         if over is not None and not _is_pending(over):
             return True
-        is_back = bool(self.back_ns) or not self.before.row.checkpoint
-        return not self.before.says_how_far or (bool(self.sign_ns) and is_back)
+        if not self.is_hit and self.is_gone and self.death is None:
+            return False  # its end is still to be told
+        is_back = bool(self.back_ns) or not self.saved or not self.is_hit
+        return not self.is_telling or (bool(self.sign_ns) and is_back)
 
 
 def _is_pending(ended: Event) -> bool:
@@ -154,6 +184,26 @@ def memory_of(pid: int) -> int:
 # --- what must hold -----------------------------------------------------------------------------
 
 
+def check_hit(how: str, story: Story) -> None:
+    """Raise Conflict where the attempt ended of something else than the blow."""
+    if story.death is None:
+        return
+    task, cause = story.before.row.id, story.death.fields["cause"]
+    if story.death.fields["verdict"]["phase"] == "succeeded":
+        code = f"exit {story.death.fields['code']}"
+        raise Conflict(
+            f"task {task} was done before the blow ended it ({code}): nothing is proven",
+            "one that leaves when it is asked to, and is not done, exits with 75"
+            if how == "sigterm"
+            else "",
+        )
+    if cause in _OTHERS:
+        raise Conflict(
+            f"task {task} was ended by something else meanwhile ({cause}): nothing is proven",
+            f"see: ckptctl explain {task}",
+        )
+
+
 def checks_of_task(how: str, story: Story, saved: Iterable[CheckpointRow]) -> list[Check]:
     """Return what must hold after the task was killed."""
     return [_cause(how, story), _one_at_a_time(story), _resumed(story), _verified(saved),
@@ -168,9 +218,11 @@ def checks_of_daemon(
     before = story.before.row
     ended = story.death
     text = f"attempt {before.attempt}, pid {before.pid} lived on"
-    is_same = row.attempt == before.attempt and row.pid == before.pid
+    is_same = row.attempt == before.attempt and row.pid == before.pid and not story.is_gone
+    if not is_same:
+        text = f"attempt {before.attempt}, pid {before.pid} is gone, and its end was not told"
     if ended is not None:
-        text = f"attempt {before.attempt} ended by itself: {_how_it_ended(ended)}"
+        text = f"attempt {before.attempt} ended by itself: {how_it_ended(ended)}"
         is_same = ended.fields["cause"] in ("exit", "signal")
     return [
         Check("daemon", now > was, f"a new reign over the same log: epoch {was}, now {now}"),
@@ -189,12 +241,14 @@ def _cause(how: str, story: Story) -> Check:
     wanted = {"kill9": "drill", "sigterm": "drill", "oom": "oom"}[how]
     is_free = verdict["failures"] == story.before.row.failures
     counted = "no failure counted" if is_free else "a failure was counted"
+    phase = "" if verdict["phase"] == "queued" else f"; now {verdict['phase']}"
     is_told = cause == wanted or (how == "oom" and ended.fields["blame"] == "limit")  # a child
     holds = is_told and verdict["phase"] == "queued" and is_free
-    return Check("cause", holds, f"{_how_it_ended(ended)}; {counted}")
+    return Check("cause", holds, f"{how_it_ended(ended)}; {counted}{phase}")
 
 
-def _how_it_ended(ended: Event) -> str:
+def how_it_ended(ended: Event) -> str:
+    """Return the code or signal of an end, and what it is put down to."""
     fields = ended.fields
     number = fields["signal"]
     how = units.signal_name(number) if number else f"exit {fields['code']}"
@@ -216,18 +270,21 @@ def _one_at_a_time(story: Story) -> Check:
 
 
 def _resumed(story: Story) -> Check:
-    newest = story.before.row.checkpoint
-    used = int(story.start.fields["resumed_from"]) if story.start is not None else 0
+    newest = story.saved
+    if story.start is None:
+        return Check("checkpoint", False, f"nobody resumed; the newest is {newest}")
+    used = int(story.start.fields["resumed_from"])
     if not newest and not used:
         anew = "it goes on from its journal" if story.kept_since(0) else "it began anew"
-        return Check("checkpoint", story.start is not None, f"none was saved, {anew}")
+        return Check("checkpoint", True, f"none was saved, {anew}")
     return Check("checkpoint", used >= newest, f"resumed from {used}, the newest was {newest}")
 
 
 def _verified(saved: Iterable[CheckpointRow]) -> Check:
     rows = list(saved)
     bad = [str(row.seq) for row in rows if not row.valid]
-    text = f"bad: {', '.join(bad)}" if bad else f"{len(rows)} checkpoints read again, every byte"
+    count = "1 checkpoint" if len(rows) == 1 else f"{len(rows)} checkpoints"
+    text = f"bad: {', '.join(bad)}" if bad else f"{count} read again, every byte"
     return Check("verify", not bad, text if rows else "there are no checkpoints")
 
 
@@ -235,19 +292,20 @@ def _goes_on(story: Story) -> Check:
     ended = story.end or (story.death if story.start is None else None)
     if ended is not None and not (_is_pending(ended) and story.sign_ns):
         phase = ended.fields["verdict"]["phase"]
-        return Check("progress", phase == "succeeded", f"{_how_it_ended(ended)}; now {phase}")
-    if not story.before.says_how_far:
-        return Check("progress", True, "it runs; it neither saves nor says how far it is")
-    said = "it saved, or said that it got on" if story.sign_ns else "none was seen in time"
-    return Check("progress", bool(story.sign_ns), said)
+        return Check("progress", phase == "succeeded", f"{how_it_ended(ended)}; now {phase}")
+    if story.sign_ns:
+        return Check("progress", True, "it saved, or said that it got on")
+    if not story.is_telling:
+        return Check("progress", True, "it runs; it does not say how far it is")
+    return Check("progress", None, "it runs; not seen to get on in time")
 
 
 # --- figures ------------------------------------------------------------------------------------
 
 
-def figures(story: Story, hit_ns: int) -> dict[str, float | None]:
+def figures(story: Story) -> dict[str, float | None]:
     """Return what it cost, in seconds: work lost, and the times from the death on."""
-    death, start = story.death, story.start
+    death, start, hit_ns = story.death, story.start, story.hit_ns
     from_ns = death.fields["ended_ns"] if start is not None and death is not None else hit_ns
 
     def since(at_ns: int) -> float | None:

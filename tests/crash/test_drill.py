@@ -21,6 +21,16 @@ while not os.path.exists("go"):
 """
 """Counts, and saves at each step, until there is the file `go`."""
 
+LEAVES = """
+import json, os, subprocess, sys, time
+subprocess.run([sys.executable, "-m", "ckptd.sdk.ckpt", "save", __file__], check=True)
+while not os.path.exists(os.environ["CKPTD_CONTROL"]) or not json.load(
+    open(os.environ["CKPTD_CONTROL"])
+)["stop"]:
+    time.sleep(0.01)
+"""
+"""Saves once, then leaves with exit code 0 when it is asked to stop."""
+
 
 def counting(daemon: LiveDaemon, *options: str) -> int:
     task = daemon.submit_python(COUNTING, options=options)
@@ -88,3 +98,35 @@ def test_a_drill_is_refused_before_any_harm(start_daemon: StartDaemon) -> None:
     assert daemon.row(task)["attempt"] == 1
     held = daemon.submit("true", options=("--hold",))
     assert daemon.ctl("drill", str(held), "--yes", "--kill9", check=False).returncode == 5
+
+
+def test_a_task_that_ends_well_when_it_is_asked_to_stop_is_told_as_done_and_no_promise_as_broken(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    leaves = daemon.work / "leaves.py"
+    leaves.write_text(LEAVES)
+    task = daemon.submit(sys.executable, str(leaves))
+    until(lambda: daemon.row(task)["checkpoint"], 20.0)
+    done = daemon.ctl("drill", str(task), "--yes", "--sigterm", check=False)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "was done before the blow ended it (exit 0)" in done.stderr
+    assert daemon.row(task)["phase"] == "succeeded"
+
+
+def test_a_task_that_ends_well_at_its_stop_signal_goes_on(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    polite = "trap 'exit 0' TERM; : >ready; while :; do sleep 0.01; done"
+    task = daemon.submit("sh", "-c", polite)
+    until((daemon.work / "ready").exists, 20.0)
+    assert drilled(daemon, task, "--sigterm")["attempts"] == [1, 2]
+
+
+def test_a_command_that_does_not_start_the_daemon_again_is_not_waited_for(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    task = counting(daemon)
+    late = ("--within", "1h", "--daemon", "--restart", "exit 78 # whatever")
+    done = daemon.ctl("drill", str(task), "--yes", *late, check=False)
+    assert (done.returncode, "ended with exit 78" in done.stderr) == (124, True), done.stderr

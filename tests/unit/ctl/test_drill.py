@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ckptd.protocol.messages import (
     CheckpointRow,
     Event,
     EventPage,
+    Message,
     Pong,
     Progress,
     TaskChange,
@@ -51,26 +53,42 @@ GOOD = (ended(), INTENT, STARTED)
 SAVED = CheckpointRow(5, True, True, 1, 2, 10, (), "d", "", "/c")
 
 
-def story(*events: Event, ticks: int = 0, said: float = 31) -> Story:
-    found = Story(Before(task_row(), 11, ticks))
+def drilled(
+    row: TaskRow | None = None, ticks: int = 0, *, lsn: int = 11, is_hit: bool = True
+) -> Story:
+    return Story(Before(row or task_row(), lsn, ticks), HIT_NS, is_hit=is_hit)
+
+
+def marked(lsn: int, attempt: int, at_s: float, checkpoint: int) -> Event:
+    saved = {"checkpoint": checkpoint, "checkpoint_ns": HIT_NS + int(at_s * SECOND), "cursor": "c"}
+    return event(lsn, "marked", attempt, at_s, **saved)
+
+
+def say(found: Story, attempt: int, done: float, at_s: float) -> None:
+    progress = Progress(done, 100, at_ns=HIT_NS + int(at_s * SECOND))
+    found.look(replace(task_row(attempt=attempt), progress=progress), 0)
+
+
+def story(*events: Event, lsn: int = 11) -> Story:
+    """Return one of a task that was at 30 when it was hit, began again at 29, and got on."""
+    found = drilled(lsn=lsn)
     found.hear(events)
-    found.look(
-        replace(task_row(attempt=3), progress=Progress(said, 100, at_ns=HIT_NS + 3 * SECOND)), 0
-    )
+    say(found, 3, 29, 3)
+    say(found, 3, 31, 4)
     return found
 
 
 def failed(found: Story, how: str = "kill9", saved: CheckpointRow = SAVED) -> list[str]:
     checks = drill_watch.checks_of_task(how, found, [saved])
-    return [check.name for check in checks if not check.holds]
+    return [check.name for check in checks if check.holds is False]
 
 
 def test_a_task_that_came_back_as_promised_passes_and_its_times_are_told() -> None:
     found = story(*GOOD)
     assert not failed(found)
     assert found.is_over
-    assert drill_watch.figures(found, HIT_NS) == {
-        "lost_s": 2.5, "ended_s": 1.0, "restart_s": 0.5, "progress_s": 2.0, "back_s": 2.0,
+    assert drill_watch.figures(found) == {
+        "lost_s": 2.5, "ended_s": 1.0, "restart_s": 0.5, "progress_s": 3.0, "back_s": 3.0,
     }  # fmt: skip
 
 
@@ -91,17 +109,47 @@ def test_a_promise_that_did_not_hold_fails_its_check(check: str, events: tuple[E
 
 def test_an_old_process_that_still_lives_when_the_new_one_begins_fails_the_fence() -> None:
     ticks = drill_watch.look_at(os.getpid())
-    found = Story(Before(task_row(pid=os.getpid()), 11, ticks))
+    found = drilled(task_row(pid=os.getpid()), ticks)
     found.hear(GOOD)
-    assert failed(found) == ["fence", "progress"]
+    assert failed(found) == ["fence"]
 
 
-def test_a_bad_checkpoint_fails_and_so_does_a_task_that_never_gets_on() -> None:
+def test_a_bad_checkpoint_fails_the_drill() -> None:
     assert failed(story(*GOOD), saved=replace(SAVED, valid=False)) == ["verify"]
-    silent = Story(Before(task_row(), 11, 0))
+
+
+def test_a_task_that_was_not_seen_to_get_on_has_neither_passed_nor_failed() -> None:
+    silent = drilled()
     silent.hear(GOOD)
-    assert failed(silent) == ["progress"]
     assert not silent.is_over
+    checks = drill_watch.checks_of_task("kill9", silent, [SAVED])
+    assert [(check.name, check.holds) for check in checks if not check.holds] == [
+        ("progress", None)
+    ]
+
+
+def test_where_an_attempt_begins_again_is_no_sign_that_it_gets_on() -> None:
+    found = drilled()
+    found.hear(GOOD)
+    say(found, 3, 40, 2)  # a batch says so before it has done anything
+    assert (found.sign_ns, found.back_ns) == (0, HIT_NS + 2 * SECOND)
+    say(found, 3, 7, 3)  # another loop, from its own beginning
+    assert not found.sign_ns
+    say(found, 3, 8, 4)
+    assert found.sign_ns == HIT_NS + 4 * SECOND
+
+
+def test_a_checkpoint_that_the_blow_itself_made_has_to_be_the_one_that_is_resumed() -> None:
+    def again(resumed_from: int) -> Story:
+        saved, died = marked(9, 2, 0.5, checkpoint=6), ended(lsn=10)
+        order = event(11, "start_intent", 3, 1.1)
+        start = event(12, "started", 3, 1.5, pid=4712, resumed_from=resumed_from)
+        return story(saved, died, order, start, lsn=8)
+
+    assert failed(again(5), "sigterm") == ["checkpoint"]
+    assert not failed(again(6), "sigterm")
+    texts = [one.text for one in drill_watch.checks_of_task("sigterm", again(6), [SAVED])]
+    assert "resumed from 6, the newest was 6" in texts
 
 
 def test_an_oom_drill_that_the_kernel_did_not_end_fails() -> None:
@@ -110,12 +158,13 @@ def test_an_oom_drill_that_the_kernel_did_not_end_fails() -> None:
 
 
 def test_what_a_task_does_between_the_blow_and_its_end_is_no_sign_of_its_return() -> None:
-    found = Story(Before(task_row(), 11, 0))
-    found.look(replace(task_row(), progress=Progress(40, 100, at_ns=HIT_NS)), 0)
-    found.hear([event(12, "marked", 2, 0.1, checkpoint=6), *GOOD])
+    found = drilled()
+    say(found, 2, 40, 0)
+    found.hear([marked(12, 2, 0.1, checkpoint=6), *GOOD])
     assert not found.sign_ns
-    found.look(replace(task_row(attempt=3), progress=Progress(35, 100, at_ns=HIT_NS + 1)), 0)
-    assert (found.sign_ns, found.back_ns) == (HIT_NS + 1, 0)  # not yet where it was: 40
+    say(found, 3, 34, 1)
+    say(found, 3, 35, 2)
+    assert (found.sign_ns, found.back_ns) == (HIT_NS + 2 * SECOND, 0)  # not yet where it was: 40
 
 
 @pytest.mark.parametrize(
@@ -130,10 +179,56 @@ def test_what_a_task_does_between_the_blow_and_its_end_is_no_sign_of_its_return(
 def test_a_daemon_that_comes_back_has_let_its_task_alone(
     epochs: tuple[int, int], now: TaskRow, more: tuple[Event, ...], bad: list[str]
 ) -> None:
-    found = Story(Before(task_row(), 11, 0), is_hit=False)
-    found.hear([event(12, "marked", 2, 0.1, checkpoint=6), *more])
+    found = drilled(is_hit=False)
+    found.hear([marked(12, 2, 0.1, checkpoint=6), *more])
     checks = drill_watch.checks_of_daemon(found, now, epochs, [SAVED])
     assert [check.name for check in checks if not check.holds] == bad
+
+
+def test_a_task_that_its_new_daemon_only_believes_to_run_has_not_lived_on() -> None:
+    with subprocess.Popen(["sleep", "999"]) as process:
+        before = task_row(pid=process.pid)
+        found = drilled(replace(before, checkpoint=0, progress=None), is_hit=False,
+                        ticks=drill_watch.look_at(process.pid))  # fmt: skip
+        found.look(before, 0)
+        was_over = found.is_over
+        process.kill()
+    found.look(before, 0)
+    assert (was_over, found.is_over) == (True, False)
+    checks = drill_watch.checks_of_daemon(found, before, (1, 2), [SAVED])
+    assert [check.name for check in checks if not check.holds] == ["adopted"]
+
+
+def test_a_journal_that_holds_more_than_the_last_checkpoint_is_not_waited_for() -> None:
+    only_saves = replace(task_row(checkpoint_ns=HIT_NS - 10 * SECOND), progress=None)
+    for lost_s, is_over in ((11.0, False), (2.5, True)):
+        found = drilled(only_saves)
+        found.hear([ended(lost_s=lost_s), INTENT, STARTED])
+        assert found.is_over is is_over
+
+
+def test_what_was_saved_before_the_daemon_died_is_no_sign_of_life_after_it() -> None:
+    found = drilled(is_hit=False)
+    found.hear([event(12, "marked", 2, 2, checkpoint=6, checkpoint_ns=HIT_NS - 1, cursor="d")])
+    assert not found.sign_ns
+    found.hear([marked(13, 2, 3, checkpoint=7)])
+    assert found.sign_ns == HIT_NS + 3 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("cause", "phase", "said"),
+    [
+        ("drill", "succeeded", "was done before the blow"),
+        ("cancel", "cancelled", "was ended by something else meanwhile"),
+        ("shutdown", "queued", "was ended by something else meanwhile"),
+    ],
+)
+def test_an_end_that_was_not_the_blows_doing_proves_nothing(
+    cause: str, phase: str, said: str
+) -> None:
+    end = ended(cause=cause, signal=0, verdict={"phase": phase, "failures": 0})
+    with pytest.raises(Conflict, match=said):
+        drill_watch.check_hit("sigterm", story(end))
 
 
 def test_a_blow_of_somebody_else_to_a_task_that_had_got_on_is_no_broken_promise() -> None:
@@ -141,7 +236,7 @@ def test_a_blow_of_somebody_else_to_a_task_that_had_got_on_is_no_broken_promise(
     found = story(*GOOD)
     found.hear([other])
     assert not failed(found)
-    silent = Story(Before(task_row(), 11, 0))
+    silent = drilled()
     silent.hear([*GOOD, other])
     assert failed(silent) == ["progress"]
 
@@ -187,13 +282,13 @@ def test_a_daemon_that_dies_before_the_blow_is_told_without_a_traceback(
             "ping": Pong("0.1.0", 1, process.pid, os.geteuid(), 1),
         }
 
-        def answer(asked: str) -> Any:
+        def answer(asked: str, _: Message) -> Any:
             if asked == verb and len(daemon.asked(verb)) == 2:
                 process.kill()
                 process.wait()
             return answers[asked]
 
-        daemon = scripted({name: lambda _, name=name: answer(name) for name in answers})
+        daemon = scripted({name: partial(answer, name) for name in answers})
         words = ("drill", "7", "--daemon", "--restart", "true")
         code, shown = ctl_on_terminal(daemon.endpoint, *words, typed="y\n")
     assert (code, "ended before the blow" in shown) == (5, True), shown
