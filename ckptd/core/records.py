@@ -2,8 +2,8 @@
 
 Intents say what we are about to do, events what the world did. Records carry values, never
 policy: jitter, due times and verdicts are computed before (`decide.py`, `outcome.py`) and stored.
-Ageing: fields are only appended, with defaults; a tag is never reused; a reader refuses a tag
-below 128 that it does not know and may skip one from 128 on. Read next: `state.py`, FORMAT.md.
+Ageing: fields are only appended, with defaults; a tag is never reused; a reader refuses a tag that
+it does not know. Read next: `state.py`, FORMAT.md.
 """
 
 from enum import IntEnum

@@ -1,4 +1,4 @@
-"""The tables of PROTOCOL.md, made from the code.
+"""The tables of PROTOCOL.md and FORMAT.md, made from the code.
 
 `python -m tests.unit.protocol.tables` writes them. A region runs from
 `<!-- generated: NAME -->` to `<!-- end -->`; the test holds it equal to this.
@@ -15,10 +15,13 @@ from msgspec import inspect as shape
 
 from ckptd.core import records
 from ckptd.core.events import _HIDDEN, _word
+from ckptd.core.port import Identity
 from ckptd.protocol import limits, messages
 from ckptd.protocol.errors import all_errors
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "PROTOCOL.md"
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENT = ROOT / "PROTOCOL.md"
+FORMAT = ROOT / "FORMAT.md"
 REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Kind = type[msgspec.Struct]
@@ -85,7 +88,59 @@ def events() -> Iterator[str]:
         yield f"| `{_word(kind.__name__)}` | {shown} | {summary(kind)} |"
 
 
-REGIONS = {f.__name__: f for f in (verbs, types, errors, bounds, events)}
+def records_of_the_log() -> Iterator[str]:
+    yield "| tag | record | fields, in this order |"
+    yield "|---|---|---|"
+    for kind in records.Record.__subclasses__():
+        yield f"| {kind.__struct_config__.tag} | {kind.__name__} | {fields_of(kind)} |"
+    for part in (records.Need, records.Verdict, Identity):
+        yield f"| | in it {part.__name__} | {fields_of(part)} |"
+    yield f"| | Spec, a map | {fields_of(records.Spec)} |"
+    numbers = ", ".join(f"{phase.value} {phase.word}" for phase in records.Phase)
+    yield f"| | phase, a number | {numbers} |"
+
+
+def fields_of(kind: Kind) -> str:
+    """Names and types of an array's members; with a default where it may be left out."""
+
+    def one(field: shape.Field) -> str:
+        default = "" if field.required else f" = {json_text(default_of(field))}"
+        return f"`{field.encode_name}` {stored(field.type)}{default}"
+
+    return ", ".join(map(one, shape.type_info(kind).fields))  # type: ignore[attr-defined]
+
+
+def stored(node: shape.Type) -> str:
+    """A type in words of msgpack."""
+    match node:
+        case shape.StructType(cls=kind):
+            return kind.__name__
+        case shape.EnumType():
+            return "phase"
+        case shape.RawType():
+            return "Spec"
+        case shape.BytesType():
+            return "bin"
+        case shape.BoolType():
+            return "bool"
+        case shape.IntType():
+            return "int"
+        case shape.FloatType():
+            return "float"
+        case shape.StrType():
+            return "str"
+        case shape.VarTupleType(item_type=item):
+            return f"array of {stored(item)}"
+        case shape.DictType():
+            return "map of str"
+        case _:
+            raise AssertionError(node)
+
+
+REGIONS = {
+    DOCUMENT: {f.__name__: f for f in (verbs, types, errors, bounds, events)},
+    FORMAT: {"records": records_of_the_log},
+}
 
 
 def reachable() -> list[Kind]:
@@ -200,14 +255,15 @@ def in_json(text: str) -> str:
     return re.sub(r"\bNone\b", "`null`", re.sub(r"\bFalse\b", "`false`", text))
 
 
-def regenerated(text: str) -> str:
+def regenerated(document: Path) -> str:
     def fill(found: re.Match[str]) -> str:
-        body = "\n".join(REGIONS[found[2]]())
+        body = "\n".join(REGIONS[document][found[2]]())
         return f"{found[1]}{body.rstrip()}\n{found[3]}"
 
-    return REGION.sub(fill, text)
+    return REGION.sub(fill, document.read_text())
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(regenerated(DOCUMENT.read_text()))
-    sys.stdout.write(f"{DOCUMENT.name} is up to date\n")
+    for page in REGIONS:
+        page.write_text(regenerated(page))
+        sys.stdout.write(f"{page.name} is up to date\n")
