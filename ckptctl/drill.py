@@ -36,7 +36,7 @@ from ckptd.protocol.messages import (
 
 WITHIN: Final = "2m"
 LOOK_S: Final = 0.2  # between two looks at what the task says
-_NOT_SEEN: Final = "not proven: nothing is wrong, but a slow task takes a longer --within"
+_NOT_SEEN: Final = "not proven: it was not seen to get on; a slow task takes a longer --within"
 _HOLDS: Final = {True: "ok ", False: "BAD", None: "-- "}
 _KINDS: Final = {
     "kill9": "SIGKILL to all of its processes",
@@ -320,8 +320,8 @@ class _Run:
             ("ended", _after(found["ended_s"], "the blow")),
             ("daemon back", _after(found.get("daemon_back_s"), "the blow")),
             ("runs again", _after(found["restart_s"], since, began)),
-            ("where it was", _after(found["back_s"], since) if start is not None else ""),
             ("gets on", _after(found["progress_s"], since)),
+            ("where it was", _after(found["back_s"], since) if start is not None else ""),
         ]
 
 

@@ -127,11 +127,14 @@ class Story:
     def is_telling(self) -> bool:
         """Tell whether it can be seen to get on: it says how far it is, or saves all it keeps.
 
-        A journal is not followed, and of a task that was left alone a save proves no more.
+        A journal is not followed, a save may have been asked for by somebody, and of a task that
+        was left alone it proves no more.
         """
-        if self.before.row.progress is not None:
+        row = self.before.row
+        if row.progress is not None:
             return True
-        return self.is_hit and bool(self.saved) and not self.kept_since(self.saved_ns)
+        saves = bool(row.checkpoint) and row.checkpoint_ns >= row.started_ns
+        return self.is_hit and saves and not self.kept_since(self.saved_ns)
 
     @property
     def is_over(self) -> bool:

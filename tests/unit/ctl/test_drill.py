@@ -200,9 +200,10 @@ def test_a_task_that_its_new_daemon_only_believes_to_run_has_not_lived_on() -> N
 
 
 def test_a_journal_that_holds_more_than_the_last_checkpoint_is_not_waited_for() -> None:
-    only_saves = replace(task_row(checkpoint_ns=HIT_NS - 10 * SECOND), progress=None)
-    for lost_s, is_over in ((11.0, False), (2.5, True)):
-        found = drilled(only_saves)
+    saves = replace(task_row(checkpoint_ns=HIT_NS - 10 * SECOND, started_ns=1), progress=None)
+    saved_once = replace(saves, started_ns=HIT_NS - 5 * SECOND)  # at the end of attempt 1
+    for row_, lost_s, is_over in (saves, 11.0, False), (saves, 2.5, True), (saved_once, 6.0, True):
+        found = drilled(row_)
         found.hear([ended(lost_s=lost_s), INTENT, STARTED])
         assert found.is_over is is_over
 
