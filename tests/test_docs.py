@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
+from ckptd.core.retry import EXIT_PERMANENT
 from tests.daemon_fixture import ROOT, LiveDaemon, StartDaemon
 from tests.examples.limited_api import LimitedApi
 from tests.examples.servers import small_server
@@ -155,6 +156,14 @@ def test_the_page_for_authors_names_every_member_of_the_context(kind: str) -> No
     named = set(re.findall(r"`(\w+)", page[page.index("## All members") :]))
     public = {member for member in dir(context) if not member.startswith("_")}
     assert not public - named
+
+
+def test_the_page_for_tasks_names_every_exit_code_that_is_final() -> None:
+    page = (ROOT / "docs/CHECKPOINTS.md").read_text()
+    named = re.search(r"^\| ([\d, -]+) \| will not get better", page, re.MULTILINE)
+    assert named
+    spans = [(int(low), int(high or low)) for low, high in re.findall(r"(\d+)-?(\d*)", named[1])]
+    assert {code for low, high in spans for code in range(low, high + 1)} == EXIT_PERMANENT
 
 
 def test_every_name_of_the_sdk_that_the_documents_import_is_there() -> None:
