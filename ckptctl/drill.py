@@ -76,7 +76,8 @@ def drill(call: Call) -> int:
         run.strike(target)
         run.watch(0 if target is None else target.epoch)
     except KeyboardInterrupt:
-        call.note(f"the drill was left; what came of it: ckptctl explain {before.row.id}")
+        what = "daemon status" if target is not None else f"explain {before.row.id}"
+        call.note(f"the drill was left; what came of it: ckptctl {what}")
         raise
     return run.tell()
 
@@ -203,8 +204,9 @@ class _Run:
             raise self._not_back()
 
     def _not_back(self) -> TimedOut:
+        has_looked = self._row is not self._before.row
         state = words.state_text(self._row, time.time_ns())
-        was = f"it is {state}" if self._story.death is not None else "its end was not told"
+        was = f"it is {state}" if has_looked else "its end was not told"
         return TimedOut(
             f"task {self._task} was hit and not seen to run again in time; {was}",
             f"see: ckptctl explain {self._task}",
@@ -314,14 +316,16 @@ class _Run:
         items = f", {units.number_text(self._lost)} by its own count" if self._lost else ""
         began = f", as attempt {start.attempt}, pid {start.fields['pid']}" if start else ""
         since = "its end" if start is not None else "the blow"
+        signs = [("gets on", found["progress_s"])]
+        signs += [("where it was", found["back_s"])] if start is not None else []
+        signs.sort(key=lambda sign: sign[1] or 0.0)
         return [
             ("drill", f"{self._how} of {_what(self._before.row)}"),
             ("work lost", f"{short_text(lost_s)}{items}" if lost_s else "none"),
             ("ended", _after(found["ended_s"], "the blow")),
             ("daemon back", _after(found.get("daemon_back_s"), "the blow")),
             ("runs again", _after(found["restart_s"], since, began)),
-            ("gets on", _after(found["progress_s"], since)),
-            ("where it was", _after(found["back_s"], since) if start is not None else ""),
+            *((name, _after(seconds, since)) for name, seconds in signs),
         ]
 
 

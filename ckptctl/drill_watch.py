@@ -299,7 +299,7 @@ def _goes_on(story: Story) -> Check:
     if story.sign_ns:
         return Check("progress", True, "it saved, or said that it got on")
     if not story.is_telling:
-        return Check("progress", True, "it runs; it does not say how far it is")
+        return Check("progress", True, "it runs; it had not said how far it is")
     return Check("progress", None, "it runs; not seen to get on in time")
 
 
