@@ -70,11 +70,15 @@ def _make(place: Place, recovery: Recovery, name: Name, reign: Reign) -> File:
         epoch=reign.epoch,
         boot_id=reign.boot_id.encode()[:40],
     )
-    file.write(recovery.last_frames(), BLOCK_BYTES)
-    file.write(segment.encode_block(block), 0)
-    file.sync()  # Crash: frames in a spare; the next claim makes it zero again
-    disk.rename(spare, f"{place.wal_dir}/{name}")
-    disk.sync_dir(place.wal_dir)
+    try:
+        file.write(recovery.last_frames(), BLOCK_BYTES)
+        file.write(segment.encode_block(block), 0)
+        file.sync()  # Crash: frames in a spare; the next claim makes it zero again
+        disk.rename(spare, f"{place.wal_dir}/{name}")
+        disk.sync_dir(place.wal_dir)
+    except OSError:
+        file.close()
+        raise
     return file
 
 

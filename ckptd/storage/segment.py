@@ -256,8 +256,12 @@ def claim_spare(disk: Disk, wal_dir: str, size: int) -> File | None:
     if file.size() != size:
         file.close()
         return None
-    file.sync()
-    file.drop_cache()
-    if frame.written_end(memoryview(file.read(size, 0)), 0):
-        zero_fill(file, size)
+    try:
+        file.sync()
+        file.drop_cache()
+        if frame.written_end(memoryview(file.read(size, 0)), 0):
+            zero_fill(file, size)
+    except OSError:
+        file.close()
+        raise
     return file

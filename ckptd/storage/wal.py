@@ -299,11 +299,7 @@ class Wal:
         link = Link(self.next_lsn, self._chain.crc)
         block = new_block(self._place, self._reign, name, link, last.name.first_lsn)
         try:
-            file = self._place.disk.open(f"{self._place.wal_dir}/{segment.SPARE}", write=True)
-            file.write(segment.encode_block(block), 0)
-            file.sync_data()  # Crash: a spare with a header; the next claim makes it zero again
-            self._place.disk.rename(f"{self._place.wal_dir}/{segment.SPARE}", self._path(name))
-            self._place.disk.sync_dir(self._place.wal_dir)
+            file = self._begun(name, block)
         except OSError as bad:
             raise self._fail("rotation", bad) from bad
         self._file.close()
@@ -314,6 +310,20 @@ class Wal:
         self._segments.append(Segment(name, last.name.first_lsn, BLOCK_BYTES))
         self.has_spare = False
         self.prepare_spare()
+
+    def _begun(self, name: Name, block: Block) -> File:
+        """Return the spare as a segment. Durable: its header and its name."""
+        disk, spare = self._place.disk, f"{self._place.wal_dir}/{segment.SPARE}"
+        file = disk.open(spare, write=True)
+        try:
+            file.write(segment.encode_block(block), 0)
+            file.sync_data()  # Crash: a spare with a header; the next claim makes it zero again
+            disk.rename(spare, self._path(name))
+            disk.sync_dir(self._place.wal_dir)
+        except OSError:
+            file.close()
+            raise
+        return file
 
     def _need_spare(self) -> None:
         """Wait for the spare, or make one here. Raises DiskFull, WalFailed."""

@@ -150,6 +150,7 @@ class MemoryFile:
         self._path = path
         self._inode = inode
         self._is_lock = is_lock
+        disk.opened.add(self)
 
     def read(self, size: int, offset: int) -> bytes:
         self._disk.check("read", self._path)
@@ -178,6 +179,7 @@ class MemoryFile:
         self._inode.drop_cache()
 
     def close(self) -> None:
+        self._disk.opened.discard(self)
         if self._is_lock:
             self._disk.locked.discard(self._path)
 
@@ -190,6 +192,7 @@ class MemoryDisk:
         self.capacity = capacity
         self.dirs: dict[str, Directory] = {}
         self.locked: set[str] = set()
+        self.opened: set[MemoryFile] = set()  # and not closed
         self.watch: Callable[[str, str], None] | None = None
         self.deaf: set[str] = set()  # "sync" or "sync_dir .snap": what it pretends to do, and where
         self.faults: list[Fault] = []
