@@ -25,7 +25,7 @@ from zlib import crc32
 from ckptd.storage import frame
 from ckptd.storage.disk import sync_data_fd, sync_fd, write_all
 from ckptd.storage.scan import TORN_BYTES_MAX, Bounds, JournalDamaged, Place, Scan, behind
-from ckptd.storage.taskdir import ATTEMPT_FILE, attempt_of
+from ckptd.storage.taskdir import ATTEMPT_FILE, attempt_of, attempt_of_journal, journal_name
 from ckptd.storage.untrusted import (
     JSON_DEPTH_MAX,
     NotTrusted,
@@ -44,7 +44,6 @@ __all__ = [
     "JournalDamaged",
     "StaleAttempt",
     "TooLarge",
-    "file_name",
     "read",
     "sync_names",
 ]
@@ -263,7 +262,7 @@ class Journal:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._before_bytes = self._counted_before(journal_fd)
-            return os.open(file_name(self.attempt), flags, 0o600, dir_fd=journal_fd)
+            return os.open(journal_name(self.attempt), flags, 0o600, dir_fd=journal_fd)
         finally:
             os.close(journal_fd)
 
@@ -347,7 +346,7 @@ def _encoded(group: list[Fact]) -> bytes:
     """
     try:
         payload = _encode(group).encode()
-        if payload.count(b"[") + payload.count(b"{") > JSON_DEPTH_MAX:  # it may be too deep, then
+        if payload.count(b"[") + payload.count(b"{") >= JSON_DEPTH_MAX:  # it may be too deep, then
             refuse_deep(group)
     except (ValueError, RecursionError) as error:
         raise TooLarge(f"a fact is nested too deeply ({error}); save it as a file") from error
@@ -356,22 +355,17 @@ def _encoded(group: list[Fact]) -> bytes:
     return payload
 
 
-def file_name(attempt: int) -> str:
-    """Return the name of an attempt's journal in `journal/`."""
-    return f"{attempt:06d}.j"
-
-
 def _seed(task: int, attempt: int) -> int:
     return crc32(f"ckptd journal {task}.{attempt}".encode())
 
 
 def _files(journal_fd: int) -> list[tuple[int, str]]:
     """Return (attempt, name) of every journal, oldest first."""
-    found = []
-    for name in names_in(journal_fd):
-        stem, dot, suffix = name.partition(".")
-        if dot and suffix == "j" and stem.isascii() and stem.isdigit() and len(stem) <= 9:
-            found.append((int(stem), name))
+    found = [
+        (attempt, name)
+        for name in names_in(journal_fd)
+        if (attempt := attempt_of_journal(name)) is not None
+    ]
     if len(found) > ATTEMPTS_MAX:
         raise JournalDamaged(f"{len(found)} journals, more than {ATTEMPTS_MAX}")
     return sorted(found)
@@ -390,8 +384,10 @@ def sync_names(task_fd: int, uid: int, attempt_max: int) -> None:
             if attempt <= attempt_max:
                 with contextlib.suppress(NotTrusted):
                     fd = open_regular(name, uid, journal_fd)
-                    sync_data_fd(fd)
-                    os.close(fd)
+                    try:
+                        sync_data_fd(fd)
+                    finally:
+                        os.close(fd)
         sync_fd(journal_fd)
     finally:
         os.close(journal_fd)

@@ -38,9 +38,19 @@ CONTROL: Final = "control.json"
 MANIFEST: Final = "MANIFEST.json"
 LEFTOVER: Final = ".leftover-"  # prefix of what the next prune deletes
 _SEQ_DIGITS_MAX: Final = 12
+_ATTEMPT_DIGITS_MAX: Final = 9
 _SMALL_BYTES_MAX: Final = 4_096
 _ATTEMPT_BYTES: Final = 128  # room for the longest; blanks fill it up
 _ASIDE_MAX: Final = 100
+_NO_SENSE: Final = (
+    OSError,
+    NotTrusted,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 @functools.cache
@@ -113,8 +123,17 @@ def _made(name: str, dir_fd: int, uid: int, gid: int) -> int:
         # Crash: made by us but not yet given away. Nobody but us can own a directory here
         # other than `uid`: moving one in needs write permission on that directory itself.
         fd = open_directory(name, os.geteuid(), dir_fd)
-        os.fchown(fd, uid, gid)
+        _give(fd, uid, gid)
         return fd
+
+
+def _give(fd: int, uid: int, gid: int) -> None:
+    """Give away what was made; a quota may refuse that (EDQUOT), and then it is closed."""
+    try:
+        os.fchown(fd, uid, gid)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def _archive(task_fd: int, attempt: int, uid: int, gid: int) -> None:
@@ -174,7 +193,7 @@ def _note_attempt(task_fd: int, attempt: int, uid: int) -> None:
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(ATTEMPT_FILE, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=task_fd)
-        os.fchown(fd, uid, -1)
+        _give(fd, uid, -1)
     except FileExistsError:
         fd = _opened_attempt(task_fd, uid, flags)
     try:
@@ -205,11 +224,25 @@ def attempt_of(task_fd: int, uid: int) -> tuple[int, str]:
     """
     try:
         found = json.loads(read_small(ATTEMPT_FILE, uid, task_fd, _SMALL_BYTES_MAX))
-        return int(found["attempt"]), str(found["boot_id"])
-    except (OSError, NotTrusted, ValueError, KeyError, TypeError, RecursionError) as error:
+        attempt, boot_id = int(found["attempt"]), str(found["boot_id"])
+    except _NO_SENSE as error:
         if is_passing(error):
             raise
         return 0, ""
+    is_one = attempt_of_journal(journal_name(attempt)) is not None
+    return (attempt, boot_id) if is_one else (0, "")
+
+
+def journal_name(attempt: int) -> str:
+    """Return the name of an attempt's journal in `journal/`."""
+    return f"{attempt:06d}.j"
+
+
+def attempt_of_journal(name: str) -> int | None:
+    """Return whose journal a name in `journal/` is; None where it is none and nobody reads it."""
+    stem = name.removesuffix(".j")
+    is_number = stem.isascii() and stem.isdigit() and len(stem) <= _ATTEMPT_DIGITS_MAX
+    return int(stem) if is_number and stem != name else None
 
 
 def newest_attempt(task_dir: str, uid: int) -> int:
@@ -232,8 +265,7 @@ def newest_attempt(task_dir: str, uid: int) -> int:
                 os.close(journal_fd)
     finally:
         os.close(task_fd)
-    stems = (name.removesuffix(".j") for name in names)
-    return max([newest, *(int(stem) for stem in stems if is_number(stem))])
+    return max([newest, *(attempt_of_journal(name) or 0 for name in names)])
 
 
 @contextlib.contextmanager

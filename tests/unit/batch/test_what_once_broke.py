@@ -279,3 +279,16 @@ def test_a_batch_file_that_is_no_text_is_refused_by_its_path(tmp_path: Path, dam
     (tmp_path / place.BATCH_FILE).write_bytes(damage)
     with pytest.raises(Refused, match=place.BATCH_FILE):
         place.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["journal/999999999999.j", "journal/0100", "attempt.json"])
+def test_results_are_found_again_whatever_number_lies_beside_them(
+    world: BatchWorld, name: str
+) -> None:
+    """The run took the number after it, and wrote a ledger that nobody reads."""
+    world.prepare(argv=["true"], items=["a"])
+    (world.dir / "journal").mkdir()
+    (world.dir / name).write_text('{"attempt":999999999999,"boot_id":"b"}')
+    world.run()
+    assert world.statuses() == {"a": "pass"}
+    assert [path.name for path in (world.dir / "journal").glob("*1.j")] == ["000001.j"]

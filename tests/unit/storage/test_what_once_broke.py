@@ -20,6 +20,7 @@ from ckptd.storage.copy import copy_out
 from ckptd.storage.frame import NOTE
 from ckptd.storage.journal import JournalDamaged, StaleAttempt, TooLarge
 from ckptd.storage.manifest import EMPTY, digest_of
+from ckptd.storage.spent import delete_spent
 from ckptd.storage.taskdir import fence
 from ckptd.storage.untrusted import JSON_DEPTH_MAX, NotTrusted
 from tests.task_world import TASK, TaskWorld
@@ -236,6 +237,20 @@ def test_a_value_nested_deeper_than_is_read_is_refused_before_it_is_kept(world: 
     assert world.newest().seq == 10
 
 
+@pytest.mark.parametrize("depth", range(JSON_DEPTH_MAX - 4, JSON_DEPTH_MAX))
+def test_a_value_nested_to_the_brim_was_told_as_kept_and_cost_all_facts(
+    world: TaskWorld, depth: int
+) -> None:
+    world.record(facts.set_value("before", 1))
+    value = json.loads("[" * depth + "]" * depth)
+
+    with contextlib.suppress(TooLarge):
+        world.record(facts.set_value("deep", value))
+        assert world.facts().values["deep"] == value
+
+    assert world.facts().values["before"] == 1
+
+
 @pytest.mark.parametrize("length", [200, 250, NAME_BYTES_MAX])
 def test_a_file_of_the_longest_name_comes_back_out(
     world: TaskWorld, tmp_path: Path, length: int
@@ -368,3 +383,13 @@ def test_a_signal_during_a_sync_that_fails_does_not_hide_the_failure(
     with pytest.raises(Struck):  # of our Interrupted, when it is put into words
         one.append([facts.step_done("c")])
     assert list(world.facts().steps) == ["a"], "nothing follows"
+
+
+def test_a_task_that_says_its_attempt_is_infinite_is_cleaned_up_as_any_other(
+    world: TaskWorld,
+) -> None:
+    world.publish(1, a="spent")
+    world.path("attempt.json").write_text('{"attempt":1e999,"boot_id":""}')
+    assert delete_spent(world.dir, world.attempt, world.uid)
+    world.begin()
+    assert not world.newest().problem
