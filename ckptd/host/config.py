@@ -145,7 +145,8 @@ def load(path: str | None) -> Config:
         with open(found, "rb") as file:
             text = file.read().decode()
     except (OSError, UnicodeDecodeError) as bad:
-        raise BadConfig(f"cannot read configuration {found}: {bad}", "name it by --config") from bad
+        why = getattr(bad, "strerror", None) or bad
+        raise BadConfig(f"cannot read configuration {found}: {why}") from bad
     from ckptd.host.config_check import read_table  # noqa: PLC0415 - 2 MB, only for a file
 
     tables = read_table(found, text, Config)
@@ -263,7 +264,8 @@ def main(argv: list[str]) -> int:
     try:
         config = load(path)
     except BadConfig as bad:
-        print(f"{bad.message}\n{bad.hint}", file=sys.stderr)
+        hint = f"\n  hint: {bad.hint}" if bad.hint else ""
+        print(f"{bad.message}{hint}", file=sys.stderr)
         return BadConfig.exit_code
     print(as_toml(config) if show else f"{path}: ok")
     return 0

@@ -72,8 +72,21 @@ def test_a_missing_default_file_means_defaults_and_a_missing_named_one_is_refuse
     assert config.load(None) == config.Config()
     (tmp_path / "ckptd.toml").write_text("[task]\nretries = 3\n")
     assert config.load(None).task.retries == 3
-    with pytest.raises(BadConfig, match="cannot read configuration"):
+    with pytest.raises(BadConfig, match=r"other.toml: No such file or directory$"):
         config.load(str(tmp_path / "other.toml"))
+
+
+def test_a_check_says_what_is_wrong_and_only_where_there_is_one_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[task]\nretires = 3\n")
+    assert config.main(["check", str(wrong)]) == BadConfig.exit_code
+    assert config.main(["check", f"{tmp_path}/none.toml"]) == BadConfig.exit_code
+    first, hint, second = capsys.readouterr().err.splitlines()
+    assert "did you mean task.retries?" in first
+    assert hint == "  hint: every key is explained in etc/ckptd.toml"
+    assert second.endswith("none.toml: No such file or directory")
 
 
 @pytest.mark.parametrize(
