@@ -205,7 +205,7 @@ def _add_timing(parser: argparse.ArgumentParser) -> None:
     when.add_argument("--hold", action="store_true", default=None, help="not before `release`")
     ends = parser.add_argument_group("limits, failures and stopping")
     for names, metavar, text in (
-        (("--timeout",), "TIME", "stop an attempt that runs longer"),
+        (("--timeout",), "TIME", "stop an attempt that runs longer, however the clock is set"),
         (("--deadline",), "TIME", "give the whole task up at this time"),
         (("--retries",), "N", "failures to allow beyond the first, or: unlimited"),
         (("--backoff",), "A..B", "first and longest delay between tries: 5s..10m"),

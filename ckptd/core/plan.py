@@ -38,7 +38,7 @@ from ckptd.core.records import (
     StartIntent,
     StopIntent,
 )
-from ckptd.core.state import ID_BITS, Run, State, Task, due_ns
+from ckptd.core.state import ID_BITS, Run, State, Stop, Task, due_ns, earliest
 from ckptd.core.submit import entry, needs_fate
 
 _env = msgspec.msgpack.Decoder(dict[str, str])
@@ -70,7 +70,13 @@ class Instance(msgspec.Struct, gc=False):
     total: float = 0.0
     text: str = ""
     said_ns: int = 0
-    extended_ns: int = 0
+    extended_ns: int = 0  # no timeout before that
+    moved: tuple[int, int] = (0, 0)  # an end that State notes, and where the clock now has it
+    timer_ns: int = 0  # the last one that was set for an end that State does not note
+
+    def end_ns(self, noted_ns: int) -> int:
+        """Return when a length is over, by the clock as it is now."""
+        return self.moved[1] if self.moved[0] == noted_ns else noted_ns
 
 
 class Observed:
@@ -138,32 +144,41 @@ def _due(case: Case, observed: Observed, task: Task) -> list[AnyRecord]:
         return []
     if task.phase not in ACTIVE or run is None:
         return []
-    if run.stop is not None:
-        return _next_rung(task, run, case)
-    if task.deadline_ns and task.deadline_ns <= at_ns:
+    if run.stop is None and task.deadline_ns and task.deadline_ns <= at_ns:
         return [_stop(task, run, case, "deadline")]
-    if not run.timeup_ns or run.timeup_ns > at_ns:
+    if not run.noted_ns or not _is_over(case, observed.of(task.id, run.attempt), task, run):
         return []
-    instance = observed.of(task.id, run.attempt)
-    if instance is not None and instance.extended_ns > at_ns:
-        heapq.heappush(case.state.timers, (instance.extended_ns, task.id))
-        return []
+    if run.stop is not None:
+        return [_next_rung(task, run, run.stop, at_ns)]
     return [_stop(task, run, case, "timeout")]
+
+
+def _is_over(case: Case, instance: Instance | None, task: Task, run: Run) -> bool:
+    """Tell whether the rung or the timeout is over; else a timer is set for when it will be."""
+    if instance is None:
+        return run.noted_ns <= case.now.at_ns
+    end_ns = instance.end_ns(run.noted_ns)
+    if run.stop is None:
+        end_ns = max(end_ns, instance.extended_ns)
+    if end_ns <= case.now.at_ns:
+        return True
+    is_elsewhere = end_ns != run.noted_ns or instance.moved[0] == run.noted_ns
+    if is_elsewhere and end_ns != instance.timer_ns:
+        instance.timer_ns = end_ns
+        deadline_ns = task.deadline_ns if run.stop is None else 0
+        heapq.heappush(case.state.timers, (earliest(end_ns, deadline_ns), task.id))
+    return False
 
 
 def _stop(task: Task, run: Run, case: Case, why: str) -> StopIntent:
     return stop(task, run, case, why, grace_s=task.unpacked().grace_s, ask=True, by=-1)
 
 
-def _next_rung(task: Task, run: Run, case: Case) -> list[AnyRecord]:
-    rung = run.stop
-    if rung is None or not rung.next_ns or rung.next_ns > case.now.at_ns:
-        return []
-    at_ns = case.now.at_ns
+def _next_rung(task: Task, run: Run, rung: Stop, at_ns: int) -> StopIntent:
     next_ns = at_ns + int(rung.grace_s * 1e9) if rung.rung == 0 else 0
-    return [
-        StopIntent(task.id, run.attempt, at_ns, rung.why, rung.rung + 1, next_ns, rung.grace_s, -1)
-    ]
+    return StopIntent(
+        task.id, run.attempt, at_ns, rung.why, rung.rung + 1, next_ns, rung.grace_s, -1
+    )
 
 
 def _judge(case: Case, number: int) -> list[AnyRecord]:
@@ -257,7 +272,7 @@ def wake_ns(state: State) -> int:
         if task is not None and due_ns(task) == at_ns:
             return at_ns
         if task is not None and task.phase in ACTIVE:
-            return at_ns  # an extended timeout is not in State
+            return at_ns  # an end that was moved or extended is not in State
         heapq.heappop(state.timers)
     return 0
 

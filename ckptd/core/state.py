@@ -84,6 +84,11 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
     invocation: str = ""  # of the attempt's unit
     dropped_ns: int = 0  # when the checkpoints were given up after its success; 0: they were not
 
+    @property
+    def noted_ns(self) -> int:
+        """Return when the rung of its stop, or else its timeout, is over; 0 for never."""
+        return self.stop.next_ns if self.stop is not None else self.timeup_ns
+
 
 class Task(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One task; the cold part stays packed in `spec`.
@@ -392,13 +397,12 @@ def due_ns(task: Task) -> int:
     """Return when the next timer of a task is due, 0 for none. Timeouts of attempts included."""
     run = task.run
     if task.phase in ACTIVE and run is not None:
-        if run.stop is not None:
-            return run.stop.next_ns
-        return _earliest(run.timeup_ns, task.deadline_ns)
+        return earliest(run.noted_ns, task.deadline_ns if run.stop is None else 0)
     if task.phase is Phase.WAITING:
-        return _earliest(task.until_ns if task.reason != "after" else 0, task.deadline_ns)
+        return earliest(task.until_ns if task.reason != "after" else 0, task.deadline_ns)
     return task.deadline_ns if task.phase in PENDING else 0
 
 
-def _earliest(one: int, other: int) -> int:
+def earliest(one: int, other: int) -> int:
+    """Return the earlier of two times, where 0 stands for never."""
     return min(one, other) if one and other else one or other

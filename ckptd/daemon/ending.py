@@ -64,6 +64,11 @@ class Ending:
         """Return when the tasks that are left are given up; 0 for never."""
         return self._give_up_ns if self._exits else 0
 
+    def step_clock(self, step_ns: int) -> None:
+        """Take in that the wall clock was set: tasks that are left keep their time."""
+        if self._give_up_ns:
+            self._give_up_ns += step_ns
+
     def signalled(self) -> None:
         """Take SIGTERM. A second one ends a wait for tasks, unless the machine goes down."""
         was_announced = self.has_begun and not self._exits

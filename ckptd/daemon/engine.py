@@ -5,6 +5,7 @@ the log would give; nothing leaves the process for a record that is not durable 
 Read next: `loop.py`, `ckptd/core/plan.py`.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
@@ -24,6 +25,7 @@ from ckptd.core.port import (
 )
 from ckptd.core.records import AnyRecord, StartIntent
 from ckptd.core.state import State
+from ckptd.core.stepped import stepped
 from ckptd.protocol.codec import UNREADABLE
 from ckptd.protocol.errors import Corrupt, DiskFull, Internal
 from ckptd.storage.frame import COUNT_MAX
@@ -148,6 +150,11 @@ class Engine:
         instance.text = seen.text or instance.text
         if seen.extend_s:
             instance.extended_ns = seen.at_ns + int(seen.extend_s * 1e9)
+
+    def step_clock(self, step_ns: int, now: Now) -> None:
+        """Take in that the wall clock was set by `step_ns`; on a full disk, delays stay late."""
+        with contextlib.suppress(DiskFull):
+            self.admit(stepped(self.state, self.observed, step_ns, now), is_small=False)
 
     def plan(self, now: Now) -> None:
         """Stage what is to be done now, until there is nothing more to do."""

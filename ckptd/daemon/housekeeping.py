@@ -34,7 +34,8 @@ from ckptd.protocol.errors import BadConfig
 from ckptd.protocol.version import VERSION
 
 SPARE_RETRY_S = 1.0
-SLEEP_MAX_S = 3_600.0
+SLEEP_MAX_S = 60.0  # by the monotonic clock: that the other was set is noticed by then
+STEP_NS_MIN = 1_000_000_000  # beyond what adjusting a clock bit by bit does between two turns
 SWEPT_PER_TURN = 100
 STATUS_EVERY_S = 1.0
 
@@ -88,8 +89,20 @@ class Housekeeping:
         self._is_status_old = False  # something changed since the manager was told
         self._commits = 0
         self._turns = 0
+        self._apart_ns = 0  # how far the clocks are apart
 
     # --- before the commit --------------------------------------------------------------------
+
+    def watch_clock(self, now: Now, mono_ns: int) -> None:
+        """Notice that the wall clock was set, or that the machine slept."""
+        before_ns, self._apart_ns = self._apart_ns, now.at_ns - mono_ns
+        step_ns = self._apart_ns - before_ns
+        if not before_ns or abs(step_ns) < STEP_NS_MIN:
+            return
+        self._engine.step_clock(step_ns, now)
+        self._ending.step_clock(step_ns)
+        text = f"the wall clock was set by {step_ns / 1e9:+.0f} s, or the machine slept"
+        self._journal.note(f"{text}: timeouts, graces and delays keep what is left of them", INFO)
 
     def hear(self, news: Sequence[Sighting]) -> None:
         """Take in what the runner saw in this turn."""
@@ -206,7 +219,7 @@ class Housekeeping:
         timers = (wake_ns(self._engine.state), self._ending.wake_ns)
         due += [mono_ns + max(0, timer_ns - now.at_ns) for timer_ns in timers if timer_ns]
         waits = [at_ns - mono_ns for at_ns in due if at_ns]
-        longest_ns = int(SLEEP_MAX_S * 1e9)  # epoll takes no more than 24 days
+        longest_ns = int(SLEEP_MAX_S * 1e9)
         return min(max(0, min(waits) + 999_999), longest_ns) / 1e9 if waits else -1
 
     # --- the daemon itself --------------------------------------------------------------------

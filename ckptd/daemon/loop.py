@@ -74,6 +74,7 @@ class Loop:
         engine, requests = self._engine, self._requests
         now, mono_ns = self._clock.now(), self._clock.mono_ns()
         self._wake.clear()
+        self._house.watch_clock(now, mono_ns)
         news = self._runner.poll()
         for seen in news:
             engine.see(seen, now)

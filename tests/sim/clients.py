@@ -175,7 +175,7 @@ class Person(Client):
             after=needs,
             hold=dice.random() < 0.05,
             in_s=dice.choice([0.0, 0.0, 0.0, 3.0, 60.0]),
-            timeout_s=dice.choice([0.0, 0.0, 0.0, 4.0]),
+            timeout_s=dice.choice([0.0, 0.0, 4.0, 60.0]),
             deadline_ns=self.wall_ns() + 40 * S if dice.random() < 0.05 else 0,
             retries=dice.choice([None, 0, 1, 3]),
             grace_s=dice.choice([None, 0.0, 1.0]),

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from ckptd.core.port import Effect, EndSeen
+from ckptd.core.plan import wake_ns
+from ckptd.core.policy import Now
+from ckptd.core.port import Effect, EndSeen, Identity, StartSeen
 from ckptd.core.state import State
 from ckptd.daemon.ending import Ending
 from ckptd.daemon.inhibitor import Inhibitor
@@ -103,6 +105,16 @@ class Runner(SimRunner):
         super().carry_out(effect)
 
 
+class SetClock(Clock):
+    """The machine's clocks; the wall clock can be set."""
+
+    ahead_ns = 0
+
+    def now(self) -> Now:
+        now = super().now()
+        return Now(now.at_ns + self.ahead_ns, now.seed)
+
+
 class Life:
     """One daemon after another over one disk."""
 
@@ -112,7 +124,8 @@ class Life:
         self.begin()
 
     def begin(self) -> None:
-        clock, journal = Clock(), Journal(StreamSink(io.StringIO(), prefixed=True))
+        clock = self.clock = SetClock()
+        journal = Journal(StreamSink(io.StringIO(), prefixed=True))
         notify = Notify({}, clock)
         paths = Paths("/state", NOWHERE, f"{NOWHERE}/ctl.sock")
         base = Base(
@@ -173,6 +186,24 @@ def test_the_end_that_a_wait_tells_is_durable_by_then(life: Life) -> None:
     task = known.tasks.get(1)
     assert task is not None
     assert task.phase.word == "succeeded"
+
+
+@pytest.mark.parametrize("ahead_s", [50 * 365 * 86_400, -86_400])
+def test_a_clock_that_is_set_hours_after_boot_kills_no_task_for_its_timeout(
+    life: Life, ahead_s: int
+) -> None:
+    life.door.ask("a", "submit", m.Submit((m.TaskSpec(("true",), timeout_s=3_600.0),)))
+    life.loop.turn()
+    at_ns = life.clock.now().at_ns
+    life.runner.see(StartSeen(1, 1, Identity("boot", 10, 10), 11, at_ns))
+    life.loop.turn()
+    life.clock.ahead_ns = ahead_s * 10**9
+    life.loop.turn()
+    task = life.engine.state.tasks.get(1)
+    assert task is not None
+    assert task.phase.word == "running"
+    left_s = (wake_ns(life.engine.state) - life.clock.now().at_ns) / 1e9
+    assert 0 < left_s <= 3_600
 
 
 def test_each_start_of_the_daemon_has_a_greater_epoch(life: Life) -> None:
