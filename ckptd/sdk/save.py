@@ -23,7 +23,6 @@ from typing import Any, Final, NamedTuple
 from ckptd.sdk.surroundings import Surroundings
 from ckptd.storage.blobs import newest_sealed, pruned
 from ckptd.storage.copy import carry_on, copy_in
-from ckptd.storage.disk import sync_fd
 from ckptd.storage.facts import read_durable
 from ckptd.storage.journal import StaleAttempt
 from ckptd.storage.manifest import EMPTY, TEMPORARY, Manifest, load, seal
@@ -35,6 +34,7 @@ from ckptd.storage.taskdir import (
     number_after,
     numbered,
     opened,
+    sync_names,
     this_boot_id,
 )
 from ckptd.storage.untrusted import (
@@ -155,8 +155,7 @@ class Saving:
         with self._open:
             try:
                 saved = self._told(self._publish(header))
-                sync_fd(self._ckpt_fd)
-                sync_fd(self._task_fd)
+                sync_names(self._task_fd, self._ckpt_fd)
             except BaseException:
                 self._take_back()
                 raise

@@ -34,6 +34,7 @@ from ckptd.storage.taskdir import (
     prepare,
     set_aside,
     still_aside,
+    sync_names,
     task_of,
     this_boot_id,
 )
@@ -162,12 +163,14 @@ def newest_valid(task_dir: str, owner_uid: int, boot_id: str) -> Found:
     Raises:
         OSError: passing trouble of the machine; nothing is known.
 
-    Durable: the seal of what it sealed.
+    Durable: what it returns.
     """
     try:
         unsealed = {one.seq: one for one in seal_pending(task_dir, owner_uid, boot_id)}
-        with opened(task_dir, owner_uid) as (_, ckpt_fd):
-            return _newest(ckpt_fd, task_dir, owner_uid, unsealed)
+        with opened(task_dir, owner_uid) as (task_fd, ckpt_fd):
+            found = _newest(ckpt_fd, task_dir, owner_uid, unsealed)
+            sync_names(task_fd, ckpt_fd)
+            return found
     except FileNotFoundError:
         return Found()
     except TooNew as error:
@@ -309,12 +312,9 @@ def prune(task_dir: str, owner_uid: int, keep: int = KEPT) -> list[int]:
     """
     try:
         with opened(task_dir, owner_uid) as (task_fd, ckpt_fd):
-            try:
-                fcntl.flock(ckpt_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return []
+            fcntl.flock(ckpt_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return pruned(task_fd, ckpt_fd, owner_uid, keep)
-    except (NotTrusted, OSError):  # it has none, or the next start tells what is wrong
+    except (NotTrusted, OSError):  # locked, or it has none, or the next start tells what is wrong
         return []
 
 
@@ -400,6 +400,8 @@ def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool
 
     Raises:
         OSError: passing trouble of the machine; what was known before still holds.
+
+    Durable: the checkpoint; what a journal lost, the next look counts anew.
     """
     with contextlib.suppress(OSError):  # not sealed is not counted; the next look seals it
         seal_pending(task_dir, uid, boot_id, is_synced=is_synced)
@@ -422,6 +424,8 @@ def newest_sealed(task_dir: str, owner_uid: int) -> tuple[int, str]:
     Raises:
         Damaged: a later version wrote the newest one.
         OSError: passing trouble of the machine; nothing is known.
+
+    Durable: what it returns.
     """
     newest, problem = _newest_sealed(task_dir, owner_uid)
     if problem:
@@ -431,16 +435,16 @@ def newest_sealed(task_dir: str, owner_uid: int) -> tuple[int, str]:
 
 def _newest_sealed(task_dir: str, uid: int) -> tuple[Generation | None, str]:
     try:
-        with opened(task_dir, uid) as (_, ckpt_fd):
+        with opened(task_dir, uid) as (task_fd, ckpt_fd):
             for seq, name in numbered(ckpt_fd):
                 path = f"{task_dir}/ckpt/{name}"
                 one = _look(ckpt_fd, path, seq, name, uid, is_deep=False)
                 if one.valid:
+                    sync_names(task_fd, ckpt_fd)
                     return one, ""
     except TooNew as error:
         return None, str(error)
     except (NotTrusted, OSError) as error:  # it has none; the rest is told at start
         if is_passing(error):
             raise
-        return None, ""
     return None, ""

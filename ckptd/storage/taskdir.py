@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from ckptd.storage.disk import write_all
+from ckptd.storage.disk import sync_fd, write_all
 from ckptd.storage.untrusted import (
     NotTrusted,
     is_empty,
@@ -280,6 +280,15 @@ def opened(task_dir: str, owner_uid: int) -> Iterator[tuple[int, int]]:
             os.close(ckpt_fd)
     finally:
         os.close(task_fd)
+
+
+def sync_names(task_fd: int, ckpt_fd: int) -> None:
+    """Make durable which generations there are: who published one may have died before its sync.
+
+    Durable: the names in `ckpt/`, and its own.
+    """
+    sync_fd(ckpt_fd)
+    sync_fd(task_fd)
 
 
 def numbered(ckpt_fd: int) -> list[tuple[int, str]]:

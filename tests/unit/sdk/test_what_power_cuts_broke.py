@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,36 @@ def test_what_a_checkpoint_repeats_of_the_journal_is_not_lost_beside_it(
     image.cut()
     assert world.newest().seq == 1
     assert list(world.facts().steps) == ["a"]
+
+
+def answered(request: dict[str, object]) -> dict[str, object]:
+    pipe = Pipe(Surroundings())
+    pipe.take(json.dumps(request).encode())
+    return pipe.answers[0]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda _: ckpt.run(["last"]) == 0,
+        lambda _: answered({"op": "hello"})["seq"] == 1,
+        lambda world: world.newest().seq == 1,
+        lambda world: world.mark().checkpoint == 1,
+    ],
+    ids=["ckpt last", "hello of a pipe", "the next start", "status"],
+)
+def test_a_checkpoint_that_was_told_is_there_though_its_saver_died_before_the_last_sync(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch, told: Callable[[TaskWorld], bool]
+) -> None:
+    assert ckpt.run(["save", "--state", "1"]) == 0
+    sealed, number = world.path("ckpt", ".leftover-new-4711"), world.path("ckpt", "00000001")
+    number.rename(sealed)
+    listening = DurableImage(Path(world.dir).parent.parent, monkeypatch)
+    sealed.rename(number)  # and SIGKILL
+    assert told(world)
+    listening.cut()
+    assert world.newest().seq == 1
+    listening.close()
 
 
 def test_an_author_who_cancels_all_tasks_does_not_hang_in_the_next_record(tmp_path: Path) -> None:
