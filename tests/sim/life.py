@@ -12,6 +12,7 @@ from typing import Any
 from ckptd.core import image
 from ckptd.core.state import State
 from ckptd.daemon.recovery import replay
+from ckptd.protocol import codec
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import CkptdError, Corrupt
 from ckptd.storage.store import Store
@@ -41,6 +42,7 @@ EDGES = (
 )  # fmt: skip
 ERRORS = {"eio_write": "write", "eio_sync": "sync", "eio_sync_dir": "sync_dir", "stall": "sync"}
 INTENTS_LOOKED_AT = 0.2  # of all starts: each look is a recovery
+ACTS_LOOKED_AT = {"reply": 0.02, "adopt": 0.02, "order": 0.2}  # likewise
 
 
 class Life:
@@ -66,9 +68,9 @@ class Life:
         self.machine.delay_s = self.climate.delay_s
         self.machine.on_begin = self._check_intent
         self.network.weather = self.climate.weather
-        self.model.elapsed_ns = lambda: self.agenda.elapsed_ns
         self.model.has_doubles = self.climate.weather.double > 0
         self.network.on_arrival = self._poke
+        self.network.on_reply = self._take_reply
         self.counts: Counter[str] = Counter()
         self.last: deque[str] = deque(maxlen=300)
         self.fds = Descriptors()
@@ -85,6 +87,7 @@ class Life:
         self._durable_lsn = 0
         self._appended_lsn = 0
         self._is_stalled = False
+        self._has_trouble = False  # the disk failed or was full in this reign
         self._watch_dice = random.Random(self.dice.random())  # looking on changes nothing
         self._states = CrashStates(
             ROOT, self.climate.segment_bytes, random.Random(self.dice.random())
@@ -151,7 +154,6 @@ class Life:
         self._due.clear()
         self.disk.capacity, self.disk.faults = AMPLE_BYTES, []
         self.clock.skew_ns = 0
-        self.model.jumped()
         self.network.weather = Weather()
         self.machine.accidents = 0.0
         for person in self.people:
@@ -185,10 +187,10 @@ class Life:
     def _start(self) -> None:
         """A daemon starts, as the service manager does it; it may die on its way up."""
         self._reigns += 1
-        self.model.begins_to_reign()
         self.tell(f"daemon {self._reigns} starts")
         self._look_at_log()
         self._draw_reign()
+        self._has_trouble = self.disk.capacity < AMPLE_BYTES
         number, told = self._reigns, Told(self.tell)
         daemon = Daemon(self.climate, self.disk, self.clock, self.machine.boot_id, told, number)
         self.daemon = daemon
@@ -271,6 +273,8 @@ class Life:
             self._take_bounds(daemon)
             if isinstance(failed, Corrupt):
                 raise Violation(f"a crash is taken for damage: {failed.message}") from failed
+            if not self._has_trouble:
+                raise Violation(f"a daemon gave up on a sound disk: {failed}") from failed
             self.counts["gave_up"] += 1
             self._gone(f"it gave up: {failed.message}")
         except (Violation, Broken):
@@ -285,7 +289,7 @@ class Life:
         """Take down what is durable by the daemon's own word, and how far the log may reach."""
         if hasattr(daemon, "engine"):
             wal = daemon.engine.wal
-            self._appended_lsn = max(self._appended_lsn, wal.next_lsn - 1)
+            self._appended_lsn = wal.next_lsn - 1
             self._durable_lsn = max(self._durable_lsn, wal.durable_lsn)
 
     def _struck(self, blow: Blow) -> None:
@@ -341,6 +345,8 @@ class Life:
 
     def _edge(self, kind: str, path: str) -> None:
         """The daemon is about to do something that the world can see."""
+        if kind in NO_DISK and self._watch_dice.random() < ACTS_LOOKED_AT[kind]:
+            self._check_durable(f"{kind} {path}")
         if kind not in NO_DISK and self._watch_dice.random() < self.climate.looks:
             self._look_at_states()
         for edge in (kind, "any"):
@@ -359,6 +365,7 @@ class Life:
         if fault == "stall":
             self._stall()
         else:
+            self._has_trouble = True
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
     def _look_at_states(self) -> None:
@@ -409,11 +416,11 @@ class Life:
         self.counts["jump"] += 1
         self.tell(f"the wall clock jumps to {skew_s} s beside the truth")
         self.clock.skew_ns = skew_s * S
-        self.model.jumped()
 
     def _enospc(self) -> None:
         used = self.disk.capacity - self.disk.free_bytes("")
         self.counts["enospc"] += 1
+        self._has_trouble = True
         self.disk.capacity = used + self.dice.choice([0, 512, 5_000, 40_000])
         self.tell(f"the disk has {self.disk.capacity - used} bytes left")
         self.agenda.after(self.dice.choice([0.5, 5.0, 30.0]), self._room)
@@ -462,6 +469,19 @@ class Life:
             )
         # A start may write its first records before its engine can be asked how far it came.
         self._appended_lsn = lsn + FIRST_RECORDS_MAX
+
+    def _check_durable(self, act: str) -> None:
+        """What is told or ordered, of whatever kind, rests on records that no power cut takes."""
+        assert self.daemon is not None
+        left = _replayed(self.disk.crash(random.Random(0), 0.0)).lsn
+        known = self.daemon.engine.state.lsn
+        self.model.checks += 1
+        if left < known:
+            raise Violation(f"{act}: State is of LSN {known}, the disk holds it up to {left}")
+
+    def _take_reply(self, frame: bytes) -> None:
+        reply = codec.decode_reply(frame)
+        self.model.issued(reply.id, bytes(reply.result), is_ok=reply.ok)
 
     def _check_intent(self, one: SimAttempt) -> None:
         """At the start of a process its intent must be on the disk, whatever a power cut leaves."""

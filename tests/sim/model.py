@@ -5,7 +5,6 @@ answered (as plain JSON values), what the machine's world did, and what a client
 recovery. What a request may have done is bounded by when it was sent and when it was answered.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,6 @@ PERMANENT = frozenset({64, 65, 66, 67, 68, 70, 72, 73, 76, 77, 78, 126, 127})
 STARTERS = frozenset({"retry", "release", "resume"})
 CLEANERS = frozenset({"clean"})
 NEVER = 1 << 62
-TOLD_LATE_NS = 2 * 10**9  # a start or an end is told by then
 
 
 class Violation(AssertionError):
@@ -66,11 +64,9 @@ class Instance:
     signal: int = 0
     ended: int = NEVER
     is_known: bool = True  # False: its end went with the power
+    was_told: bool = False  # somebody was told that it runs
+    told: int = NEVER  # when somebody was told first how it ended: nothing changes that later
     was_signalled: bool = False
-    began_ns: int = 0  # of time that really passed, here and below
-    ended_ns: int = 0
-    reign: int = 0  # in which it began
-    last_reign: int = 0  # in which it ended
 
 
 @dataclass
@@ -91,6 +87,7 @@ class Model:
         self._parallel = parallel  # tasks at once, until somebody changes that
         self._keeps_all = keeps_all  # ended tasks are not forgotten by themselves
         self.has_doubles = False  # the network makes copies of its own
+        self._issued: dict[str, bytes] = {}  # results as they left the daemon, before the network
         self.asked: dict[str, Asked] = {}
         self.submitted: dict[str, dict[str, Any]] = {}  # unique -> spec
         self.submit_of: dict[str, Asked] = {}  # unique -> its request
@@ -100,9 +97,6 @@ class Model:
         self.jobs: dict[int, Job] = {}
         self.succeeded: set[int] = set()
         self.checks = 0
-        self.elapsed_ns: Callable[[], int] = lambda: 0
-        self.reigns = 0
-        self._jumps_ns: list[int] = []
 
     # --- what clients say and hear ----------------------------------------------------------------
 
@@ -118,6 +112,18 @@ class Model:
         """The client did not hear and sends it again."""
         if request in self.asked:
             self.asked[request].copies += 1
+
+    def issued(self, request: str, wire: bytes, *, is_ok: bool) -> None:
+        """The daemon answers a mutating request: once carried out, the same answer for ever."""
+        if request not in self.asked or self.asked[request].verb == "shutdown":
+            return
+        first = self._issued.get(request)
+        hold(
+            first is None or (is_ok and wire == first),
+            f"{self.asked[request].verb} {request} was carried out, and answered anew",
+        )
+        if is_ok:
+            self._issued[request] = wire
 
     def answered(self, request: str, wire: bytes, result: dict[str, Any] | None) -> None:
         """A reply arrived; None: the daemon refused. A second reply must be the same."""
@@ -180,10 +186,13 @@ class Model:
         is_over = may_have_ended or self._may_have(task, frozenset({"cancel", "kill", "drop"}), 0)
         return is_over and not self._keeps_all
 
-    def _may_have(self, task: int, verbs: frozenset[str], since: int) -> bool:
-        """Tell whether a request of these verbs may have changed the task after `since`."""
+    def _may_have(self, task: int, verbs: frozenset[str], since: int, until: int = NEVER) -> bool:
+        """Tell whether a request of these verbs may have changed the task between the two."""
         return any(
-            one.verb in verbs and one.answered > since and one.may_concern(task)
+            one.verb in verbs
+            and one.answered > since
+            and one.sent < until
+            and one.may_concern(task)
             for one in self.asked.values()
         )
 
@@ -202,8 +211,7 @@ class Model:
         hold(done == want, f"task {task}.{attempt} resumes at item {done}, saved were {want}")
         job.fresh = False
         since = job.instances[-1].ended if job.instances else 0
-        one = Instance(attempt, since, self.now, began_ns=self.elapsed_ns(), reign=self.reigns)
-        job.instances.append(one)
+        job.instances.append(Instance(attempt, since, self.now))
 
     def _check_wanted(self, task: int, attempt: int, job: Job) -> None:
         """Nothing that is over for good, or that was cancelled, starts again by itself."""
@@ -272,13 +280,16 @@ class Model:
         if one.was_signalled or spec.get("timeout_s") or spec.get("deadline_ns"):
             return False
         stops = frozenset({"cancel", "kill", "signal"})
-        return not self._may_have(task, stops, one.since) and not self.has_stopped_tasks()
+        is_asked = self._may_have(task, stops, one.since, one.told)
+        return not is_asked and not self._may_shut_down(one)
 
-    def has_stopped_tasks(self) -> bool:
-        """Tell whether a shutdown that stops tasks may have been under way."""
+    def _may_shut_down(self, one: Instance) -> bool:
+        """Tell whether a shutdown that stops tasks may have come before an end was known."""
         return any(
-            one.verb == "shutdown" and one.args.get("tasks", "keep") != "keep"
-            for one in self.asked.values()
+            asked.verb == "shutdown"
+            and asked.args.get("tasks", "keep") != "keep"
+            and asked.sent < one.told
+            for asked in self.asked.values()
         )
 
     def did(self, task: int, attempt: int, item: int) -> None:
@@ -301,7 +312,6 @@ class Model:
         self.now += 1
         one = self._last(task, attempt)
         one.cause, one.code, one.signal, one.ended = cause, code, signal, self.now
-        one.ended_ns, one.last_reign = self.elapsed_ns(), self.reigns
 
     def vanished(self, task: int, attempt: int) -> None:
         """The power went while it ran."""
@@ -337,7 +347,8 @@ class Model:
             one.verb == "retry" and one.args.get("fresh") and one.may_concern(task)
             for one in self.asked.values()
         )
-        over = any(one.cause == "exit" and one.code == 0 for one in job.instances)
+        last = job.instances[-1]
+        over = last.cause == "exit" and last.code == 0
         hold(fresh or over, f"the checkpoints of task {task} are dropped: {why}")
         job.saved, job.fresh = 0, True
 
@@ -365,16 +376,26 @@ class Model:
     def _check_phase(self, row: dict[str, Any], asked_at: int) -> None:
         task = row["id"]
         instances = self.jobs.get(task, Job()).instances
+        last = next((one for one in instances if one.attempt == row["attempt"]), None)
         if row["phase"] == "succeeded":
             hold(
-                any(one.attempt == row["attempt"] and one.cause for one in instances),
-                f"task {task} is told as succeeded, attempt {row['attempt']} did not end",
+                last is not None and (last.cause, last.code) == ("exit", 0),
+                f"task {task} is told as succeeded, attempt {row['attempt']} did not end well",
+            )
+        if row["phase"] in {"failed", "quarantined"} and last is not None:
+            hold(
+                (last.cause, last.code) != ("exit", 0)
+                or not self._is_undisturbed(task, last)
+                or self._may_have(task, STARTERS, last.since),
+                f"task {task} is told as {row['phase']}, attempt {row['attempt']} ended well",
             )
         if row["phase"] in {"running", "paused"}:
             hold(
-                any(one.attempt == row["attempt"] for one in instances),
+                last is not None,
                 f"task {task} is told as {row['phase']}, attempt {row['attempt']} never began",
             )
+            assert last is not None
+            last.was_told = True
         self._check_cancel(task, row["phase"], asked_at)
 
     def _check_cancel(self, task: int, phase: str, asked_at: int) -> None:
@@ -404,8 +425,10 @@ class Model:
             return
         one = found[0]
         hold(one.cause != "", f"{name}, but it runs")
+        one.told = min(one.told, self.now)
         if not one.is_known:
             hold(cause in {"reboot", "not_started"}, f"{name}, but its end went with the power")
+            hold(cause == "reboot" or not one.was_told, f"{name}, but it was told as running")
             return
         if cause in OWN_STOPS:
             hold(one.cause in {"exit", "signal"}, f"{name}, but it ended by {one.cause}")
@@ -420,32 +443,12 @@ class Model:
     def _may_have_stopped(self, task: int, cause: str, one: Instance) -> bool:
         spec = self._spec(task)
         if cause == "timeout":
-            return self._may_have_timed_out(spec.get("timeout_s", 0.0), one)
+            return bool(spec.get("timeout_s"))
         if cause == "deadline":
             return bool(spec.get("deadline_ns"))
         if cause == "shutdown":
-            return self.has_stopped_tasks()
-        return self._may_have(task, frozenset({"cancel", "kill"}), one.since)
-
-    def _may_have_timed_out(self, timeout_s: float, one: Instance) -> bool:
-        """A clock that is set fires no timeout, unless nobody was there to see it.
-
-        Set between a start and the news of it, it may: the news carries the clock of before.
-        """
-        told_ns = one.began_ns + TOLD_LATE_NS
-        if one.reign != one.last_reign or any(
-            one.began_ns <= at <= told_ns for at in self._jumps_ns
-        ):
-            return timeout_s > 0
-        return 0 < timeout_s * 1e9 <= one.ended_ns - one.began_ns + TOLD_LATE_NS
-
-    def jumped(self) -> None:
-        """The wall clock is set."""
-        self._jumps_ns.append(self.elapsed_ns())
-
-    def begins_to_reign(self) -> None:
-        """A daemon starts."""
-        self.reigns += 1
+            return self._may_shut_down(one)
+        return self._may_have(task, frozenset({"cancel", "kill"}), one.since, one.told)
 
     def recovered(self, rows: list[dict[str, Any]]) -> None:
         """All tasks, as the first client after a recovery sees them."""

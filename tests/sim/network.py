@@ -37,6 +37,7 @@ class Network:
         self.weather = Weather()
         self.clients: dict[bytes, Callable[[bytes], None]] = {}
         self.on_arrival: Callable[[], None] = lambda: None
+        self.on_reply: Callable[[bytes], None] = lambda _: None
         self.inbox: deque[tuple[bytes, bytes]] = deque()
         self.is_open = False
         self.counts = {"sent": 0, "lost": 0, "doubled": 0, "late": 0}
@@ -114,6 +115,7 @@ class SimServer:
     def send(self, incoming: Incoming, frame: bytes) -> None:
         self._edge("reply", incoming.verb)
         self.replies += 1
+        self._network.on_reply(frame)
         self._network.tell(incoming.identity, frame)
 
     def stats(self) -> dict[str, int]:

@@ -10,9 +10,10 @@ import pytest
 
 from ckptd.core.outcome import _Judge
 from ckptd.core.port import EndSeen, Sighting
-from ckptd.core.records import Phase, Verdict
+from ckptd.core.records import Phase, StopIntent, Verdict
 from ckptd.core.state import State
 from ckptd.daemon.engine import Engine
+from ckptd.protocol.errors import Internal
 from tests.fakes.memory_disk import Directory, Inode
 from tests.fakes.sim_runner import SimMachine, SimRunner, Step
 from tests.sim.crash_states import Broken
@@ -123,6 +124,58 @@ def restless(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Judge, "verdict", again)
 
 
+def praising(patch: pytest.MonkeyPatch) -> None:
+    """A job that failed is told as done, with the code that it left with."""
+    verdict = _Judge.verdict
+
+    def praise(judge: _Judge, ended_ns: int) -> Verdict:
+        found = verdict(judge, ended_ns)
+        return judge._next(Phase.SUCCEEDED, "") if found.phase is Phase.FAILED else found
+
+    patch.setattr(_Judge, "verdict", praise)
+
+
+def harsh(patch: pytest.MonkeyPatch) -> None:
+    """A job that is done is told as failed."""
+    verdict = _Judge.verdict
+
+    def scold(judge: _Judge, ended_ns: int) -> Verdict:
+        found = verdict(judge, ended_ns)
+        return judge._next(Phase.FAILED, "") if found.phase is Phase.SUCCEEDED else found
+
+    patch.setattr(_Judge, "verdict", scold)
+
+
+def resigning(patch: pytest.MonkeyPatch) -> None:
+    """A daemon that gives up once though its disk is sound."""
+    commit, reigns = Engine.commit, [True]
+
+    def resign(engine: Engine) -> bool:
+        if engine.state.next_id > 8 and reigns:
+            reigns.clear()
+            raise Internal("no more")
+        return commit(engine)
+
+    patch.setattr(Engine, "commit", resign)
+
+
+def unrecorded_stop(patch: pytest.MonkeyPatch) -> None:
+    """A task is stopped before the log says so for good."""
+    commit = Engine.commit
+
+    def lazy(engine: Engine) -> bool:
+        if not any(isinstance(record, StopIntent) for _, record in engine.turn_records):
+            return commit(engine)
+        wal, sync = engine.wal, engine.wal.sync
+        wal.sync = lambda: wal.durable_lsn  # type: ignore[method-assign]
+        try:
+            return commit(engine)
+        finally:
+            wal.sync = sync  # type: ignore[method-assign]
+
+    patch.setattr(Engine, "commit", lazy)
+
+
 def deaf_to_cancel(patch: pytest.MonkeyPatch) -> None:
     """What was cancelled while it ran is judged like any other end."""
     verdict = _Judge.verdict
@@ -161,7 +214,8 @@ CALM = replace(DEADLY, people=1, cut_short=0.0, kinds=())
     [
         (deaf_sync, None), (deaf_directory, None), (hasty, None), (unfenced, DEADLY),
         (twice, None), (forgetful, None), (flattering, None), (restless, None),
-        (deaf_to_cancel, None), (overlooking, CALM),
+        (deaf_to_cancel, None), (overlooking, CALM), (praising, CALM), (harsh, CALM),
+        (resigning, CALM), (unrecorded_stop, CALM),
     ],
 )  # fmt: skip
 def test_a_seeded_mistake_is_found_within_few_lives(
