@@ -68,6 +68,7 @@ class Life:
         self.machine.delay_s = self.climate.delay_s
         self.machine.on_begin = self._check_intent
         self.network.weather = self.climate.weather
+        self.model.elapsed_ns = lambda: self.agenda.elapsed_ns
         self.model.has_doubles = self.climate.weather.double > 0
         self.network.on_arrival = self._poke
         self.network.on_reply = self._take_reply
@@ -154,6 +155,7 @@ class Life:
         self._due.clear()
         self.disk.capacity, self.disk.faults = AMPLE_BYTES, []
         self.clock.skew_ns = 0
+        self.model.jumped()
         self.network.weather = Weather()
         self.machine.accidents = 0.0
         for person in self.people:
@@ -187,6 +189,7 @@ class Life:
     def _start(self) -> None:
         """A daemon starts, as the service manager does it; it may die on its way up."""
         self._reigns += 1
+        self.model.begins_to_reign()
         self.tell(f"daemon {self._reigns} starts")
         self._look_at_log()
         self._draw_reign()
@@ -416,6 +419,7 @@ class Life:
         self.counts["jump"] += 1
         self.tell(f"the wall clock jumps to {skew_s} s beside the truth")
         self.clock.skew_ns = skew_s * S
+        self.model.jumped()
 
     def _enospc(self) -> None:
         used = self.disk.capacity - self.disk.free_bytes("")

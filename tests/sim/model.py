@@ -5,6 +5,7 @@ answered (as plain JSON values), what the machine's world did, and what a client
 recovery. What a request may have done is bounded by when it was sent and when it was answered.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ PERMANENT = frozenset({64, 65, 66, 67, 68, 70, 72, 73, 76, 77, 78, 126, 127})
 STARTERS = frozenset({"retry", "release", "resume"})
 CLEANERS = frozenset({"clean"})
 NEVER = 1 << 62
+TOLD_LATE_NS = 2 * 10**9  # a start or an end is told by then
 
 
 class Violation(AssertionError):
@@ -67,6 +69,10 @@ class Instance:
     was_told: bool = False  # somebody was told that it runs
     told: int = NEVER  # when somebody was told first how it ended: nothing changes that later
     was_signalled: bool = False
+    began_ns: int = 0  # of time that really passed, here and below
+    ended_ns: int = 0
+    reign: int = 0  # in which it began
+    last_reign: int = 0  # in which it ended
 
 
 @dataclass
@@ -97,6 +103,9 @@ class Model:
         self.jobs: dict[int, Job] = {}
         self.succeeded: set[int] = set()
         self.checks = 0
+        self.elapsed_ns: Callable[[], int] = lambda: 0
+        self.reigns = 0
+        self._jumps_ns: list[int] = []
 
     # --- what clients say and hear ----------------------------------------------------------------
 
@@ -211,7 +220,8 @@ class Model:
         hold(done == want, f"task {task}.{attempt} resumes at item {done}, saved were {want}")
         job.fresh = False
         since = job.instances[-1].ended if job.instances else 0
-        job.instances.append(Instance(attempt, since, self.now))
+        one = Instance(attempt, since, self.now, began_ns=self.elapsed_ns(), reign=self.reigns)
+        job.instances.append(one)
 
     def _check_wanted(self, task: int, attempt: int, job: Job) -> None:
         """Nothing that is over for good, or that was cancelled, starts again by itself."""
@@ -312,6 +322,7 @@ class Model:
         self.now += 1
         one = self._last(task, attempt)
         one.cause, one.code, one.signal, one.ended = cause, code, signal, self.now
+        one.ended_ns, one.last_reign = self.elapsed_ns(), self.reigns
 
     def vanished(self, task: int, attempt: int) -> None:
         """The power went while it ran."""
@@ -443,12 +454,32 @@ class Model:
     def _may_have_stopped(self, task: int, cause: str, one: Instance) -> bool:
         spec = self._spec(task)
         if cause == "timeout":
-            return bool(spec.get("timeout_s"))
+            return self._may_have_timed_out(spec.get("timeout_s", 0.0), one)
         if cause == "deadline":
             return bool(spec.get("deadline_ns"))
         if cause == "shutdown":
             return self._may_shut_down(one)
         return self._may_have(task, frozenset({"cancel", "kill"}), one.since, one.told)
+
+    def _may_have_timed_out(self, timeout_s: float, one: Instance) -> bool:
+        """A clock that is set fires no timeout, unless nobody was there to see it.
+
+        Set between a start and the news of it, it may: the news carries the clock of before.
+        """
+        told_ns = one.began_ns + TOLD_LATE_NS
+        if one.reign != one.last_reign or any(
+            one.began_ns <= at <= told_ns for at in self._jumps_ns
+        ):
+            return timeout_s > 0
+        return 0 < timeout_s * 1e9 <= one.ended_ns - one.began_ns + TOLD_LATE_NS
+
+    def jumped(self) -> None:
+        """The wall clock is set."""
+        self._jumps_ns.append(self.elapsed_ns())
+
+    def begins_to_reign(self) -> None:
+        """A daemon starts."""
+        self.reigns += 1
 
     def recovered(self, rows: list[dict[str, Any]]) -> None:
         """All tasks, as the first client after a recovery sees them."""
