@@ -48,7 +48,6 @@ class Style(msgspec.Struct, frozen=True):
     has_headers: bool = True
     has_color: bool = False
     is_quiet: bool = False  # ids alone
-    is_utc: bool = False
     width: int = 0  # 0: no limit
 
 

@@ -19,7 +19,6 @@ from ckptd.storage.facts import STATUSES, Facts
 
 BAD: Final = frozenset(("fail", "error", "quarantined"))
 _SHOWN: Final = 3
-_COMPARED_MAX: Final = 100_000
 
 
 class Chosen(NamedTuple):

@@ -574,12 +574,6 @@ class Done(Answer, frozen=True):
     """Nothing more to say."""
 
 
-Args = (
-    Submit | Cancel | Kill | Signal | Drill | Pause | Resume | Hold | Release | Drop | Retry | Edit
-    | CheckpointNow | Clean | GroupSet | GroupRemove | Status | Show | Wait | Events | Output
-    | Checkpoints | Shutdown | Empty
-)  # fmt: skip
-
 TASK_CHANGES: dict[str, type[Message]] = {
     "cancel": Cancel, "kill": Kill, "signal": Signal, "drill": Drill, "pause": Pause,
     "resume": Resume, "hold": Hold, "release": Release, "drop": Drop, "retry": Retry, "edit": Edit,

@@ -173,7 +173,6 @@ class SnapshotWriter:
         self._place = store.place
         self._reign = Reign(store.reign.epoch, store.reign.boot_id, at_ns or store.reign.at_ns)
         self._queue: queue.SimpleQueue[bytes | int | None] = queue.SimpleQueue()
-        self._backlog = 0
         self._result: SnapshotDone | SnapshotFailed | None = None
         self._thread = threading.Thread(target=self._run, name="ckptd-snapshot", daemon=True)
         self._is_told = False
@@ -181,15 +180,12 @@ class SnapshotWriter:
         if self._has_thread:
             self._thread.start()
 
-    @property
-    def backlog_bytes(self) -> int:
-        """Return what was added and not written yet: the bound on memory is the caller's."""
-        return self._backlog
-
     def add(self, chunk: Bytes) -> None:
-        """Hand over the next chunk, of `frame.PAYLOAD_BYTES_MAX` at most; returns at once."""
+        """Hand over the next chunk, of `frame.PAYLOAD_BYTES_MAX` at most; returns at once.
+
+        Bound: on a slow disk all chunks wait in memory, packed: less than the State they are of.
+        """
         assert len(chunk) <= frame.PAYLOAD_BYTES_MAX, f"a chunk of {len(chunk)} bytes"
-        self._backlog += len(chunk)
         self._queue.put(bytes(chunk))
 
     def finish(self, end_lsn: int = 0) -> None:
@@ -274,7 +270,6 @@ class SnapshotWriter:
         while isinstance(chunk := self._queue.get(), bytes):  # Bound: `finish` or `abort`
             data = chain.encode(chunk, number, self.lsn, 0, frame.CHUNK)
             file.write(data, offset)
-            self._backlog -= len(chunk)
             offset += len(data)
             number += 1
             if offset - synced >= SYNC_STEP_BYTES:

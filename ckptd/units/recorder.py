@@ -34,7 +34,6 @@ from ckptd.protocol.ids import parse_attempt_name
 from ckptd.runner import linux
 
 RECORD_BYTES_MAX = 4_096
-_OOM_CODE = 128 + signal.SIGKILL  # how a shell tells that its child was killed
 
 RECORDER = r"""umask 077
 group= oom= stopping=0 synced=0 usec= peak=
