@@ -53,7 +53,10 @@ def drill_options(parser: argparse.ArgumentParser) -> None:
     for name, text in _KINDS.items():
         kinds.add_argument(f"--{name}", dest="how", action="store_const", const=name, help=text)
     parser.add_argument(
-        "--within", metavar="TIME", default=WITHIN, help=f"it must be back in this time ({WITHIN})"
+        "--within",
+        metavar="TIME",
+        default=WITHIN,
+        help=f"it must be back, and get on, in this time ({WITHIN})",
     )
     parser.add_argument(
         "--restart", metavar="COMMAND", default="",

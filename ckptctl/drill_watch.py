@@ -278,7 +278,8 @@ def _resumed(story: Story) -> Check:
         return Check("checkpoint", False, f"nobody resumed; the newest is {newest}")
     used = int(story.start.fields["resumed_from"])
     if not newest and not used:
-        anew = "it goes on from its journal" if story.kept_since(0) else "it began anew"
+        has_journal = story.death is not None and story.death.fields["cursor"]
+        anew = "it goes on from its journal" if has_journal else "it began anew"
         return Check("checkpoint", True, f"none was saved, {anew}")
     return Check("checkpoint", used >= newest, f"resumed from {used}, the newest was {newest}")
 

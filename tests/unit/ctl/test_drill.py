@@ -41,6 +41,7 @@ def event(lsn: int, kind: str, attempt: int, at_s: float, **fields: Any) -> Even
 def ended(lsn: int = 12, at_s: float = 1, **changes: Any) -> Event:
     fields = {
         "cause": "drill", "blame": "", "signal": 9, "code": 0, "lost_s": 2.5,
+        "cursor": "",
         "started_ns": HIT_NS - 60 * SECOND, "ended_ns": HIT_NS + SECOND,
         "verdict": {"phase": "queued", "failures": 0},
     }  # fmt: skip
@@ -246,6 +247,18 @@ def test_what_a_journal_kept_behind_the_checkpoint_is_not_told_as_lost() -> None
     at_ns = HIT_NS - 10 * SECOND
     assert story(*GOOD).kept_since(at_ns)  # 2.5 s lost, the checkpoint is 11 s old
     assert not story(ended(lost_s=11.0), INTENT, STARTED).kept_since(at_ns)
+
+
+def test_a_journal_of_an_earlier_attempt_is_gone_on_from_though_the_last_one_added_nothing() -> (
+    None
+):
+    never_saved = replace(task_row(), checkpoint=0)
+    anew = event(14, "started", 3, 1.5, pid=4712, resumed_from=0)
+    for cursor, said in (("c", "it goes on from its journal"), ("", "it began anew")):
+        found = drilled(never_saved)
+        found.hear([ended(cursor=cursor, lost_s=61.0), INTENT, anew])
+        texts = [check.text for check in drill_watch.checks_of_task("kill9", found, [])]
+        assert f"none was saved, {said}" in texts
 
 
 @pytest.mark.parametrize(("typed", "hits"), [("n\n", 0), ("y\n", 1)])
