@@ -137,19 +137,25 @@ def _give(fd: int, uid: int, gid: int) -> None:
 
 
 def _archive(task_fd: int, attempt: int, uid: int, gid: int) -> None:
-    """Crash: half of it is in the archive; the repeated start moves the rest."""
+    """Crash: half of it is in the archive; the repeated start moves the rest.
+
+    Durable: all of it, where it was or in the archive.
+    """
     os.close(_made("archive", task_fd, uid, gid))
     archive_fd = open_directory("archive", uid, task_fd)
     try:
         into_fd = _made(str(attempt), archive_fd, uid, gid)
+        sync_fd(archive_fd)
     finally:
         os.close(archive_fd)
     try:
+        sync_fd(task_fd)
         kept = names_in(into_fd)
         for name in ("ckpt", "journal"):
             if name not in kept:
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(name, name, src_dir_fd=task_fd, dst_dir_fd=into_fd)
+        sync_fd(into_fd)
     finally:
         os.close(into_fd)
 
@@ -229,8 +235,7 @@ def attempt_of(task_fd: int, uid: int) -> tuple[int, str]:
         if is_passing(error):
             raise
         return 0, ""
-    is_one = attempt_of_journal(journal_name(attempt)) is not None
-    return (attempt, boot_id) if is_one else (0, "")
+    return (attempt, boot_id) if _attempt_in(str(attempt)) is not None else (0, "")
 
 
 def journal_name(attempt: int) -> str:
@@ -241,31 +246,42 @@ def journal_name(attempt: int) -> str:
 def attempt_of_journal(name: str) -> int | None:
     """Return whose journal a name in `journal/` is; None where it is none and nobody reads it."""
     stem = name.removesuffix(".j")
-    is_number = stem.isascii() and stem.isdigit() and len(stem) <= _ATTEMPT_DIGITS_MAX
-    return int(stem) if is_number and stem != name else None
+    return _attempt_in(stem) if stem != name else None
+
+
+def _attempt_in(text: str) -> int | None:
+    is_one = text.isascii() and text.isdigit() and len(text) <= _ATTEMPT_DIGITS_MAX
+    return int(text) if is_one else None
 
 
 def newest_attempt(task_dir: str, uid: int) -> int:
     """Return the number of the newest attempt where no log beside the directory knows it; 0: none.
 
-    Nobody syncs `attempt.json`: after a power cut, the names in `journal/` know better.
+    Nobody syncs `attempt.json`: after a power cut, the names in `journal/` and, where that was put
+    away, in `archive/` know better.
     """
     try:
         task_fd = open_directory(task_dir, uid)
     except FileNotFoundError:
         return 0
-    names: list[str] = []
     try:
         newest = attempt_of(task_fd, uid)[0]
-        with contextlib.suppress(FileNotFoundError):
-            journal_fd = open_directory("journal", uid, task_fd)
-            try:
-                names = names_in(journal_fd)
-            finally:
-                os.close(journal_fd)
+        recorded = [attempt_of_journal(name) for name in _names_of("journal", task_fd, uid)]
+        archived = [_attempt_in(name) for name in _names_of("archive", task_fd, uid)]
     finally:
         os.close(task_fd)
-    return max([newest, *(attempt_of_journal(name) or 0 for name in names)])
+    return max(newest, *(attempt or 0 for attempt in (*recorded, *archived, 0)))
+
+
+def _names_of(directory: str, task_fd: int, uid: int) -> list[str]:
+    try:
+        fd = open_directory(directory, uid, task_fd)
+    except FileNotFoundError:
+        return []
+    try:
+        return names_in(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from ckptd.batch import ledger, place
 from ckptd.batch.__main__ import main
+from ckptd.batch.prepare import Wishes, prepare
 from ckptd.storage import facts
 from tests.batch_world import BatchWorld
 from tests.fakes.durable_image import DurableImage
@@ -56,6 +57,44 @@ def test_results_of_a_run_that_was_killed_before_its_sync_are_there_once_they_ar
     assert main([word.format(dir=path) for word in words]) == 0
     image.cut()
     assert list(world.results()) == ["a", "b", "c"]
+
+
+@pytest.fixture
+def at_home(world: BatchWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world.work)
+    monkeypatch.setenv("CKPTD_BATCH_DIR", str(world.dir.parent))
+
+
+def recorded(path: str, *keys: str) -> None:
+    ours = ledger.Ledger(path, place.load(path), ledger.begin(path))
+    ours.append([facts.item_done(key, "pass") for key in keys])
+    ours.close()
+
+
+@pytest.mark.usefixtures("at_home")
+def test_what_fresh_put_away_is_there_after_a_power_cut(
+    world: BatchWorld, image: DurableImage
+) -> None:
+    recorded(str(world.dir), "a", "b")
+    prepare("b", {}, Wishes(is_fresh=True))
+    image.cut()
+    kept = [path.relative_to(world.dir) for path in world.dir.rglob("*.j")]
+    assert kept == [Path("archive/2/journal/000001.j")]
+    assert (world.dir / kept[0]).stat().st_size
+
+
+@pytest.mark.usefixtures("at_home")
+def test_fresh_starts_anew_though_a_power_cut_took_back_the_number_of_the_run_before(
+    world: BatchWorld, image: DurableImage
+) -> None:
+    path = str(world.dir)
+    recorded(path, "a", "b")
+    prepare("b", {}, Wishes(is_fresh=True))
+    image.cut()
+    recorded(path, "a", "b", "c")
+    prepare("b", {}, Wishes(is_fresh=True))
+    assert world.results() == {}
+    assert len(list((world.dir / "archive").iterdir())) == 2
 
 
 def test_what_an_item_printed_is_told_once_its_result_is_there(
