@@ -24,7 +24,7 @@ from typing import IO, Any, Final, NamedTuple
 from ckptd.sdk.save import Saved, save
 from ckptd.storage import facts
 from ckptd.storage import manifest as seals
-from ckptd.storage.copy import copy_in
+from ckptd.storage.copy import copy_in, made_below
 from ckptd.storage.disk import append_all, sync_fd
 from ckptd.storage.journal import Fact, Journal, StaleAttempt
 from ckptd.storage.manifest import Manifest
@@ -151,14 +151,8 @@ def _write(data: IO[bytes] | None, name: str, dir_fd: int) -> None:
     *folders, last = name.split("/")
     if data is None or any(part in {"", ".", ".."} for part in (*folders, last)):
         raise Damaged(f"the tar holds {name!r}")
-    at = os.dup(dir_fd)
+    at = made_below(dir_fd, folders, os.getuid())
     try:
-        for folder in folders:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o700, dir_fd=at)
-            below = open_directory(folder, os.getuid(), at)
-            os.close(at)
-            at = below
         fd = os.open(last, _NEW, 0o600, dir_fd=at)
         try:
             while chunk := data.read(_CHUNK_BYTES):  # Bound: the size in the tar's header

@@ -102,7 +102,7 @@ def carry_on(generation_fd: int, entry: Manifest, uid: int, dir_fd: int) -> None
     *folders, name = _parts(entry["name"])
     source = _opened(generation_fd, [*folders, name], uid)
     try:
-        folder_fd = _made_below(dir_fd, folders, uid)
+        folder_fd = made_below(dir_fd, folders, uid)
         try:
             _carry_one(source, folder_fd, name, entry, _sealed_ns(generation_fd))
         finally:
@@ -115,7 +115,7 @@ def _sealed_ns(generation_fd: int) -> int:
     return os.stat(MANIFEST, dir_fd=generation_fd, follow_symlinks=False).st_mtime_ns
 
 
-def _made_below(dir_fd: int, folders: list[str], uid: int) -> int:
+def made_below(dir_fd: int, folders: list[str], uid: int) -> int:
     """Return a descriptor of a directory some levels down, made where it was missing."""
     at = os.dup(dir_fd)
     try:
