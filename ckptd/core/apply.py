@@ -85,7 +85,7 @@ def apply(state: State, lsn: int, record: AnyRecord) -> None:
                 record.name, record.parallel, record.paused, record.by_person
             )
         case GroupRemoved():
-            del state.groups[record.name]
+            state.drop_group(record.name)
         case DaemonStarted():
             state.clean, state.stopped = record.clean, False
             state.epoch, state.boot_id = record.epoch, record.boot_id

@@ -248,6 +248,7 @@ class State:
         self.removed.add(task.id)
         if task.env not in self.env_uses:
             self.envs.pop(task.env, None)
+            self.env_names.pop(task.env, None)
         if task.key and self.keys.get((task.uid, task.key)) == task.id:
             del self.keys[task.uid, task.key]
 
@@ -265,8 +266,15 @@ class State:
             self.enter(task)
         self.touched.update(self.active)
         self.touched.update(self.dependents)  # a crash may lie between an end and what follows
-        for digest in [digest for digest in self.envs if digest not in self.env_uses]:
-            del self.envs[digest]
+        for table in (self.envs, self.env_names):
+            for digest in [digest for digest in table if digest not in self.env_uses]:
+                del table[digest]
+
+    def drop_group(self, name: str) -> None:
+        """Remove a group that no task is in."""
+        del self.groups[name]
+        self.by_group.pop(name, None)
+        self.ready.pop(name, None)
 
     def enter(self, task: Task, old: Task | None = None) -> None:
         """Enter a task that stands in `tasks` into every index; `old` is what it was before."""
