@@ -36,7 +36,9 @@ from ckptd.protocol.version import VERSION
 
 LATE_MAX = 64
 EVENT_BYTES_MAX = 1 << 20  # of log read for one page of events
-USES_RESERVE = frozenset({"cancel", "kill", "signal", "pause", "resume", "clean"})
+USES_RESERVE = frozenset(
+    {"cancel", "kill", "signal", "pause", "resume", "hold", "group_set", "clean"}
+)
 """What must be possible on a full disk; everything else waits for room."""
 
 Outbox = list[tuple[Incoming, bytes]]

@@ -1,4 +1,4 @@
-"""What the desk answers to a request that comes twice."""
+"""What the desk answers to a request that comes twice, and on a full disk."""
 
 import io
 
@@ -6,6 +6,8 @@ import msgspec
 
 from ckptd.core import image
 from ckptd.core.policy import Now, Policy
+from ckptd.core.port import EndSeen, Identity
+from ckptd.core.records import Started, StartIntent
 from ckptd.core.state import State
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.files import Files
@@ -20,6 +22,7 @@ from ckptd.storage.store import Store
 from tests.fakes.memory_disk import MemoryDisk
 
 ONE = m.Selector(ids=(1,))
+SHIM = Identity("b", 1, 1)
 
 
 class Desk:
@@ -28,7 +31,8 @@ class Desk:
     OWN_UID = 1_000
 
     def __init__(self, state: State | None = None) -> None:
-        store = Store.open("/state", MemoryDisk(), segment_bytes=8 << 20, has_threads=False)
+        self.disk = MemoryDisk()
+        store = Store.open("/state", self.disk, segment_bytes=8 << 20, has_threads=False)
         wal = store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1)
         self.engine = Engine(state or State(), wal, Policy())
         journal = Journal(StreamSink(io.StringIO(), prefixed=True))
@@ -37,12 +41,28 @@ class Desk:
 
     def ask(self, request_id: str, verb: str, args: m.Message, uid: int = 0) -> object:
         """Return the answer to one request, committed."""
+        reply = self.reply(request_id, verb, args, uid)
+        assert reply.ok, reply
+        return msgspec.json.decode(reply.result)
+
+    def reply(self, request_id: str, verb: str, args: m.Message, uid: int = 0) -> m.Reply:
         incoming = Incoming(Peer(uid, uid, 1), b"c", False, request_id, verb, args, 1)
         self.requests.take(incoming, Now(10**18), 1)
         self.engine.commit()
-        reply = codec.decode_reply(self.requests.outbox.pop()[1])
-        assert reply.ok, reply
-        return msgspec.json.decode(reply.result)
+        return codec.decode_reply(self.requests.outbox.pop()[1])
+
+    def run(self, task: int) -> None:
+        """Let a task be started, as if there were a loop and a runner."""
+        self.engine.stage([StartIntent(task, 1, 1), Started(task, 1, 1, SHIM, 2, 0, "")])
+        self.engine.commit()
+
+    def fill_disk(self) -> None:
+        """Submit until nothing is taken any more."""
+        self.disk.capacity -= self.disk.free_bytes("/state")
+        for length in (100_000, 5_000, 100, 1):
+            big = m.Submit((m.TaskSpec(("x" * length,), hold=True),))
+            ids = (f"{length}-{number}" for number in range(10_000))
+            assert any(not self.reply(one, "submit", big).ok for one in ids)
 
 
 def test_a_copy_of_a_retry_that_changed_nothing_starts_nothing_that_was_cancelled_since() -> None:
@@ -94,3 +114,44 @@ def test_a_copy_that_comes_after_a_snapshot_and_a_restart_gets_the_first_answer(
     again = Desk(state)
     assert again.ask("a", "submit", submit) == first
     assert len(again.engine.state.tasks) == 1
+
+
+def test_an_operator_can_steer_on_a_full_disk_whether_or_not_it_changes_anything() -> None:
+    desk = Desk()
+    desk.ask("s", "submit", m.Submit((m.TaskSpec(("true",)),) * 3))
+    desk.run(1)
+    desk.fill_disk()
+    steps: list[tuple[str, m.Message]] = [
+        ("group_set", m.GroupSet("default", paused=True)),
+        ("hold", m.Hold(m.Selector(ids=(2,)))),
+        ("pause", m.Pause(ONE)),
+        ("resume", m.Resume(ONE)),
+        ("signal", m.Signal(ONE, signal=10)),
+        ("cancel", m.Cancel(ONE)),
+        ("kill", m.Kill(ONE)),
+        ("cancel", m.Cancel(m.Selector(ids=(3,)))),
+        ("cancel", m.Cancel(m.Selector(ids=(3,)))),  # it has ended: nothing to change
+        ("clean", m.Clean(m.Selector(ids=(3,)))),
+    ]
+    for number, (verb, args) in enumerate(steps):
+        reply = desk.reply(f"step {number}", verb, args)
+        assert reply.ok, (verb, reply)
+        answer = msgspec.json.decode(reply.result)
+        assert all(row["error"] is None for row in answer.get("tasks", ())), (verb, answer)
+
+
+def test_steering_on_a_full_disk_without_end_leaves_room_for_the_ends_of_tasks() -> None:
+    desk = Desk()
+    desk.ask("s", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    desk.run(1)
+    desk.fill_disk()
+    replies = (desk.reply(f"p{n}", "signal", m.Signal(ONE, signal=10)) for n in range(100_000))
+    refused = next(reply for reply in replies if not reply.ok)
+    assert refused.error is not None
+    assert (refused.error.code, refused.error.retryable) == ("disk_full", True)
+    now = Now(10**18)
+    desk.engine.see(EndSeen(1, 1, "exit", 7, text="x" * 1_000), now)
+    desk.engine.commit()
+    task = desk.engine.state.tasks.get(1)
+    assert task is not None
+    assert task.phase.word == "failed"
