@@ -297,16 +297,15 @@ def _waited(call: Call, name: str, task: int, until: float) -> int:
 
 
 def _verdict(call: Call, name: str, row: TaskRow) -> int:
+    """Say how it ended; return what whoever asks later gets, from the batch alone."""
     batch = report(name)
     call.note(f"batch {name}: {batch_words.done_text(batch)} done, {_results(batch)}")
-    if row.phase == "succeeded" or (
-        row.phase == "failed" and row.cause == "exit" and not batch.todo
-    ):
-        return check_code(batch)
-    call.note(words.outcome_text(row))
-    for step in batch_words.next_steps(batch, row if row.phase in STUCK else None):
-        call.aside(f"→ {step}")
-    return 130 if row.cause == "exit" and row.code == 130 else 1
+    is_its_own = row.phase == "failed" and row.cause == "exit" and not batch.todo
+    if row.phase != "succeeded" and not is_its_own:
+        call.note(words.outcome_text(row))
+        for step in batch_words.next_steps(batch, row if row.phase in STUCK else None):
+            call.aside(f"→ {step}")
+    return check_code(batch)
 
 
 def _results(batch: Batch) -> str:

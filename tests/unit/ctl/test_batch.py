@@ -210,6 +210,35 @@ def test_waiting_for_a_batch_gives_its_exit_code(scripted: Scripted, root: Path)
     assert ctl(daemon.endpoint, "batch", "wait", "census")[0] == 1  # at rest: at once
 
 
+@pytest.mark.parametrize(
+    "ended",
+    [
+        row(7, "cancelled", name="batch:census", cause="cancel"),
+        row(7, "failed", name="batch:census", cause="exit", code=1),
+        row(7, "failed", name="batch:census", cause="exit", code=130),
+        row(7, "quarantined", name="batch:census", cause="lost"),
+    ],
+    ids=["cancelled", "stopped at its errors", "interrupted", "given up"],
+)
+def test_a_batch_that_ends_unfinished_gives_3_whenever_somebody_waits_for_it(
+    scripted: Scripted, root: Path, items: str, ended: m.TaskRow
+) -> None:
+    active: list[m.TaskRow] = []
+    daemon = scripted(
+        {
+            "status": lambda _: page(*active),
+            "submit": lambda _: m.Submitted((7,), (True,)),
+            "wait": lambda _: m.Waited(True, (ended,)),
+        }
+    )
+    submit = ("batch", "submit", "-n", "census", "-i", items, "--wait", "true")
+    assert ctl(daemon.endpoint, *submit)[0] == 3
+    active.append(row(7, name="batch:census"))
+    assert ctl(daemon.endpoint, "batch", "wait", "census")[0] == 3, "while it ran"
+    active.clear()
+    assert ctl(daemon.endpoint, "batch", "wait", "census")[0] == 3, "later"
+
+
 def test_a_misspelt_field_is_warned_of_before_anything_runs(root: Path, tmp_path: Path) -> None:
     (tmp_path / "users.jsonl").write_text('{"id":1,"name":"a"}\n')
     line = ("batch", "run", "-i", str(tmp_path / "users.jsonl"), "--dry-run", "--", "true")
