@@ -35,6 +35,8 @@ TIMEOUT_S: Final = 10.0
 RESEND_S: Final = 2.0  # fallback only; a restart is noticed by the monitor
 RECONNECT_MS: Final = 20
 RECONNECT_MS_MAX: Final = 500
+# Not libzmq's -1: with that an answer that was received is dropped as the connection ends.
+RECONNECT_NEVER_MS: Final = 86_400_000
 SYSTEM_SOCKET: Final = "/run/ckptd/ctl.sock"
 NEVER_RESENT: Final = frozenset({"shutdown"})  # a resend would stop the next daemon as well
 START_HINT: Final = (
@@ -111,8 +113,8 @@ class Client:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
-        self._socket.set(zmq.RECONNECT_IVL, RECONNECT_MS if reconnects else -1)
-        self._socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
+        self._socket.set(zmq.RECONNECT_IVL, RECONNECT_MS if reconnects else RECONNECT_NEVER_MS)
+        self._socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX if reconnects else 0)
         self._socket.set(zmq.MAXMSGSIZE, 2 * limits.REPLY_BYTES_MAX)
         self._monitor = self._socket.get_monitor_socket(_EVENTS)
         self._poller = zmq.Poller()

@@ -1,6 +1,6 @@
 """A small real server: a ROUTER that answers from a script, so that clients can be tested alone.
 
-It can lose answers, stay silent, close and come back on the same endpoint.
+It can lose answers, stay silent, close, end in order and come back on the same endpoint.
 """
 
 import threading
@@ -47,6 +47,11 @@ class ScriptedDaemon:
             self._thread.join()
             self._thread = None
 
+    def end(self, last: Answer) -> Answer:
+        """Give the last answer: it is sent, and the connection closed behind it."""
+        self._stop.set()
+        return last
+
     def close(self) -> None:
         self.stop()
 
@@ -57,7 +62,7 @@ class ScriptedDaemon:
     def _serve(self, bound: threading.Event) -> None:
         context = zmq.Context()
         socket = context.socket(zmq.ROUTER)
-        socket.linger = 0
+        socket.linger = 1_000
         self.path.unlink(missing_ok=True)
         socket.bind(self.endpoint)
         bound.set()

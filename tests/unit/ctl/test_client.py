@@ -126,6 +126,22 @@ def test_shutdown_is_never_sent_to_the_next_daemon(scripted: Scripted) -> None:
     assert len(daemon.asked("shutdown")) == 1
 
 
+def test_the_last_answer_of_a_daemon_that_ends_was_lost_with_its_connection(
+    scripted: Scripted,
+) -> None:
+    class LateClient(Client):
+        """Looks for the answer only once the connection is gone."""
+
+        def _send(self, frame: bytes) -> None:
+            super()._send(frame)
+            assert self._monitor.poll(10_000)
+
+    daemon = scripted({"ping": lambda _: PONG, "shutdown": lambda _: daemon.end(Done())})
+    with LateClient(daemon.endpoint, reconnects=False) as client:
+        client.call("ping", Empty(), Pong)
+        assert client.call("shutdown", Shutdown(), Done) == Done()
+
+
 def test_a_connection_that_is_made_once_is_not_made_again(scripted: Scripted) -> None:
     daemon = scripted({"ping": lambda _: PONG, "shutdown": lambda _: Done()})
     with Client(daemon.endpoint, timeout_s=1, reconnects=False) as client:
