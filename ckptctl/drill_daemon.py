@@ -120,9 +120,9 @@ def _is_manager(line: str) -> bool:
 
 
 def _is_restarted(unit: str, pid: int, *, is_user: bool) -> bool:
-    manager = ("--user",) if is_user else ()
-    command = ("systemctl", *manager, "show", "-p", "Restart", "-p", "MainPID", unit)
+    asked = ("show", "-p", "Restart", "-p", "MainPID", unit)
     try:
+        command = ("systemctl", *(_users_manager(pid) if is_user else ()), *asked)
         said = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=_MANAGER_S
         ).stdout
@@ -130,3 +130,9 @@ def _is_restarted(unit: str, pid: int, *, is_user: bool) -> bool:
         return False
     values = dict(line.partition("=")[::2] for line in said.splitlines())
     return values.get("MainPID") == str(pid) and values.get("Restart") in _RESTARTS
+
+
+def _users_manager(pid: int) -> tuple[str, ...]:
+    """Return how to reach the manager of the daemon's user, which is not that of root who asks."""
+    uid = os.stat(f"/proc/{pid}").st_uid
+    return ("--user",) if uid == os.geteuid() else ("--user", f"--machine={uid}@.host")

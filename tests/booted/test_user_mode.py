@@ -77,6 +77,16 @@ def test_tasks_are_units_of_the_users_manager_and_all_is_hers(alice: Alice) -> N
     assert (said.code != 0, "sleep" in said.out) == (True, False)
 
 
+def test_she_drills_her_task_and_her_daemon_and_so_may_root(alice: Alice) -> None:
+    task = running(alice, "sleep", "1000")
+    for how in ("--kill9", "--daemon"):
+        alice.sh(f"ckptctl drill {task} {how} --yes")
+    root = ["ckptctl", "--endpoint", f"{RUN}/ctl.sock", "drill", str(task), "--daemon", "--yes"]
+    assert "passed" in alice.machine.run(root).out
+    row = alice.row(task)
+    assert (row["attempt"], row["interruptions"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     "how",
     [
