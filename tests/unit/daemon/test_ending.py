@@ -1,18 +1,22 @@
 """How the daemon comes to its end, and when it says that it is ready."""
 
-from ckptd.core.records import Phase
+from ckptd.core.records import DaemonStarted, Phase
 from ckptd.daemon.ending import MARGIN_S, STOPPING_FLAG
 from ckptd.protocol import messages as m
 from tests.unit.daemon.day import GRACE_S, Day
 
 
 def test_sigterm_leaves_the_tasks_running(day: Day) -> None:
+    day.engine.stage([DaemonStarted(1, 1, "b", "0", 1, clean=True)])
     number = day.running()
     day.ending.signalled()
     day.turn()
     assert day.ending.is_over
     assert day.task(number).phase is Phase.RUNNING
     assert len(day.machine.alive()) == 1
+    assert day.engine.state.stopped, (
+        "a reboot after this is taken for a crash, and tasks for deadly"
+    )
 
 
 def test_sigterm_while_the_machine_goes_down_ends_every_task_as_an_interruption(day: Day) -> None:

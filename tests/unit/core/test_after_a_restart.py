@@ -1,0 +1,64 @@
+"""What a daemon knows and does after it came up from a snapshot, and no test would have missed."""
+
+from ckptd.core import image
+from ckptd.core.plan import Observed, adoption
+from ckptd.core.port import Deliver, Start
+from ckptd.core.records import Phase
+from ckptd.core.state import State
+from ckptd.protocol import messages as m
+from tests.unit.core.world import ROOT, World
+
+ONE = m.Selector(ids=(1,))
+
+
+def restarted(world: World) -> None:
+    """Let the next daemon take over, from a snapshot alone."""
+    state: State = image.load(list(image.chunks(world.state)))
+    state.index()
+    world.state, world.observed = state, Observed()
+    adoption(state, world.observed, world.now)
+    world.orders = []
+    world.turn()
+
+
+def test_a_task_from_a_snapshot_starts_in_the_environment_it_was_submitted_with() -> None:
+    world = World()
+    task = m.TaskSpec(("true",), hold=True)
+    world.ask(m.Submit((task,), {"TOKEN": "7"}))
+    restarted(world)
+    world.ask(m.Release(ONE))
+    (start,) = world.ordered(Start)
+    assert isinstance(start, Start)
+    assert start.env == {"TOKEN": "7"}
+
+
+def test_a_group_that_a_person_has_paused_is_paused_after_a_restart_from_a_snapshot() -> None:
+    world = World()
+    world.ask(m.GroupSet("default", 1, paused=True), ROOT)
+    world.submit()
+    restarted(world)
+    assert world.phase(1) is Phase.QUEUED
+    world.ask(m.GroupSet("default", paused=False), ROOT)
+    world.submit()
+    assert (world.phase(1), world.phase(2)) == (Phase.STARTING, Phase.QUEUED)
+
+
+def test_a_kill_that_was_durable_when_the_daemon_died_is_delivered_by_the_next_one() -> None:
+    world = World()
+    world.begins(world.submit())
+    world.ask(m.Kill(ONE))
+    restarted(world)
+    assert world.ordered(Deliver) == [Deliver(1, 1, 9, tree=True)]
+
+
+def test_a_retry_from_scratch_that_comes_as_far_as_before_has_made_progress() -> None:
+    world = World()
+    number = world.submit()
+    world.begins(number)
+    world.saves(number, 1)
+    world.ends(number, code=65)
+    world.ask(m.Retry(ONE, fresh=True))
+    world.begins(number)
+    world.saves(number, 1)
+    world.ends(number, code=1)
+    assert world.phase(number) is Phase.WAITING, "a failure after progress is not final"
