@@ -125,9 +125,9 @@ class Recorder:
 
         Invariant: done twice it is as done once, so that it may be struck anywhere.
         """
-        if self._writer is not mine:
-            if mine in self._queue:
-                self._queue.remove(mine)
+        if self._writer is not mine:  # settled, or struck: then nobody hands on to us
+            self._queue = [one for one in self._queue if one is not mine]
+            self._group = [one for one in self._group if one is not mine]
             return
         undone = [one for one in [*self._group, *self._queue] if not one.is_settled]
         self._queue = [one for one in dict.fromkeys(undone) if one is not mine]

@@ -1,5 +1,6 @@
 """Many threads, one journal: grouped, complete, and nobody pays for another's trouble."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -18,7 +19,7 @@ from ckptd.sdk.work import Ports
 from ckptd.storage import facts
 from ckptd.storage.journal import FACTS_PER_FRAME_MAX, Fact, Journal, StaleAttempt
 from ckptd.storage.taskdir import prepare
-from tests.waiting import let_pass, until
+from tests.waiting import until
 
 THREADS = 8
 
@@ -227,16 +228,80 @@ def test_an_exception_of_a_signal_strikes_anywhere_and_costs_no_recorded_fact(
     assert [key for key in recorded if key not in found] == []
 
 
+class Stepped:
+    """A journal that takes a step of the test within each of its appends, before it is durable."""
+
+    def __init__(self, real: Appends, *steps: Callable[[], object]) -> None:
+        self.real = real
+        self.steps = list(steps)
+        self.groups: list[int] = []
+
+    def append(self, facts: list[Fact]) -> int:
+        self.groups.append(len(facts))
+        if self.steps:
+            self.steps.pop(0)()
+        return self.real.append(facts)
+
+    def close(self) -> None:
+        self.real.close()
+
+
 def test_whoever_waits_for_a_writer_is_not_woken_before_it_is_durable(tmp_path: Path) -> None:
-    journal = Counted(ready(tmp_path / "t"), is_held=True)
+    seen: list[tuple[bool, bool]] = []
+
+    def look() -> None:
+        seen.extend((one.is_settled, one.gate.locked()) for one in recorder._group)
+
+    steps = (lambda: until(lambda: len(recorder._queue) == 3), look)
+    journal = Stepped(ready(tmp_path / "t"), *steps)
     recorder = Recorder(journal)
-    threads = in_threads(lambda number: recorder.record([facts.set_value(f"{number}", number)]), 3)
-    until(lambda: journal.groups)
-    let_pass(0.05)
+    for one in in_threads(lambda n: recorder.record([facts.set_value(f"{n}", n)]), 4):
+        one.join(10)
 
-    assert all(one.is_alive() for one in threads)
+    assert seen == [(False, True)] * 3
+    assert journal.groups == [1, 3]
+    assert len(known(tmp_path / "t").values) == 4
 
-    journal.is_free.set()
+
+def test_nobody_waits_for_one_who_was_struck_and_left(tmp_path: Path) -> None:
+    """The main thread rides in a group, Ctrl-C takes it away, and then the writer has no memory."""
+    has_left = threading.Event()
+
+    def strike_and_fail() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        has_left.wait(10)
+        raise MemoryError
+
+    def struck(number: int, frame: FrameType | None) -> None:
+        raise Struck
+
+    steps = (lambda: until(lambda: len(recorder._queue) == 3), strike_and_fail)
+    recorder = Recorder(Stepped(ready(tmp_path / "t"), *steps))
+
+    def record(name: str, before: int) -> None:
+        until(lambda: len(recorder._queue) == before)
+        with contextlib.suppress(MemoryError):
+            recorder.record([facts.set_value(name, 1)])
+
+    def begin(name: str, before: int) -> threading.Thread:
+        one = threading.Thread(target=record, args=(name, before), daemon=True)
+        one.start()
+        return one
+
+    was = signal.signal(signal.SIGUSR1, struck)
+    try:
+        threads = [begin("first", 0)]
+        until(lambda: recorder._group)
+        threads += [begin("writer", 0)]
+        until(lambda: len(recorder._queue) == 1)
+        threads += [begin("last", 2)]
+        with pytest.raises(Struck):
+            recorder.record([facts.set_value("struck", 1)])
+    finally:
+        has_left.set()
+        signal.signal(signal.SIGUSR1, was)
     for one in threads:
         one.join(10)
-    assert len(known(tmp_path / "t").values) == 3
+
+    assert not any(one.is_alive() for one in threads)
+    assert sorted(known(tmp_path / "t").values) == ["first", "last"]
