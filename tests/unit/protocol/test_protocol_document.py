@@ -11,7 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from ckptctl.cli import overview
+from ckptd.door import access, server
+from ckptd.host import config
 from ckptd.protocol import codec, limits
+from ckptd.protocol.errors import all_errors
 from ckptd.protocol.messages import Empty, Pong
 from tests.daemon_fixture import LiveDaemon
 from tests.raw_client import RawClient
@@ -19,6 +23,7 @@ from tests.unit.daemon.desk import open_desk
 from tests.unit.protocol.tables import DOCUMENT, REGION, REGIONS, regenerated
 
 TEXT = DOCUMENT.read_text()
+PROSE = " ".join(TEXT.split())
 
 
 def test_its_tables_are_those_of_the_code() -> None:
@@ -32,6 +37,24 @@ def test_its_links_lead_somewhere() -> None:
         for title in re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT)) <= anchors
+
+
+def test_its_bounds_in_words_are_those_of_the_door() -> None:
+    assert f"over {server.SEND_QUEUE:,}, or over {server.UNREAD_BYTES_MAX >> 20} MiB" in PROSE
+    assert f"may hold {config.Ipc().connections_per_uid} connections" in PROSE
+    assert f"says nothing for {server.HANDSHAKE_MS // 1_000} s at the handshake" in PROSE
+    assert server.FRAME_BYTES_MAX == 2 * limits.REQUEST_BYTES_MAX  # "one over twice that"
+    assert f"asked for again after {access.KEPT_S:g} s" in PROSE
+    assert f"`hold_s` seconds (at most {limits.HOLD_S_MAX:g})" in PROSE
+    assert f"At most {limits.WAITERS_MAX:,} are kept" in PROSE
+
+
+def test_it_and_the_help_name_the_same_exit_codes_and_those_of_all_errors() -> None:
+    said = PROSE.partition("Exit codes of `ckptctl`: ")[2].partition(". `run`")[0]
+    helped = " ".join(overview()).partition("Exit codes: ")[2]
+    codes = re.findall(r"(?:^|, )(\d+) ", said)
+    assert codes == re.findall(r"(?:^|, )(\d+) ", helped)
+    assert {str(error.exit_code) for error in all_errors()} <= set(codes)
 
 
 def test_its_example_of_bytes_is_what_goes_over_the_socket() -> None:
