@@ -40,7 +40,7 @@ SWEPT_PER_TURN = 100
 STATUS_EVERY_S = 1.0
 
 
-class Facts(msgspec.Struct):
+class Life(msgspec.Struct):
     """What does not change while the daemon lives."""
 
     pid: int
@@ -67,20 +67,20 @@ class Housekeeping:
         clock: Clock,
         wake: Wake,
         config: cfg.Config,
-        facts: Facts,
+        life: Life,
         ending: Ending,
         readiness: Readiness,
     ) -> None:
         self._engine, self._runner, self._snapshots = engine, runner, snapshots
         self._notify, self._journal, self._clock, self._wake = notify, journal, clock, wake
-        self.config, self.facts = config, facts
+        self.config, self.life = config, life
         self._ending, self._readiness = ending, readiness
         self.requests: Requests | None = None
         self.server: Server | None = None
         self.inhibitor: Inhibitor | None = None
         self.echo: Echo | None = None
         self.on_ready: Callable[[], None] = lambda: None
-        self._sweep: Iterator[Effect | None] | None = leftovers(engine.state, facts.state_dir)
+        self._sweep: Iterator[Effect | None] | None = leftovers(engine.state, life.state_dir)
         self._was_full = False
         self._idle_mark_due_ns = 0
         self._spare_due_ns = 0
@@ -161,9 +161,9 @@ class Housekeeping:
 
     def _tell_ready(self, mono_ns: int) -> None:
         self.on_ready()
-        ready_ms = (mono_ns - self.facts.started_mono_ns) // 1_000_000
+        ready_ms = (mono_ns - self.life.started_mono_ns) // 1_000_000
         line = self.status_line()
-        text = f"ready after {ready_ms} ms on {self.facts.socket}: {line}"
+        text = f"ready after {ready_ms} ms on {self.life.socket}: {line}"
         self._journal.event(Kind.DAEMON_READY, text, INFO, lsn=self._engine.state.lsn)
         self._notify.ready(line)
 
@@ -241,15 +241,15 @@ class Housekeeping:
 
     def daemon_status(self) -> m.DaemonStatus:
         """Return how the daemon is."""
-        state, facts = self._engine.state, self.facts
+        state, life = self._engine.state, self.life
         return m.DaemonStatus(
             version=VERSION,
-            pid=facts.pid,
-            uid=facts.uid,
+            pid=life.pid,
+            uid=life.uid,
             epoch=state.epoch,
-            boot_id=facts.boot_id,
-            started_ns=facts.started_ns,
-            state_dir=facts.state_dir,
+            boot_id=life.boot_id,
+            started_ns=life.started_ns,
+            state_dir=life.state_dir,
             lsn=self._engine.wal.durable_lsn,
             snapshot_lsn=self._snapshots.last_lsn,
             health=self.health(),
@@ -257,7 +257,7 @@ class Housekeeping:
             cgroup=self._runner.cgroup,
             totals=state.totals(),
             counters=self.counters(),
-            last_recovery=facts.recovery,
+            last_recovery=life.recovery,
         )
 
     def counters(self) -> dict[str, float]:
@@ -277,7 +277,7 @@ class Housekeeping:
 
     def effective_config(self) -> m.EffectiveConfig:
         """Return the configuration in force."""
-        found = cfg.find(self.facts.config_path)
+        found = cfg.find(self.life.config_path)
         return m.EffectiveConfig(found, msgspec.to_builtins(self.config))
 
     def reload(self) -> m.Reloaded:
@@ -285,7 +285,7 @@ class Housekeeping:
         if self._readiness.is_ready:  # else READY=1 would be said too early
             self._notify.reloading()
         try:
-            new = cfg.load(self.facts.config_path)
+            new = cfg.load(self.life.config_path)
             applied, waiting = cfg.live_changes(self.config, new)
             self.config = cfg.keep_fixed(self.config, new)
             self._engine.policy = policy_of(self.config)
@@ -307,5 +307,5 @@ class Housekeeping:
     def tell_missing_groups(self) -> None:
         """Warn of groups in [access] that give nobody a role, because there are none such."""
         missing = missing_groups(self._engine.policy.rules)
-        if missing and self.facts.uid == 0:
+        if missing and self.life.uid == 0:
             self._journal.note(f"[access] names unknown groups: {', '.join(missing)}", WARNING)

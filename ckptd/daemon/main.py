@@ -24,7 +24,7 @@ from ckptd.daemon.echo import Echo
 from ckptd.daemon.ending import Ending
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.files import Files
-from ckptd.daemon.housekeeping import Facts, Housekeeping
+from ckptd.daemon.housekeeping import Housekeeping, Life
 from ckptd.daemon.inhibitor import Inhibitor
 from ckptd.daemon.loop import Loop
 from ckptd.daemon.policy import group_changes, policy_of
@@ -204,7 +204,7 @@ def build(
     snapshots = Snapshots(
         engine, edges.store, base.journal, recovered.snapshot_lsn, recovered.tail_bytes
     )
-    facts = Facts(
+    life = Life(
         base.pid,
         os.geteuid(),
         base.boot_id,
@@ -224,7 +224,7 @@ def build(
         base.clock,
         wake,
         base.config,
-        facts,
+        life,
         edges.ending,
         Readiness(runner, base.progress, [(order.task, order.attempt) for order in orders]),
     )
@@ -234,7 +234,7 @@ def build(
     requests.on_late = wake.up
     house.requests, house.server, house.inhibitor = requests, server, edges.inhibitor
     story = Story(base.journal, _echo(base, engine, house))
-    house.on_ready = lambda: story.adopted(engine.state, facts.started_ns)
+    house.on_ready = lambda: story.adopted(engine.state, life.started_ns)
     return Loop(engine, server, requests, runner, house, story, base.clock, wake), requests
 
 
