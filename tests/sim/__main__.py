@@ -1,7 +1,8 @@
 """`python -m tests.sim`: lives of the whole daemon, one after the other; `--seed` for one, told.
 
-Without options: the lives from seed 1 on, for 45 s of processor time, as CI runs it. A violation
-prints the seed, the last events and the command that brings it back, and ends the run with 1.
+Without options: LIVES lives from seed 1 on, as CI runs it: the same each time, and together with
+`tests.sim.states` at most a minute of one core. A violation prints the seed, the last events and
+the command that brings it back, and ends the run with 1.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from tests.sim.crash_states import Broken
 from tests.sim.life import Life
 from tests.sim.model import Violation
 
-SECONDS = 45.0
+LIVES = 50
 SHOWN = 60  # of the last events before a violation
 
 
@@ -25,17 +26,19 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     options.add_argument("--seed", type=int, help="one life, with all that happens in it")
     options.add_argument("--first", type=int, default=1, help="the first seed; 0: any")
-    options.add_argument("--lives", type=int, default=0, help="how many at most; 0: any number")
-    options.add_argument("--seconds", type=float, default=SECONDS, help="of processor time")
+    options.add_argument("--lives", type=int, help=f"how many; {LIVES}, where no time is given")
+    options.add_argument("--seconds", type=float, help="of processor time; may end in any life")
     options.add_argument("--forever", action="store_true", help="until it is interrupted")
     chosen = options.parse_args()
     if chosen.seed is not None:
         return one(chosen.seed)
     first = chosen.first or random.SystemRandom().randrange(1 << 40)
-    seconds = float("inf") if chosen.forever else chosen.seconds
-    found = many(first, chosen.lives, seconds)
+    is_timed = chosen.forever or chosen.seconds is not None
+    lives = chosen.lives or (0 if is_timed else LIVES)
+    found = many(first, lives, chosen.seconds or float("inf"))
     print(" ".join(f"{name}={value}" for name, value in found.items()))
-    figures.write("sim", found, command=f"python -m tests.sim --first {first}")
+    again = f"python -m tests.sim --first {first} --lives {found.get('lives', 0)}"
+    figures.write("sim", found, command=again)
     return 1 if found["violations"] else 0
 
 

@@ -171,7 +171,7 @@ def main() -> int:
     """Run as told on the command line."""
     options = argparse.ArgumentParser(prog="python -m tests.sim.states", description=__doc__)
     options.add_argument("--states", type=int, default=1_000_000)
-    options.add_argument("--seconds", type=float, default=60.0, help="of processor time")
+    options.add_argument("--seconds", type=float, default=float("inf"), help="of processor time")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--lives", type=int, default=1_000_000)
     chosen = options.parse_args()
