@@ -207,7 +207,7 @@ class TaskContext:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why: cancel, timeout, deadline, shutdown, terminated; None where nobody asked."""
+        """Why: cancel, timeout, deadline, shutdown, drill, terminated; None where nobody asked."""
         return self._work.attention.reason() or None
 
     @property
