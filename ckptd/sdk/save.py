@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from ckptd.sdk.surroundings import Surroundings
-from ckptd.storage.blobs import newest_sealed, pruned
+from ckptd.storage.blobs import generations, newest_sealed, pruned
 from ckptd.storage.copy import carry_on, copy_in
 from ckptd.storage.facts import read_durable
 from ckptd.storage.journal import StaleAttempt
@@ -38,6 +38,7 @@ from ckptd.storage.taskdir import (
     this_boot_id,
 )
 from ckptd.storage.untrusted import (
+    Damaged,
     NotTrusted,
     is_empty,
     names_in,
@@ -207,7 +208,10 @@ class Saving:
         last = self._carry_from or os.path.basename(newest_sealed(self._task_dir, self._uid)[1])
         if not last:
             raise FileNotFoundError(errno.ENOENT, "no checkpoint to carry it on from", names[0])
-        self._old_fd = open_directory(last, self._uid, self._ckpt_fd)
+        try:
+            self._old_fd = open_directory(last, self._uid, self._ckpt_fd)
+        except FileNotFoundError as error:
+            raise Damaged(f"checkpoint {last}, to carry {names[0]} on from, is gone") from error
         self._open.callback(os.close, self._old_fd)
         lying = {entry["name"]: entry for entry in load(self._old_fd, self._uid)["files"]}
         for name in names:
@@ -327,6 +331,20 @@ def facts_for_header(steps: list[str], results: dict[str, Any]) -> dict[str, Any
     return both if len(json.dumps(both)) <= 1 << 20 else {}
 
 
+def _refuse_beside_sdk(task_dir: str) -> None:
+    """Refuse to take the place of what an SDK saved: its state would be lost with the next start.
+
+    The SDK itself does not come here. Damage is told by whoever resumes.
+    """
+    saved = generations(task_dir, os.getuid(), verify=False)
+    newest = next((one.manifest for one in saved if one.valid), EMPTY)
+    if newest.get("sdk_version"):
+        raise ValueError(
+            f"the checkpoints of this task are the SDK's, as {newest['seq']} is, and hold its state;"
+            " save in its function, or start the task with --fresh if that is not what it runs now"
+        )
+
+
 def save_from(
     around: Surroundings,
     files: Sequence[str],
@@ -335,8 +353,11 @@ def save_from(
 ) -> Saved:
     """Save with what the journal knows, and tell the daemon to look.
 
+    Raises what `save` does, and ValueError beside an SDK.
+
     Durable: the whole checkpoint and its name.
     """
+    _refuse_beside_sdk(around.dir)
     known = read_durable(around.dir, around.task, os.getuid(), around.attempt)
     done_total = progress and {"done": progress[0], "total": progress[1]}
     header = {

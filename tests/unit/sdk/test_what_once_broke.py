@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from ckptd.sdk import (
+    CorruptCheckpointError,
     DuplicateStepError,
     NotJson,
     RetryPolicy,
@@ -20,11 +22,14 @@ from ckptd.sdk import (
     StopRequested,
     SyncResumableContext,
     TransientError,
+    ckpt,
     run_local,
     task,
 )
 from ckptd.sdk.group import Appends
 from ckptd.sdk.items import key_of
+from ckptd.sdk.pipe import Pipe
+from ckptd.sdk.surroundings import Surroundings
 from ckptd.sdk.work import Ports
 from ckptd.storage.blobs import generations, newest_sealed
 from ckptd.storage.facts import read_facts
@@ -322,3 +327,45 @@ def test_an_attempt_that_cannot_begin_leaves_no_file_open(tmp_path: Path) -> Non
         with pytest.raises(StateVersionError):
             run_local(task(version=1)(saves), tmp_path / "t")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_save_from_a_shell_beside_the_sdk_is_refused_and_costs_it_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It took the place of what the SDK had saved: the next attempt began with empty state."""
+
+    def function(ctx: SyncResumableContext) -> Any:
+        if ctx.attempt == 1:
+            ctx.state["n"] = 41
+            Path(ctx.directory, "stage", "model").write_text("grown for a week")
+            ctx.checkpoint("mine")
+            around = {"DIR": ctx.directory, "TASK_ID": "0", "ATTEMPT": "1", "EPOCH": "1"}
+            for name, value in around.items():
+                monkeypatch.setenv(f"CKPTD_{name}", value)
+            assert [ckpt.run(["save", *words]) for words in ((), ("/etc/hostname",))] == [64, 64]
+            pipe = Pipe(Surroundings())
+            pipe.take(b'{"op":"checkpoint","state":{}}')
+            assert pipe.answers[0]["error"]["code"] == "bad_request"
+            ctx.state["n"] = 42
+            ctx.checkpoint("mine, with the model carried on")
+            raise RuntimeError("and died")
+        return f"{ctx.state['n']} {Path(ctx.saved_file('model') or '').read_text()}"
+
+    with pytest.raises(RuntimeError, match="and died"):
+        run_local(function, tmp_path / "t")
+    assert run_local(function, tmp_path / "t") == "42 grown for a week"
+    assert "are the SDK's" in capsys.readouterr().err
+
+
+def test_files_to_carry_on_that_somebody_took_away_are_told_for_what_they_are(
+    tmp_path: Path,
+) -> None:
+    def function(ctx: SyncResumableContext) -> None:
+        Path(ctx.directory, "stage", "model").write_text("m")
+        ctx.checkpoint("mine")
+        shutil.rmtree(Path(ctx.directory, "ckpt", "00000001"))
+        ctx.state["n"] = 1
+        ctx.checkpoint("mine")
+
+    with pytest.raises(CorruptCheckpointError, match=r"00000001, .* is gone"):
+        run_local(function, tmp_path / "t")
