@@ -340,7 +340,7 @@ def _refuse_beside_sdk(task_dir: str) -> None:
     newest = next((one.manifest for one in saved if one.valid), EMPTY)
     if newest.get("sdk_version"):
         raise ValueError(
-            f"the checkpoints of this task are the SDK's, as {newest['seq']} is, and hold its state;"
+            f"the checkpoints of this task are the SDK's, as {newest['seq']} is, with its state;"
             " save in its function, or start the task with --fresh if that is not what it runs now"
         )
 
