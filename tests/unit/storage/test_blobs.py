@@ -1,9 +1,12 @@
 """Checkpoint generations: sealed or not, valid or not, and what a hostile task may try."""
 
+import fcntl
 import io
 import json
 import os
+import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,10 @@ from ckptd.storage import blobs, facts
 from ckptd.storage.copy import copy_out, write_tar
 from ckptd.storage.journal import StaleAttempt
 from ckptd.storage.manifest import digest_of
+from ckptd.storage.taskdir import ATTEMPT_FILE
 from ckptd.storage.untrusted import Damaged, NotTrusted
 from tests.task_world import TaskWorld
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -281,6 +286,31 @@ def test_a_zombie_cannot_publish(world: TaskWorld) -> None:
     with pytest.raises(StaleAttempt):
         save(world.dir, [], {"attempt": 1})
     assert numbers(world) == []
+
+
+def test_a_save_waits_for_the_next_attempt_to_be_ready_and_is_refused_then(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    (tmp_path / "later").mkdir()
+    later = TaskWorld(tmp_path / "later")
+    later.begin()
+    fence = os.open(world.dir, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(fence, fcntl.LOCK_EX)  # as who makes attempt 2 ready
+    with ThreadPoolExecutor(1) as pool:
+        zombie = pool.submit(save, world.dir, [], {"attempt": 1})
+        until(lambda: zombie.done() or is_waited_for(fence))
+        shutil.copy(later.path(ATTEMPT_FILE), world.path(ATTEMPT_FILE))
+        os.close(fence)
+        with pytest.raises(StaleAttempt):
+            zombie.result()
+    assert numbers(world) == []
+
+
+def is_waited_for(fd: int) -> bool:
+    """Tell whether somebody waits for our lock. Source: proc_locks(5)."""
+    inode = f":{os.fstat(fd).st_ino}"
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any(" -> " in line and line.split()[6].endswith(inode) for line in lines)
 
 
 def test_a_directory_is_saved_and_restored_with_what_is_in_it(
