@@ -92,7 +92,7 @@ def _list(call: Call, task: int, *, verify: bool) -> int:
     )  # fmt: skip
     call.show(Listing("checkpoints", rows, columns, lambda row: str(row.seq), {"task": task}))
     if not rows:
-        call.aside(f"task {task} has no checkpoint yet")
+        (call.note if verify else call.aside)(f"task {task} has no checkpoint yet")
     return 1 if verify and any(not row.valid for row in rows) else 0
 
 

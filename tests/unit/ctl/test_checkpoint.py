@@ -88,6 +88,12 @@ def desk(short_dir: Path, scripted: Scripted) -> Desk:
 # --- show ----------------------------------------------------------------------------------------
 
 
+def test_verify_of_nothing_is_told_also_to_a_script(desk: Desk) -> None:
+    assert desk.run("verify") == (0, "", f"ckptctl: task {TASK} has no checkpoint yet\n")
+    assert desk.run("verify", "-q") == (0, "", "")
+    assert desk.run("ls") == (0, "", "")
+
+
 def test_show_tells_all_that_a_checkpoint_says(desk: Desk) -> None:
     desk.saves({"part": 7}, {"model.bin": b"x" * 2048}, current_step="fold", steps=["fetch"],
                progress={"done": 7, "total": 10}, results={"rows": 3}, resume_count=2)  # fmt: skip
