@@ -72,7 +72,7 @@ def drill(call: Call) -> int:
     target = drill_daemon.find(call, call.args.restart) if how == "daemon" else None
     if how == "oom":
         _check_memory(before.row)
-    if _consent(call, how, before.row):
+    if _consent(call, how, before.row, target):
         before = _before(call, before.row.id)  # it went on while a person thought
     run = _Run(call, before, how, time.monotonic() + within_s)
     try:
@@ -120,14 +120,14 @@ def _check_memory(row: TaskRow) -> None:
         )
 
 
-def _consent(call: Call, how: str, row: TaskRow) -> bool:
+def _consent(call: Call, how: str, row: TaskRow, target: drill_daemon.Target | None) -> bool:
     """Have a person say yes, at a terminal or by --yes; return whether somebody was asked."""
     if call.args.yes:
         return False
     what = f"{_what(row)}: {_KINDS[how]}"
     if not call.asks:
         raise BadRequest(f"nothing was done: a drill does real damage. {what}", "add --yes")
-    lines = (what, *_costs(how, row, call.args.restart), "Do it?")
+    lines = (what, *_costs(how, row, target), "Do it?")
     if not call.confirm("\n  ".join(lines)):
         raise BadRequest("nothing was done: drill was not confirmed")
     return True
@@ -137,10 +137,10 @@ def _what(row: TaskRow) -> str:
     return f"task {row.id} ({words.clean(row.name)}), attempt {row.attempt}, pid {row.pid}"
 
 
-def _costs(how: str, row: TaskRow, restart: str) -> tuple[str, ...]:
+def _costs(how: str, row: TaskRow, target: drill_daemon.Target | None) -> tuple[str, ...]:
     """Return what the damage will cost, for who is asked."""
-    if how == "daemon":
-        by = words.clean(restart) if restart else "its service manager"
+    if target is not None:
+        by = words.clean(target.command) or f"its service manager, {target.service}"
         return ("all tasks run on; requests wait", f"it is started again by: {by}")
     again = "it starts again at once; an interruption is counted, no failure"
     if not row.checkpoint:

@@ -42,7 +42,12 @@ def find(call: Call, command: str) -> Target:
             "run the drill where the daemon runs",
         )
     _check_command(command)
-    service = "" if command else _service_of(pong.pid)
+    service = _service_of(pong.pid)
+    if service and command:
+        raise Conflict(
+            f"{service} is started again by its service manager: two would be started",
+            "leave out --restart",
+        )
     if not service and not command:
         raise Conflict(
             f"nobody starts this daemon (pid {pong.pid}) again: after the drill it would stay dead",

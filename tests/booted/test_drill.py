@@ -50,6 +50,8 @@ def test_a_unit_and_the_daemon_come_back_from_a_drill(machine: Nspawn) -> None:
     task = counting(machine)
     daemon = ["ckptctl", "drill", str(task), "--daemon", "--yes"]
     assert machine.run(daemon, user="alice", check=False).code == 77
+    twice = machine.run([*daemon, "--restart", "ckptd"], check=False)
+    assert (twice.code, "two would be started" in twice.err) == (5, True)
     assert drilled(machine, task, "daemon", "root")["attempts"] == [1, None]
     assert drilled(machine, task, "kill9", "alice")["attempts"] == [1, 2]
     assert drilled(machine, task, "sigterm", "alice")["attempts"] == [2, 3]
