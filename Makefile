@@ -22,7 +22,7 @@ NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 .PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash crashdisk mutants sim states torture soak bench bench-systemd fuzz figures format clean
 
 help:  ## show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 install:  ## install or upgrade: daemon, units, man pages, completions (PREFIX=/usr/local)
 	@$(NEEDS_PYTHON)

@@ -11,6 +11,7 @@ import pytest
 from ckptctl import cli
 from ckptctl.table import VERBS
 from ckptd.daemon.main import argument_parser
+from ckptd.protocol.errors import BadConfig, Busy, Corrupt, DiskFull, Internal
 from ckptd.sdk import ckpt
 from install import manual
 
@@ -57,6 +58,18 @@ def test_every_option_and_unit_of_the_daemon_is_in_its_page() -> None:
     assert [flag for flag in argument_parser()._option_string_actions if flag not in page] == []
     for word in ("ckptd.socket", "ckptd.slice", "ckptd-drain.service", "fork-runner.conf"):
         assert word in page
+
+
+def test_every_end_of_the_daemon_is_in_its_page_and_known_to_its_unit() -> None:
+    said = re.search(r"EXIT STATUS\n(.*?)\.SH", readable("ckptd.8"), re.DOTALL)
+    assert said
+    kinds = (Busy, DiskFull, Corrupt, Internal, BadConfig)
+    codes = {0, 64} | {kind.exit_code for kind in kinds}
+    named, final = said[1].split("systemd starts it again except after ")
+    assert set(map(int, re.findall(r"\b(\d+) [a-z]", named))) == codes
+    unit = (ROOT / "systemd/ckptd.service").read_text()
+    (prevented,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE)
+    assert re.findall(r"\d+", final) == prevented.split()
 
 
 @pytest.mark.skipif(not shutil.which("groff"), reason="needs groff")
