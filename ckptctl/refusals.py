@@ -41,7 +41,7 @@ _FIELDS: Final[dict[str, tuple[str, str]]] = {
     "reason": ("--reason", f"at most {limits.NAME_CHARS_MAX} characters"),
     "labels": ("--label", f"at most {limits.LABELS_MAX} of them"),
     "after": ("--after", f"at most {limits.DEPENDENCIES_MAX:,} tasks"),
-    "memory_bytes": ("--memory", "from 0 to 4 EiB"),
+    "memory_bytes": ("--memory", "from 4M to 4 EiB, 0 for no limit"),
     "cpus": ("--cpus", f"from {limits.CPUS_MIN} to {limits.CPUS_MAX:,}, 0 for no limit"),
     "tasks_max": ("--tasks-max", f"a whole number from 0 to {limits.PROCESSES_MAX:,}"),
     "io_weight": ("--io-weight", "a whole number from 1 to 10,000, 0 for the usual weight"),

@@ -226,6 +226,12 @@ def check_spec(asked: m.TaskSpec) -> None:
 
 def check_limits(asked: m.TaskSpec | Spec, uid: int) -> None:
     """Raise BadRequest for limits that cannot be, or cannot be together, of a task of `uid`."""
+    if 0 < asked.memory_bytes < limits.MEMORY_BYTES_MIN:
+        raise BadRequest(
+            f"a memory limit of {asked.memory_bytes} bytes is below {limits.MEMORY_BYTES_MIN}:"
+            " not even its end could be told truly",
+            "with a unit, such as 512M; 0 is no limit",
+        )
     if 0 < asked.cpus < limits.CPUS_MIN:
         raise BadRequest(f"cpus {asked.cpus:g} is below {limits.CPUS_MIN}", "0 is no limit")
     if asked.nice < 0 and uid != 0:

@@ -25,6 +25,7 @@ RETRIES_UNLIMITED: Final = 1_000_000  # for as long as there is progress; 3 in a
 PRIORITY_MAX: Final = 1_000_000
 PARALLEL_MAX: Final = 10_000
 CPUS_MAX: Final = 10_000  # processors that one task may be limited to
+MEMORY_BYTES_MIN: Final = 4 << 20  # below that who records a unit's end may be killed, too
 CPUS_MIN: Final = 0.01  # a hundredth: less is no time at all to a scheduler
 PROCESSES_MAX: Final = 1 << 22  # the kernel's own bound on process ids
 STARVED_BYTES = 8 << 20  # left to a unit by a drill: recording its end takes half of it

@@ -122,7 +122,7 @@ class TaskSpec(Message, frozen=True):
     stop_signal: SignalNumber = 15
     grace_s: Seconds | None = None  # between stop signal and SIGKILL
     checkpoint_signal: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0  # opt-in: "save and go on"
-    memory_bytes: Bytes = 0  # limit, where a cgroup has it; 0: none, here and below
+    memory_bytes: Bytes = 0  # limit, where a cgroup has it, from 4 MiB; 0: none, here and below
     stdin: str = ""  # a file; "": /dev/null
     umask: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o022
     journal: bool | None = None  # output to journald, too; None: the daemon's default

@@ -179,7 +179,7 @@ class Person(Client):
             deadline_ns=self.wall_ns() + 40 * S if dice.random() < 0.05 else 0,
             retries=dice.choice([None, 0, 1, 3]),
             grace_s=dice.choice([None, 0.0, 1.0]),
-            memory_bytes=1 << 20 if mood == "hungry" else 0,
+            memory_bytes=4 << 20 if mood == "hungry" else 0,
             on_oom=dice.choice(["", "fail", "hold", "retry:x2,max=8M"]) if mood == "hungry" else "",
             labels={"u": unique},
             on_exit={"1": dice.choice(["transient", "again", "fail"])}

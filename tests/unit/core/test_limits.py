@@ -58,6 +58,7 @@ def test_the_runner_is_told_every_limit() -> None:
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
+        ({"memory_bytes": 512}, "a memory limit of 512 bytes is below 4194304"),
         ({"cpus": 0.001}, "cpus 0.001 is below 0.01"),
         ({"nice": -5}, "nice -5 is for tasks that run as root"),
         ({"on_oom": "retry"}, "on_oom: 'retry' needs a factor"),
