@@ -1,5 +1,6 @@
 """Versions, migrations, damage: gone on from, or refused with a reason."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,17 @@ from ckptd.sdk import (
     CorruptCheckpointError,
     StateVersionError,
     SyncResumableContext,
+    Time,
+    TransientError,
     run_local,
     task,
 )
 from ckptd.sdk.declare import RetryPolicy, Task, as_task
+from ckptd.sdk.save import Saved, Saving
+from ckptd.sdk.work import Ports
 from ckptd.storage.blobs import generations, mark, this_boot_id
-from ckptd.storage.facts import read_facts
+from ckptd.storage.facts import SECRET, Facts, read_facts, set_value
+from ckptd.storage.manifest import Manifest
 
 
 def saved_by(version: int, path: Path, **state: Any) -> None:
@@ -258,6 +264,13 @@ def test_idempotency_keys_are_the_same_in_every_attempt(tmp_path: Path) -> None:
     assert told[3][0] not in told[0]
 
 
+def test_of_two_processes_that_made_a_secret_for_keys_the_first_is_right_for_ever() -> None:
+    known = Facts()
+    for secret in ("first", "second"):
+        known.take(1, set_value(SECRET, secret))
+    assert known.values[SECRET] == "first", "keys made with it are out there"
+
+
 def test_a_result_is_remembered_and_fresh_archives_it(tmp_path: Path) -> None:
     calls: list[int] = []
 
@@ -271,3 +284,28 @@ def test_a_result_is_remembered_and_fresh_archives_it(tmp_path: Path) -> None:
         run_local(function, tmp_path / "t", n=2)
     assert run_local(function, tmp_path / "t", fresh=True, n=2) == 2
     assert read_facts(str(tmp_path / "t"), 0, os.getuid(), 99).result["value"] == 2
+
+
+def test_state_that_a_failed_save_did_not_keep_is_saved_by_the_next(tmp_path: Path) -> None:
+    place = tmp_path / "t"
+
+    class Full:
+        failures = 1
+
+        def save(self, saving: Saving, header: Manifest) -> Saved:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.ENOSPC, "no space left")
+            return Ports().save(saving, header)
+
+    @task(strategy=Time(1e-9))
+    def function(ctx: SyncResumableContext) -> list[int]:
+        ctx.state["n"] = 1
+        with pytest.raises(TransientError):
+            ctx.checkpoint()
+        ctx.checkpoint_if_needed()
+        return [
+            one.manifest["state"]["n"] for one in generations(str(place), os.getuid(), verify=True)
+        ]
+
+    assert run_local(function, place, ports=Ports(save=Full().save)) == [1]
