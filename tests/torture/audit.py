@@ -8,10 +8,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any, Final, NamedTuple
 
 from tests.torture import works
-from tests.torture.clients import AT_REST, phase_after
+from tests.torture.clients import phase_after
 
 _MEANS: Final = {
     "cancel": ("stop_intent", "moved"), "kill": ("stop_intent", "moved"), "hold": ("moved",),
@@ -190,7 +191,7 @@ def _final(work: str, task: int, evidence: Evidence, phase: str) -> Iterator[str
     allowed = {"failed"} if evidence.sent[work] == "hopeless" else {"succeeded"}
     if task in evidence.told.steered:
         allowed |= {"cancelled"}
-    if phase not in allowed and not (task in evidence.told.removed and phase in AT_REST):
+    if phase not in allowed:
         yield f"{work} ({evidence.sent[work]}): task {task} ended as {phase}"
 
 
@@ -306,6 +307,8 @@ def _one_end(
             yield f"{where}: left with {code}, and nobody had touched it"
     elif not is_hit:
         yield f"{where}: {as_told}, and nobody had touched it"
+    if one.cause == "signal" and one.signal != SIGKILL and not one.is_touched:
+        yield f"{where}: {as_told}, and strikes are by SIGKILL alone"
 
 
 def _steered(evidence: Evidence) -> Iterator[str]:
@@ -325,10 +328,10 @@ def _batches(evidence: Evidence, by_work: dict[str, list[Fact]]) -> Iterator[str
         results = evidence.closing["batches"].get(name, [])
         ran = Counter(fact.argument for fact in by_work.get(name, ()) if fact.what == "item")
         tasks = [task for task, key in told.key.items() if key.split(":")[1:2] == [name]]
-        stops = sum(len(told.attempts[task]) for task in tasks)
+        stops = sum(max(0, len(told.attempts[task]) - 1) for task in tasks)
         if not is_finished:
             yield f"batch {name} never came to its end"
-        yield from _results(name, results, ran, is_hit=bool(hits[name] or stops > 1))
+        yield from _results(name, results, ran, is_hit=bool(hits[name] or stops))
         repeats = sum(ran.values()) - len(ran)
         if repeats > works.BATCH_JOBS * (hits[name] + stops):
             yield f"batch {name}: {repeats} repeats, {hits[name]} kills, {stops} stops"
@@ -344,8 +347,8 @@ def _results(
         key = str(one["key"])
         if one["status"] == "pass" and (not ran[key] or int(one["result"]) != int(key) * 2):
             yield f"batch {name}: item {key} passed with {one['result']}"
-        if one["status"] != "pass" and not is_hit:
-            yield f"batch {name}: item {key} came to {one['status']}, and nobody had touched it"
+        if one["status"] != "pass" and not (is_hit and one["status"] == "quarantined"):
+            yield f"batch {name}: item {key} came to {one['status']}, and it cannot fail by itself"
 
 
 def _rest(evidence: Evidence) -> Iterator[str]:

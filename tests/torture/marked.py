@@ -2,7 +2,8 @@
 
     python -m tests.torture.marked PID CALL NTH SECONDS     prints whom it killed; exit 1: nobody
 
-With `child-exec` instead of `exec` it is the next child of the process that is killed.
+With `child-exec` instead of `exec` it is a child of the process that is killed: the next one that
+comes to that call.
 
 A process of its own: a thread beside busy ones waits milliseconds for its turn at each of a
 thousand stops. Signals pass through to a process that lives on, and a stop by job control stays
@@ -21,7 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
 _SEIZE, _INTERRUPT, _SYSCALL, _DETACH, _INFO = 0x4206, 0x4207, 24, 17, 0x420E
-_CONT, _GETEVENTMSG, _EVENT_STOP = 7, 0x4201, 128
+_CONT, _SETOPTIONS, _GETEVENTMSG, _EVENT_STOP = 7, 0x4200, 0x4201, 128
 _TRACESYSGOOD = 1
 _TRACEFORKS: Final = _TRACESYSGOOD | 2 | 4 | 8  # fork, vfork, clone: children are traced, too
 _WALL: Final = 0x40000000
@@ -64,19 +65,19 @@ def _too_late(*_: object) -> None:
 
 
 def kill_child_before(pid: int, call: str, nth: int, within_s: float) -> int:
-    """Kill the next child that it forks before the child's nth such call; return the child."""
+    """Kill the first child that it forks and that comes to its nth such call; return the child."""
     signal.signal(signal.SIGALRM, _too_late)
-    _ptrace(_SEIZE, pid, _TRACEFORKS)
     signal.setitimer(signal.ITIMER_REAL, within_s)
+    traced = pid
     try:
-        child = _child_of(pid)
+        while True:  # Bound: the alarm, or the end of the process
+            _ptrace(_SEIZE, pid, _TRACEFORKS)
+            traced = _child_of(pid)
+            if not traced or _run_to(traced, CALLS[call], nth, is_new=True):
+                return traced
+            traced = pid
     except TimeoutError:
-        _let_go(pid)
-        return 0
-    try:
-        return child if child and _run_to(child, CALLS[call], nth, is_new=True) else 0
-    except TimeoutError:
-        _let_go(child)
+        _let_go(traced)
         return 0
 
 
@@ -102,6 +103,8 @@ def _run_to(pid: int, numbers: frozenset[int], nth: int, *, is_new: bool = False
     if not is_new:  # a new child is born stopped
         _ptrace(_INTERRUPT, pid)
     stop, is_inside = _stop(pid), False
+    if is_new and stop != _ENDED:  # what it forks itself would wait for us for ever
+        _ptrace(_SETOPTIONS, pid, _TRACESYSGOOD)
     while stop != _ENDED:  # Bound: the alarm
         if stop == _SYSCALL_STOP:
             is_inside = not is_inside

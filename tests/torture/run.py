@@ -153,7 +153,7 @@ def run(options: Options) -> Outcome:
     done = {
         "name": "soak" if options.is_soak else "torture",
         "command": options.command(),
-        "violations": violations + stage.deaths + growth.violations,
+        "violations": violations + stage.deaths + growth.violations + striker.unreachable(),
         "figures": {
             "seed": options.seed,
             "seconds": round(took_s, 1),

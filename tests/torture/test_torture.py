@@ -3,14 +3,18 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.daemon_fixture import ROOT
 from tests.torture import samples
 from tests.torture.audit import audit
+from tests.torture.marked import IS_POSSIBLE
 from tests.torture.run import Options, run
 
 Doctor = Callable[["Notes"], None]
@@ -25,6 +29,16 @@ def test_whoever_is_killed_for_some_seconds_nothing_is_lost_and_nothing_done_twi
     assert outcome.figures["kills"] >= 1, again
     assert outcome.figures["tasks"] >= 10, again
     shutil.rmtree(outcome.root)
+
+
+@pytest.mark.skipif(not IS_POSSIBLE, reason="needs root on x86-64 (ptrace)")
+def test_a_task_that_has_forked_is_followed_to_its_later_calls() -> None:
+    tasks = 'while :; do sh -c "/bin/true; /bin/true; exit 3"; done'
+    with subprocess.Popen(["/bin/sh", "-c", tasks]) as parent:
+        line = [sys.executable, "-m", "tests.torture.marked", str(parent.pid), "child-exit"]
+        done = subprocess.run([*line, "1", "20"], cwd=ROOT, check=False, capture_output=True)
+        parent.kill()
+    assert done.returncode == 0, "what the task forks waits for us for ever, and the task for that"
 
 
 class Notes:
@@ -85,10 +99,11 @@ def life(task: int, *attempts: tuple[int, str, int, str]) -> list[dict[str, Any]
     """Return the events of a task: each attempt with its pid, its end and the phase after it."""
     told = [event("submitted", task, 0, phase="queued", key=f"w{task}")]
     for number, (pid, cause, code, phase) in enumerate(attempts, 1):
+        signal = 9 if cause == "signal" else 0
         shim = {"boot_id": "b", "pid": pid + 1000, "ticks": 1}
         told.append(event("start_intent", task, number))
         told.append(event("started", task, number, pid=pid, shim=shim))
-        end = {"cause": cause, "code": code, "signal": 0, "verdict": {"phase": phase}}
+        end = {"cause": cause, "code": code, "signal": signal, "verdict": {"phase": phase}}
         told.append(event("ended", task, number, **end))
     return told
 
@@ -116,6 +131,19 @@ def end_of(notes: Notes, task: int, attempt: int) -> dict[str, Any]:
 def again(notes: Notes) -> None:
     at = notes.facts.index("w1 1 2 111 item 1")
     notes.facts.insert(at, "w1 1 2 111 item 0")
+
+
+def rerun(notes: Notes) -> None:
+    """An item of a batch under the daemon runs again in the first attempt."""
+    notes.facts.append("w3 0 0 106 item 3")
+    notes.events += life(9, (106, "exit", 0, "succeeded"))
+    submitted = next(one for one in notes.events if (one["type"], one["task"]) == ("submitted", 9))
+    submitted["fields"]["key"] = "batch:w3:1"
+
+
+def hit_and_failed(notes: Notes) -> None:
+    notes.strikes.append({"pid": 106, "task": 0, "attempt": 0, "work": "w3", "how": "one"})
+    notes.closing["batches"]["w3"][4].update(status="fail")
 
 
 def unrun(notes: Notes) -> None:
@@ -175,6 +203,10 @@ def untold_end(notes: Notes) -> None:
         (lambda n: n.closing["files"].append("attempts/3.1"), "attempt that is over"),
         (lambda n: n.closing["run_files"].append("notify/3.sock"), "socket of no task"),
         (lambda n: n.closing["batches"]["w3"][4].update(status="error"), "came to error"),
+        (lambda n: end_of(n, 4, 1).update(signal=15), "by SIGKILL alone"),
+        (lambda n: end_of(n, 2, 2).update(verdict={"phase": "failed"}), "ended as failed"),
+        (rerun, "1 repeats, 0 kills, 0 stops"),
+        (hit_and_failed, "came to fail"),
         (lambda n: n.batches.pop(), "never came to its end"),
         (lambda n: n.steered.append({"verb": "clean", "tasks": [1]}), "nothing became of it"),
         (lambda n: n.closing.update(left=[{"pid": 5}]), "left over"),
