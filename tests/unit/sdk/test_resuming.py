@@ -22,7 +22,15 @@ from ckptd.sdk.declare import RetryPolicy, Task, as_task
 from ckptd.sdk.save import Saved, Saving
 from ckptd.sdk.work import Ports
 from ckptd.storage.blobs import generations, mark, this_boot_id
-from ckptd.storage.facts import SECRET, Facts, read_facts, set_value
+from ckptd.storage.facts import (
+    SECRET,
+    Facts,
+    read_facts,
+    result_made,
+    set_value,
+    step_done,
+    step_reset,
+)
 from ckptd.storage.manifest import Manifest
 
 
@@ -262,6 +270,13 @@ def test_idempotency_keys_are_the_same_in_every_attempt(tmp_path: Path) -> None:
     assert len(set(told[0])) == 2
     run_local(lambda ctx: told.append([ctx.idempotency_key("a")]), tmp_path / "other")
     assert told[3][0] not in told[0]
+
+
+def test_a_result_of_work_of_which_a_step_is_to_be_done_anew_is_none_any_more() -> None:
+    known = Facts()
+    for fact in (step_done("fetch", 1, 1), result_made(7), step_reset("fetch")):
+        known.take(1, fact)
+    assert (known.steps, known.result) == ({}, {})
 
 
 def test_of_two_processes_that_made_a_secret_for_keys_the_first_is_right_for_ever() -> None:
