@@ -10,7 +10,7 @@ from ckptd.storage.frame import Chain
 from ckptd.storage.segment import Link
 from ckptd.storage.store import Store
 from tests.fakes.log_model import ROOT, SMALL, Writer, numbers_in, open_store, payload_of, replay
-from tests.fakes.memory_disk import MemoryDisk
+from tests.fakes.memory_disk import Inode, MemoryDisk
 
 
 def long_log(count: int = 60) -> Writer:
@@ -215,3 +215,46 @@ def test_a_new_reign_writes_into_no_file_of_an_older_one() -> None:
     later.sync()
     assert written
     assert not written & old
+
+
+def test_a_torn_tail_that_was_cut_off_is_kept_in_quarantine() -> None:
+    disk = MemoryDisk(seed=1)
+    writer = Writer(disk)
+    writer.append(3)
+    for name, found in segments_of(disk):
+        found.data[-600:-560] = b"x" * 40
+        disk = disk.clone()
+        Writer(disk, 0, 3)
+        assert [one.partition(".torn-")[0] for one in disk.names(f"{ROOT}/quarantine")] == [name]
+
+
+def segments_of(disk: MemoryDisk) -> list[tuple[str, Inode]]:
+    names, _ = segment.newest_names(disk.names(f"{ROOT}/wal"))
+    return [(str(name), disk.inode(f"{ROOT}/wal/{name}")) for name in names]
+
+
+def test_an_orderly_end_is_still_known_after_a_power_cut() -> None:
+    disk = MemoryDisk(seed=1)
+    writer = Writer(disk)
+    writer.append(3)
+    writer.close()
+    assert open_store(disk.crash(random.Random(1), 0.0)).recover().clean
+
+
+def test_a_power_cut_while_the_log_is_closed_is_never_taken_for_damage() -> None:
+    for length in range(8, 520, 8):  # wherever the two markers lie to the sectors
+        disk = MemoryDisk(seed=length)
+        wal = Writer(disk).wal
+        wal.append(b"x" * length, 1)
+        wal.sync()
+        wal.mark_idle()
+        left: list[MemoryDisk] = []
+
+        def cut(kind: str, _: str, disk: MemoryDisk = disk, left: list[MemoryDisk] = left) -> None:
+            if kind == "sync":
+                left.extend(disk.crash(random.Random(seed), 0.5) for seed in range(6))
+
+        disk.watch = cut
+        wal.mark_idle(closed=True)
+        for one in left:
+            assert open_store(one).recover().last_lsn == 1
