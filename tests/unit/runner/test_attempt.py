@@ -1,11 +1,12 @@
 """The start fence and the record of an attempt, byte by byte."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from ckptd.runner import attempt, identity
+from ckptd.runner import attempt, identity, stop
 from ckptd.runner.attempt import End, Found, Holder, Order, Record
 from ckptd.runner.instance import Began, began_of, exit_of
 from ckptd.runner.shim import Supervisor
@@ -176,3 +177,15 @@ def test_an_end_is_told_once_and_its_record_is_there_by_then(attempts: str) -> N
     assert link.told == [(b"E", EXIT.splitlines()[0])]
     record.close()
     os.close(supervisor.attempts)
+
+
+def test_a_signal_to_a_pid_that_was_used_again_reaches_nobody() -> None:
+    me, number = os.getpid(), signal.SIGUSR1
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        stop.send(me, identity.ticks_of(me) - 1, number)
+        assert signal.sigtimedwait({number}, 0) is None
+        stop.send(me, identity.ticks_of(me), number)
+        assert signal.sigwait({number}) == number
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
