@@ -178,6 +178,19 @@ def test_as_root_a_task_becomes_its_user_and_owns_its_directory(bench: Bench) ->
 
 
 @pytest.mark.root
+def test_a_task_of_another_user_keeps_none_of_the_groups_of_root() -> None:
+    before = os.getgroups()
+    os.setgroups([0, 4])
+    bench = Bench()
+    try:
+        bench.shell("id -G", uid=NOBODY, gid=NOBODY)
+        assert bench.said() == [str(NOBODY)]
+    finally:
+        bench.close()
+        os.setgroups(before)
+
+
+@pytest.mark.root
 def test_the_signal_that_follows_the_supervisor_survives_the_change_of_user(bench: Bench) -> None:
     bench.start("sleep", "1000", uid=NOBODY, gid=NOBODY)
     started = bench.start_of()
