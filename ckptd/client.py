@@ -174,7 +174,7 @@ class Client:
             now = time.monotonic()
             if now >= limit:
                 raise self._silence(verb, timed_out=limit == until_mono_s)
-            if not may_resend and self._met and not self._connected:
+            if not may_resend and self._met and (is_back or not self._connected):
                 raise Unreachable(f"the daemon went away before it answered `{verb}`")
             if may_resend and (is_back or (now >= resend and self._connected)):
                 self._send(frame)

@@ -63,8 +63,9 @@ class ScriptedDaemon:
         context = zmq.Context()
         socket = context.socket(zmq.ROUTER)
         socket.linger = 1_000
-        self.path.unlink(missing_ok=True)
-        socket.bind(self.endpoint)
+        made = self.path.with_suffix(".new")
+        socket.bind(f"ipc://{made}")
+        made.rename(self.path)  # at no moment is nobody there, as where systemd keeps the socket
         bound.set()
         while not self._stop.is_set():
             if socket.poll(10):
