@@ -63,6 +63,7 @@ class Told:
     def __init__(self, events: Iterator[dict[str, Any]]) -> None:
         self.phase: dict[int, str] = {}
         self.key: dict[int, str] = {}
+        self._by_key: dict[str, int] = {}
         self.removed: set[int] = set()
         self.steered: set[int] = set()
         self.heard: set[tuple[int, str]] = set()
@@ -77,7 +78,7 @@ class Told:
         if kind == "submitted":
             if task in self.phase or task in self.removed:
                 self.faults.append(f"id {task} was given twice")
-            self.key[task] = fields["key"]
+            self._named(task, fields["key"])
         if kind == "removed":
             self.removed.add(task)
         if kind in {"stop_intent", "reset", "moved"}:
@@ -87,6 +88,14 @@ class Told:
             self.phase[task] = phase
         if event["attempt"] and kind != "start_intent":
             self._of_attempt(event)
+
+    def _named(self, task: int, key: str) -> None:
+        """A key names one task for as long as that is remembered."""
+        self.key[task] = key
+        before = self._by_key.get(key)
+        if key and before is not None and before not in self.removed:
+            self.faults.append(f"key {key} names tasks {before} and {task}")
+        self._by_key[key] = task
 
     def _of_attempt(self, event: dict[str, Any]) -> None:
         known = self.attempts[event["task"]]
@@ -169,8 +178,6 @@ def _acknowledged(evidence: Evidence, by_work: dict[str, list[Fact]]) -> Iterato
             yield f"{work}: acknowledged task {task} was never submitted"
     for work in evidence.sent.keys() - acked.keys():
         yield f"{work} was never answered"
-    keys = Counter(key for key in told.key.values() if key)
-    yield from (f"key {key} names {count} tasks" for key, count in keys.items() if count > 1)
     rows = {row["id"]: row["phase"] for row in evidence.closing["rows"]}
     for work, task in acked.items():
         phase = told.phase.get(task, "")
@@ -328,7 +335,7 @@ def _batches(evidence: Evidence, by_work: dict[str, list[Fact]]) -> Iterator[str
         results = evidence.closing["batches"].get(name, [])
         ran = Counter(fact.argument for fact in by_work.get(name, ()) if fact.what == "item")
         tasks = [task for task, key in told.key.items() if key.split(":")[1:2] == [name]]
-        stops = sum(max(0, len(told.attempts[task]) - 1) for task in tasks)
+        stops = max(0, sum(len(told.attempts[task]) for task in tasks) - 1)  # the last one ended it
         if not is_finished:
             yield f"batch {name} never came to its end"
         yield from _results(name, results, ran, is_hit=bool(hits[name] or stops))

@@ -219,6 +219,13 @@ def test_the_audit_finds_one_mistake(tmp_path: Path, doctor: Doctor, told: str) 
     assert any(told in one for one in found), found
 
 
+def test_a_key_may_name_another_task_once_the_first_is_forgotten(tmp_path: Path) -> None:
+    notes = Notes()
+    notes.events += [event("removed", 3, 0), event("submitted", 9, 0, phase="cancelled", key="w3")]
+    notes.events.insert(0, event("submitted", 3, 0, phase="cancelled", key="w3"))
+    assert notes.audited(tmp_path) == []
+
+
 def test_a_slope_is_found_beneath_noise_and_none_is_made_of_it() -> None:
     chance = random.Random(1)
     noise = [chance.randint(-50, 50) for _ in range(60)]
