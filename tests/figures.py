@@ -22,7 +22,7 @@ def write(name: str, figures: Mapping[str, Any], *, command: str) -> Path:
     FRESH.mkdir(parents=True, exist_ok=True)
     about = {
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
@@ -33,7 +33,7 @@ def write(name: str, figures: Mapping[str, Any], *, command: str) -> Path:
     return path
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit, marked with + where the tree has changes that are not in it."""
     said = subprocess.run(
         ("git", "describe", "--always", "--dirty=+", "--abbrev=12"),

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tests.figures import write
+from tests.figures import commit, write
 from tests.torture import audit, closing
 from tests.torture.clients import Batches, Caller, Numbers, Operator, Story, Submitter
 from tests.torture.samples import Growth, Sampler
@@ -155,6 +155,7 @@ def run(options: Options) -> Outcome:
         "command": options.command(),
         "violations": violations + stage.deaths + growth.violations + striker.unreachable(),
         "figures": {
+            "commit": commit(),
             "seed": options.seed,
             "seconds": round(took_s, 1),
             "settled_s": round(settled_s, 1),
@@ -175,7 +176,7 @@ def judged(root: Path) -> Outcome:
     """Audit a stage that has come to rest; also one that was kept, by a better audit."""
     done = json.loads((root / "evidence" / RUN).read_text())
     found = audit.audit(root)
-    figures = done["figures"] | found.figures
+    figures = done["figures"] | found.figures | {"audited_at": commit()}
     figures["submits_per_s"] = round(figures["tasks"] / figures["seconds"], 1)
     violations = done["violations"] + found.violations
     return Outcome(done["name"], done["command"], figures, violations, root)
