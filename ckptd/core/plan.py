@@ -84,6 +84,7 @@ class Observed:
 
     def __init__(self) -> None:
         self.instances: dict[int, Instance] = {}
+        self.doubted_until_ns = 0  # the clock: it was set far ahead, and may be set back
 
     def of(self, task: int, attempt: int) -> Instance | None:
         """Return what is known of this very attempt."""
@@ -127,9 +128,9 @@ def intents(
     if starts and not records:
         records += _starts(state, now, policy, starts)
     if not records:
-        records += _retention(state, now, policy)
+        records += _retention(state, observed, now, policy)
     if not records:
-        records += _drops(state, now, policy)
+        records += _drops(state, observed, now, policy)
     return records
 
 
@@ -226,9 +227,14 @@ def _pop_ready(state: State, group: str, heap: list[int]) -> Task | None:
     return None
 
 
-def _retention(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
+def _oldest_ns(observed: Observed, now: Now, age_s: float) -> int:
+    """Return when that was; nothing is too old by a clock that is in doubt."""
+    return now.at_ns - int(age_s * 1e9) if now.at_ns >= observed.doubted_until_ns else 0
+
+
+def _retention(state: State, observed: Observed, now: Now, policy: Policy) -> list[AnyRecord]:
     """Return the removal of what is too old or too much; what others wait for stays."""
-    oldest_ns = now.at_ns - int(policy.finished_age_s * 1e9)
+    oldest_ns = _oldest_ns(observed, now, policy.finished_age_s)
     ended = sum(counts[phase] for counts in state.by_group.values() for phase in ENDED)
     surplus = ended - policy.finished_max
     chosen: dict[int, AnyRecord] = {}
@@ -250,9 +256,9 @@ def _retention(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
     return list(chosen.values())
 
 
-def _drops(state: State, now: Now, policy: Policy) -> list[AnyRecord]:
+def _drops(state: State, observed: Observed, now: Now, policy: Policy) -> list[AnyRecord]:
     """Return the giving up of checkpoints whose task succeeded long enough ago."""
-    oldest_ns = now.at_ns - int(policy.checkpoints_age_s * 1e9)
+    oldest_ns = _oldest_ns(observed, now, policy.checkpoints_age_s)
     chosen: dict[int, AnyRecord] = {}
     while state.spent and len(chosen) < REMOVED_PER_TURN_MAX:  # Bound: each turn pops an entry
         at_ns, number = state.spent[0]

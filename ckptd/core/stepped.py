@@ -3,7 +3,9 @@
 A timeout, a grace and a delay are lengths, but their ends are noted by the wall clock, as every
 fact of the log is. What a person names by the clock, `--at` and deadlines, means the clock as it
 is now. How far the clock was set is measured against the monotonic one; so time that the machine
-slept counts for no length either. Read next: `plan.py`.
+slept counts for no length either. What has ended is kept by the wall clock; but where that was set
+ahead by more than a day, it is believed a day later only: by then a mistake was set right, and who
+looks for what ended before has found it. Read next: `plan.py`.
 """
 
 from ckptd.core.plan import Instance, Observed
@@ -12,6 +14,7 @@ from ckptd.core.records import AnyRecord, Moved, Phase
 from ckptd.core.state import State, Task
 
 _DELAYS = frozenset({"backoff", "transient", "rate_limit"})
+_DAY_NS = 86_400_000_000_000
 
 
 def stepped(state: State, observed: Observed, step_ns: int, now: Now) -> list[AnyRecord]:
@@ -25,6 +28,9 @@ def stepped(state: State, observed: Observed, step_ns: int, now: Now) -> list[An
         if task is not None and task.run is not None and task.run.attempt == instance.attempt:
             _move(instance, task.run.noted_ns, step_ns)
             state.touched.add(number)
+    observed.doubted_until_ns += step_ns
+    if step_ns > _DAY_NS:
+        observed.doubted_until_ns = now.at_ns + _DAY_NS
     if step_ns >= 0:
         return []
     waiting = (state.tasks.get(number) for number in sorted({entry[1] for entry in state.timers}))

@@ -4,12 +4,13 @@ import pytest
 
 from ckptd.core.plan import wake_ns
 from ckptd.core.port import Deliver
-from ckptd.core.records import Moved, Phase
+from ckptd.core.records import CheckpointsDropped, Moved, Phase
 from ckptd.core.stepped import stepped
 from ckptd.protocol import messages as m
 from tests.unit.core.world import SECOND, World
 
-FORWARD, BACK = 50 * 365 * 86_400, -600
+DAY_S = 86_400
+FORWARD, BACK = 50 * 365 * DAY_S, -600
 STEPS = pytest.mark.parametrize("step_s", [FORWARD, BACK])
 
 
@@ -134,3 +135,39 @@ def test_an_extension_of_the_timeout_is_a_length_too() -> None:
     assert world.phase(number) is Phase.RUNNING
     world.pass_time(1)
     assert world.phase(number) is Phase.STOPPING
+
+
+def test_what_has_ended_is_not_forgotten_at_once_by_a_clock_that_is_set_far_ahead() -> None:
+    world = World(finished_age_s=30 * DAY_S, checkpoints_age_s=DAY_S)
+    number = runs(world)
+    world.saves(number, 1)
+    world.ends(number)
+    set_clock(world, FORWARD)
+    world.pass_time(DAY_S - 1)
+    assert world.state.tasks.get(number) is not None
+    assert not [one for one in world.log if isinstance(one, CheckpointsDropped)]
+    world.pass_time(1)
+    assert world.state.tasks.get(number) is None
+
+
+def test_a_clock_that_was_ahead_by_mistake_and_is_set_right_costs_nothing() -> None:
+    world = World(finished_age_s=30 * DAY_S)
+    number = runs(world)
+    world.ends(number)
+    set_clock(world, FORWARD)
+    world.pass_time(3_600)
+    set_clock(world, -FORWARD)
+    world.pass_time(29 * DAY_S)
+    assert world.state.tasks.get(number) is not None
+    world.pass_time(DAY_S)
+    assert world.state.tasks.get(number) is None
+
+
+def test_a_machine_that_sleeps_every_night_forgets_as_any_other() -> None:
+    world = World(finished_age_s=2 * DAY_S)
+    number = runs(world)
+    world.ends(number)
+    for _ in range(2):
+        world.pass_time(DAY_S // 2)
+        set_clock(world, DAY_S // 2)
+    assert world.state.tasks.get(number) is None
