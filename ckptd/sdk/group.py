@@ -128,15 +128,16 @@ class Recorder:
         if self._writer is not mine:  # settled, or struck: then nobody hands on to us
             self._queue = [one for one in self._queue if one is not mine]
             self._group = [one for one in self._group if one is not mine]
-            return
-        undone = [one for one in [*self._group, *self._queue] if not one.is_settled]
-        self._queue = [one for one in dict.fromkeys(undone) if one is not mine]
-        for one in self._group:
-            if one.is_settled:
-                one.open()
-        if self._queue:
-            self._queue[0].open()
-        self._group, self._writer = [], self._queue[0] if self._queue else None
+        else:
+            undone = [one for one in [*self._group, *self._queue] if not one.is_settled]
+            self._queue = [one for one in dict.fromkeys(undone) if one is not mine]
+            for one in self._group:
+                if one.is_settled:
+                    one.open()
+            self._group = []
+            self._writer = self._queue[0] if self._queue else None
+        if self._writer is not None:  # woken once it is named: two would write, else
+            self._writer.open()
 
     def close(self) -> None:
         """Close the journal, after the append that is under way: its caller may be gone."""

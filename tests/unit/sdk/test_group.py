@@ -305,3 +305,74 @@ def test_nobody_waits_for_one_who_was_struck_and_left(tmp_path: Path) -> None:
 
     assert not any(one.is_alive() for one in threads)
     assert sorted(known(tmp_path / "t").values) == ["first", "last"]
+
+
+class StruckGate:
+    """A gate that is opened just as a signal's exception strikes who opens it."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.is_struck = False
+
+    def locked(self) -> bool:
+        return bool(self.real.locked())
+
+    def release(self) -> None:
+        self.real.release()
+        if not self.is_struck:
+            self.is_struck = True
+            raise Struck
+
+
+class SlowLock:
+    """A lock that takes a step of the test once somebody who was struck let it go."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        self.lock = threading.Lock()
+        self.step = step
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.lock.release()
+        if kind is not None:
+            self.step()
+
+
+def test_a_writer_that_was_woken_as_its_forerunner_was_struck_wakes_its_riders(
+    tmp_path: Path,
+) -> None:
+    has_left = threading.Event()
+
+    def hand_on_badly() -> None:
+        until(lambda: len(recorder._queue) == 2)
+        heir: Any = recorder._queue[0]
+        heir.gate = StruckGate(heir.gate)
+
+    journal = Stepped(ready(tmp_path / "t"), hand_on_badly, lambda: has_left.wait(10))
+    recorder = Recorder(journal)
+    lock: Any = SlowLock(lambda: until(lambda: len(journal.groups) == 2))
+    recorder._lock = lock
+
+    def record(name: str) -> threading.Thread:
+        facts_ = [facts.set_value(name, 1)]
+        one = threading.Thread(target=recorder.record, args=(facts_,), daemon=True)
+        one.start()
+        return one
+
+    def follow() -> None:
+        until(lambda: journal.groups)
+        threads.extend(record(name) for name in ("heir", "rider"))
+
+    threads: list[threading.Thread] = []
+    follower = threading.Thread(target=follow)
+    follower.start()
+    with pytest.raises(Struck):
+        recorder.record([facts.set_value("struck", 1)])
+    has_left.set()
+    for one in [follower, *threads]:
+        one.join(10)
+
+    assert not any(one.is_alive() for one in threads)
+    assert sorted(known(tmp_path / "t").values) == ["heir", "rider", "struck"]
