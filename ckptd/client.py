@@ -200,7 +200,7 @@ class Client:
         left_s = max(0.0, min(limit - time.monotonic(), 3600.0))
         ready = dict(self._poller.poll(int(left_s * 1000) + 1))
         is_back = self._watch(patient=patient) if self._monitor in ready else False
-        while self._socket in ready and _is_readable(self._socket):
+        while _is_readable(self._socket):  # also what came since that look: the last before an end
             frames = self._socket.recv_multipart(zmq.DONTWAIT)
             reply = codec.decode_reply(frames[-1])
             if reply.id == request_id:

@@ -142,6 +142,24 @@ def test_the_last_answer_of_a_daemon_that_ends_was_lost_with_its_connection(
         assert client.call("shutdown", Shutdown(), Done) == Done()
 
 
+def test_the_last_answer_is_heard_where_it_came_after_the_look_and_before_the_end(
+    scripted: Scripted,
+) -> None:
+    class SlowClient(Client):
+        """Has to wait for the processor between its look and the news of the connection."""
+
+        def _watch(self, *, patient: bool) -> bool:
+            is_back = super()._watch(patient=patient)
+            while self._connected or not self._met:
+                assert self._monitor.poll(10_000)
+                is_back |= super()._watch(patient=patient)
+            return is_back
+
+    daemon = scripted({"shutdown": lambda _: daemon.end(Done())})
+    with SlowClient(daemon.endpoint, reconnects=False) as client:
+        assert client.call("shutdown", Shutdown(), Done) == Done()
+
+
 def test_a_connection_that_is_made_once_is_not_made_again(scripted: Scripted) -> None:
     daemon = scripted({"ping": lambda _: PONG, "shutdown": lambda _: Done()})
     with Client(daemon.endpoint, timeout_s=1, reconnects=False) as client:
