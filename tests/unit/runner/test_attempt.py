@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -180,12 +181,24 @@ def test_an_end_is_told_once_and_its_record_is_there_by_then(attempts: str) -> N
 
 
 def test_a_signal_to_a_pid_that_was_used_again_reaches_nobody() -> None:
-    me, number = os.getpid(), signal.SIGUSR1
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    number = signal.SIGUSR1
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})  # whom we start inherits it
     try:
-        stop.send(me, identity.ticks_of(me) - 1, number)
-        assert signal.sigtimedwait({number}, 0) is None
-        stop.send(me, identity.ticks_of(me), number)
-        assert signal.sigwait({number}) == number
+        child = subprocess.Popen(["/bin/sleep", "60"])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with child:
+        try:
+            ticks = identity.ticks_of(child.pid)
+            stop.send(child.pid, ticks - 1, number)
+            assert _pending(child.pid) == 0
+            stop.send(child.pid, ticks, number)
+            assert _pending(child.pid) == 1 << (number - 1)
+        finally:
+            child.kill()
+
+
+def _pending(pid: int) -> int:
+    """Return the signals that wait for a process that blocks them, as a mask."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("ShdPnd:")[2].split()[0], 16)
