@@ -35,7 +35,7 @@ from ckptd.protocol.version import VERSION
 
 SPARE_RETRY_S = 1.0
 SLEEP_MAX_S = 60.0  # by the monotonic clock: that the other was set is noticed by then
-STEP_NS_MIN = 1_000_000_000  # beyond what adjusting a clock bit by bit does between two turns
+STEP_NS_MIN = 1_000_000_000  # adjusting a clock bit by bit takes the monotonic one along
 SWEPT_PER_TURN = 100
 STATUS_EVERY_S = 1.0
 
@@ -89,16 +89,18 @@ class Housekeeping:
         self._is_status_old = False  # something changed since the manager was told
         self._commits = 0
         self._turns = 0
-        self._apart_ns = 0  # how far the clocks are apart
+        self._apart_ns = 0  # how far the clocks were apart; 0: not known yet
 
     # --- before the commit --------------------------------------------------------------------
 
     def watch_clock(self, now: Now, mono_ns: int) -> None:
         """Notice that the wall clock was set, or that the machine slept."""
-        before_ns, self._apart_ns = self._apart_ns, now.at_ns - mono_ns
-        step_ns = self._apart_ns - before_ns
-        if not before_ns or abs(step_ns) < STEP_NS_MIN:
-            return
+        apart_ns = now.at_ns - mono_ns
+        self._apart_ns = self._apart_ns or apart_ns
+        step_ns = apart_ns - self._apart_ns
+        if abs(step_ns) < STEP_NS_MIN:
+            return  # small ones add up until they make one
+        self._apart_ns = apart_ns
         self._engine.step_clock(step_ns, now)
         self._ending.step_clock(step_ns)
         text = f"the wall clock was set by {step_ns / 1e9:+.0f} s, or the machine slept"

@@ -206,6 +206,19 @@ def test_a_clock_that_is_set_hours_after_boot_kills_no_task_for_its_timeout(
     assert 0 < left_s <= 3_600
 
 
+def test_a_clock_that_is_set_often_and_by_little_kills_no_task_for_its_timeout(life: Life) -> None:
+    life.door.ask("a", "submit", m.Submit((m.TaskSpec(("true",), timeout_s=3_600.0),)))
+    life.loop.turn()
+    at_ns = life.clock.now().at_ns
+    life.runner.see(StartSeen(1, 1, Identity("boot", 10, 10), 11, at_ns - 3_500 * 10**9))
+    for _ in range(200):
+        life.loop.turn()
+        life.clock.ahead_ns += 9 * 10**8
+    task = life.engine.state.tasks.get(1)
+    assert task is not None
+    assert task.phase.word == "running"
+
+
 def test_each_start_of_the_daemon_has_a_greater_epoch(life: Life) -> None:
     epochs = []
     for _ in range(3):
