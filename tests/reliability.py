@@ -34,11 +34,11 @@ _SHOWN: Final[dict[str, dict[str, str]]] = {
         "fault_cells": "cells of faults",
     },
     "torture": {
-        "seconds": "s", "kills": "kills", "boots": "power-ons", "tasks": "tasks",
+        "seconds": "s", "struck": "strikes", "boots": "power-ons", "tasks": "tasks",
         "attempts": "attempts", "batches": "batches", "facts": "side effects audited",
     },
     "soak": {
-        "seconds": "s", "kills": "kills", "tasks": "tasks", "attempts": "attempts",
+        "seconds": "s", "struck": "strikes", "tasks": "tasks", "attempts": "attempts",
         "batches": "batches", "facts": "side effects audited", "rss_kb.plateau": "kB resident",
         "rss_kb.slope_per_1000_tasks": "kB more per 1,000 tasks",
         "descriptors.plateau": "descriptors", "files.plateau": "files",

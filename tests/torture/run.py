@@ -177,6 +177,7 @@ def judged(root: Path) -> Outcome:
     done = json.loads((root / "evidence" / RUN).read_text())
     found = audit.audit(root)
     figures = done["figures"] | found.figures | {"audited_at": commit()}
+    figures["struck"] = sum(figures["strikes"].values())
     figures["submits_per_s"] = round(figures["tasks"] / figures["seconds"], 1)
     violations = done["violations"] + found.violations
     return Outcome(done["name"], done["command"], figures, violations, root)

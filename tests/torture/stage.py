@@ -105,20 +105,20 @@ class Stage:
         return killed
 
     def clear(self) -> int:
-        """SIGKILL whoever is left, until nobody is; return how many there were."""
-        killed = 0
+        """SIGKILL whoever is left, until nobody is; return how many there were.
 
-        def none_left() -> bool:
-            nonlocal killed
-            left = list(processes_of(self.daemon.root))
-            for pid in left:
-                self.note("strikes", {"pid": pid, **identity(pid), "how": "power"})
-                kill_quietly(pid)
-            killed += len(left)
-            return not left
-
-        until(none_left, SETTLED_S, every_s=0.005)
+        Clients begin anew until then: these are killed as well, and not counted.
+        """
+        killed = self._kill_all()
+        until(lambda: not self._kill_all(), SETTLED_S, every_s=0.005)
         return killed
+
+    def _kill_all(self) -> int:
+        left = list(processes_of(self.daemon.root))
+        for pid in left:
+            self.note("strikes", {"pid": pid, **identity(pid), "how": "power"})
+            kill_quietly(pid)
+        return len(left)
 
     def note(self, file: str, what: dict[str, Any]) -> None:
         """Append one line of JSON to the evidence."""
