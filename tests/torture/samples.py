@@ -87,13 +87,22 @@ def _trend(samples: list[dict[str, int]], name: str) -> dict[str, float]:
     return {
         "plateau": statistics.median(values),
         "max": max(values),
-        "slope_per_1000_tasks": round(1000 * slope([(s["tasks"], s[name]) for s in samples]), 3),
+        "slope_per_1000_tasks": round(1000 * slope(*_parts(samples, name)), 3),
     }
 
 
-def slope(points: list[tuple[int, int]]) -> float:
-    """Return the median of the slopes between all pairs. Source: Theil and Sen; robust to 29 %."""
-    found = [(b - y) / (a - x) for (x, y), (a, b) in combinations(points, 2) if a != x]
+def _parts(samples: list[dict[str, int]], name: str) -> list[list[tuple[int, int]]]:
+    """Return (tasks, value) of the wild parts and of the calm ones: a long life holds more."""
+    return [[(s["tasks"], s[name]) for s in samples if s["calm"] == calm] for calm in (0, 1)]
+
+
+def slope(*parts: list[tuple[int, int]]) -> float:
+    """Return the median of the slopes between all pairs of points of one part.
+
+    Source: Theil and Sen; robust to 29 %.
+    """
+    pairs = (pair for part in parts for pair in combinations(part, 2))
+    found = [(b - y) / (a - x) for (x, y), (a, b) in pairs if a != x]
     return statistics.median(found) if found else 0.0
 
 
