@@ -49,20 +49,9 @@ from ckptd.storage.untrusted import (
 )
 
 __all__ = [
-    "Found",
-    "Generation",
-    "Mark",
-    "Sealed",
-    "generations",
-    "has_anything",
-    "mark",
-    "newest_valid",
-    "prepare",
-    "prune",
-    "pruned",
-    "seal_pending",
-    "this_boot_id",
-]
+    "Found", "Generation", "Mark", "Sealed", "generations", "has_anything", "mark",
+    "newest_valid", "prepare", "prune", "pruned", "seal_pending", "this_boot_id",
+]  # fmt: skip
 
 KEPT: Final = 2
 _UNSYNCED: Final = "unsynced"
@@ -134,7 +123,10 @@ def _look(ckpt_fd: int, path: str, seq: int, name: str, uid: int, *, is_deep: bo
 
 
 def generations(task_dir: str, owner_uid: int, *, verify: bool) -> list[Generation]:
-    """Return every checkpoint, newest first; with `verify`, every byte is read and compared."""
+    """Return every checkpoint, newest first; with `verify`, every byte is read and compared.
+
+    One that is deleted meanwhile, by retention or a newer save, is not bad: it is not there.
+    """
     found = []
     try:
         with opened(task_dir, owner_uid) as (_, ckpt_fd):
@@ -144,7 +136,8 @@ def generations(task_dir: str, owner_uid: int, *, verify: bool) -> list[Generati
                     one = _look(ckpt_fd, path, seq, name, owner_uid, is_deep=verify)
                 except TooNew as error:
                     one = Generation(seq, path, True, False, plain(error), {})
-                found.append(one)
+                if one.valid or os.access(name, os.F_OK, dir_fd=ckpt_fd, follow_symlinks=False):
+                    found.append(one)
     except FileNotFoundError:
         return []
     except (NotTrusted, OSError) as error:

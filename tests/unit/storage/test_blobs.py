@@ -8,11 +8,13 @@ import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckptd.sdk.save import save
 from ckptd.storage import blobs, facts
+from ckptd.storage import manifest as seals
 from ckptd.storage.copy import copy_out, write_tar
 from ckptd.storage.journal import StaleAttempt
 from ckptd.storage.manifest import digest_of
@@ -224,6 +226,26 @@ def test_generations_say_what_is_wrong_with_each(world: TaskWorld) -> None:
         (1, True, True),
     ]
     assert found[1].fault == "a: the digest differs"
+
+
+@pytest.mark.parametrize("when", ["before the look", "within the look"])
+def test_one_that_is_deleted_while_they_are_listed_is_not_told_as_bad(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    saved(world, a="first")
+    saved(world, a="second")
+    verified = seals.verify
+
+    def let_it_go_first(*args: Any, **options: Any) -> None:
+        number = args[2]["seq"]
+        if (number, when) in ((2, "before the look"), (1, "within the look")):
+            shutil.rmtree(world.path("ckpt", "00000001"))
+        verified(*args, **options)
+
+    monkeypatch.setattr(seals, "verify", let_it_go_first)
+    found = blobs.generations(world.dir, world.uid, verify=True)
+
+    assert [(one.seq, one.fault) for one in found] == [(2, "")]
 
 
 # --- the cursor ----------------------------------------------------------------------------------
