@@ -19,7 +19,7 @@ NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || { echo "ckptd needs python >= 3.11; choose one: make PYTHON=python3.12" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash crashdisk mutants sim states torture soak bench bench-systemd fuzz figures format clean
+.PHONY: help install uninstall demo test test-systemd test-vm check lint types imports unit crash crashdisk mutants sim states torture soak calm bench bench-systemd fuzz figures format clean
 
 help:  ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -69,6 +69,9 @@ torture: $(VENV)/.dev  ## kill real processes for a given time, audit every side
 
 soak: $(VENV)/.dev  ## an hour of mixed traffic with a kill every few seconds: nothing grows (FOR_S, SEED)
 	$(BIN)/python -m tests.torture --soak --seconds $${FOR_S:-3600} $${SEED:+--seed $$SEED}
+
+calm: $(VENV)/.dev  ## half an hour of the same in which the daemon alone is left alive: its memory stands (FOR_S, SEED)
+	$(BIN)/python -m tests.torture --calm --seconds $${FOR_S:-1800} $${SEED:+--seed $$SEED}
 
 figures: $(VENV)/.dev  ## take the last figures of the rigs over into docs/reliability.md
 	$(BIN)/python -m tests.reliability

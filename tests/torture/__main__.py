@@ -2,6 +2,7 @@
 
 python -m tests.torture --seconds 120 --seed 7
 python -m tests.torture --soak --seconds 3600
+python -m tests.torture --calm --seconds 1800     one daemon lives all the time: does it grow?
 python -m tests.torture --audit DIR               the audit alone, of a stage that was kept
 """
 
@@ -18,7 +19,14 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture")
     parser.add_argument("--seconds", type=float, default=120.0, help="for how long things die")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--soak", action="store_true", help="forget what ended; watch all sizes")
+    parser.add_argument(
+        "--soak", dest="kind", action="store_const", const="soak", default="torture",
+        help="forget what ended; watch all sizes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calm", dest="kind", action="store_const", const="calm",
+        help="a soak that never kills the daemon",
+    )  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="keep the stage also where all is well")
     parser.add_argument(
         "--audit", type=Path, metavar="DIR", help="only audit a stage that was kept"
@@ -26,7 +34,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.audit:
         return told(judged(args.audit), keeps=True)
-    return told(run(Options(args.seconds, args.seed, args.soak)), keeps=args.keep)
+    return told(run(Options(args.seconds, args.seed, args.kind)), keeps=args.keep)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from tests.figures import commit, write
 from tests.torture import audit, closing
@@ -26,17 +26,26 @@ _TOLD_MAX: Final = 50
 RUN: Final = "run.json"
 
 
+Kind = Literal["torture", "soak", "calm"]
+"""All are killed and all is kept; a soak; a soak in which one daemon lives all the time."""
+
+
 class Options(NamedTuple):
     """What a run is asked for."""
 
     seconds: float
     seed: int
-    is_soak: bool = False
+    kind: Kind = "torture"
+
+    @property
+    def is_soak(self) -> bool:
+        """Tell whether what ended is forgotten and all sizes are watched."""
+        return self.kind != "torture"
 
     def command(self) -> str:
         """Return the line that does the same again."""
-        soak = " --soak" if self.is_soak else ""
-        return f"python -m tests.torture{soak} --seconds {self.seconds:g} --seed {self.seed}"
+        kind = f" --{self.kind}" if self.is_soak else ""
+        return f"python -m tests.torture{kind} --seconds {self.seconds:g} --seed {self.seed}"
 
 
 class Traffic:
@@ -133,7 +142,7 @@ def run(options: Options) -> Outcome:
     stage = Stage(forgets=options.is_soak)
     traffic = Traffic(stage, options.seed)
     striker = Striker(stage, options.seed)
-    sampler = Sampler(stage, traffic.story)
+    sampler = Sampler(stage, traffic.story, is_calm=options.kind == "calm")
     print(f"{options.command()}\nstage: {stage.root}", flush=True)
     began = time.monotonic()
     try:
@@ -151,7 +160,7 @@ def run(options: Options) -> Outcome:
         stage.clear()
     growth = sampler.growth() if options.is_soak else Growth({}, [])
     done = {
-        "name": "soak" if options.is_soak else "torture",
+        "name": options.kind,
         "command": options.command(),
         "violations": violations + stage.deaths + growth.violations + striker.unreachable(),
         "figures": {

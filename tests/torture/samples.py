@@ -1,13 +1,14 @@
 """How large the daemon and its directory are over time, and whether they grow.
 
 The daemon is killed in most of a soak, so each cycle has a calm part, in which everybody else is
-killed still: only there can a leak of the daemon itself add up.
+killed still: only there can a leak of the daemon itself add up. A calm soak has no other part: one
+daemon lives through all of it, and through many snapshots.
 """
 
 import os
 import statistics
 import time
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any, Final, NamedTuple
 
 from tests.torture.clients import Story
@@ -19,6 +20,7 @@ _WILD_SHARE: Final = 0.5
 _SAMPLES_MIN: Final = 12
 _GROWTH_MAX: Final = 0.15
 """Of the median: what noise makes of a value that does not grow, over the last two thirds."""
+_PARTS: Final = ("wild", "calm")
 _SLACK: Final = {"rss_kb": 4096, "descriptors": 8, "threads": 1, "processes": 8}
 _WATCHED: Final = (
     "rss_kb", "descriptors", "threads", "files", "bytes", "segments", "snapshots", "processes",
@@ -35,15 +37,17 @@ class Growth(NamedTuple):
 class Sampler:
     """Looks every ten seconds."""
 
-    def __init__(self, stage: Stage, story: Story) -> None:
+    def __init__(self, stage: Stage, story: Story, *, is_calm: bool = False) -> None:
+        """`is_calm`: the daemon is left alone all the time."""
         self.stage, self.story = stage, story
+        self._wild_s = 0.0 if is_calm else _CYCLE_S * _WILD_SHARE
         self.began = time.monotonic()
         self.samples: list[dict[str, int]] = []
         self._next = 0.0
 
     def is_calm(self) -> bool:
         """Tell whether the daemon is to be left alone now."""
-        return self._age() % _CYCLE_S > _CYCLE_S * _WILD_SHARE
+        return self._age() % _CYCLE_S >= self._wild_s
 
     def _age(self) -> float:
         return time.monotonic() - self.began
@@ -68,7 +72,11 @@ class Sampler:
     def growth(self) -> Growth:
         """Return plateau, maximum and slope of all that is watched."""
         late = self.samples[len(self.samples) // 3 :]
-        figures: dict[str, Any] = {"samples": len(self.samples)}
+        figures: dict[str, Any] = {
+            "samples": len(self.samples),
+            "snapshots_seen": len({one["snapshot_lsn"] for one in self.samples} - {0}),
+            "rss_kb_by_part": _medians(self.samples, "rss_kb"),
+        }
         violations = []
         for name in _WATCHED if late else ():
             found = _trend(late, name)
@@ -89,6 +97,14 @@ def _trend(samples: list[dict[str, int]], name: str) -> dict[str, float]:
         "max": max(values),
         "slope_per_1000_tasks": round(1000 * slope(*_parts(samples, name)), 3),
     }
+
+
+def _medians(samples: list[dict[str, int]], name: str) -> list[tuple[str, float]]:
+    """Return the median of each part of each cycle, in order."""
+    parts = groupby(samples, lambda one: (one["t_s"] // int(_CYCLE_S), one["calm"]))
+    return [
+        (_PARTS[calm], statistics.median(one[name] for one in part)) for (_, calm), part in parts
+    ]
 
 
 def _parts(samples: list[dict[str, int]], name: str) -> list[list[tuple[int, int]]]:
@@ -126,9 +142,11 @@ def _of_state(place: str) -> dict[str, int]:
             except FileNotFoundError:
                 continue
             count += 1
+    snapshots = sorted(name for name in os.listdir(f"{place}/snap") if name.endswith(".snap"))
     return {
         "files": count,
         "bytes": size,
         "segments": sum(name.endswith(".wal") for name in os.listdir(f"{place}/wal")),
-        "snapshots": len(os.listdir(f"{place}/snap")),
+        "snapshots": len(snapshots),
+        "snapshot_lsn": int(snapshots[-1].partition(".")[0]) if snapshots else 0,
     }
