@@ -22,7 +22,7 @@ from ckptd.protocol.on_oom import EXAMPLES, parse_on_oom
 LIVE: Final = Meta(extra={"live": True})
 """Marks a field that takes effect at a reload; all others need a restart."""
 
-Path = Annotated[str, Meta(pattern=r"^(/.*)?$", max_length=4096)]
+Path = Annotated[str, Meta(pattern=r"^(/.*)?\Z", max_length=4096)]
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86_400), LIVE]
 Count = Annotated[int, Meta(ge=1, le=1_000_000), LIVE]
 
@@ -43,7 +43,7 @@ class Daemon(Table, frozen=True):
 class Ipc(Table, frozen=True):
     """[ipc]: the control socket."""
 
-    mode: Annotated[str, Meta(pattern=r"^0[0-7]{3}$")] = "0660"
+    mode: Annotated[str, Meta(pattern=r"^0[0-7]{3}\Z")] = "0660"
     group: Annotated[str, Meta(max_length=64)] = "ckptd"
     connections_per_uid: Annotated[int, Meta(ge=4, le=4_096)] = 256
     hold_s: Annotated[float, Meta(ge=0, le=limits.HOLD_S_MAX), LIVE] = limits.HOLD_S_MAX

@@ -7,7 +7,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import inspect
@@ -52,24 +52,26 @@ def _value_problems(key: str, value: Any, wanted: Any) -> Iterator[tuple[str, st
             yield key, f"{key} is {_shown(value)}, but it is a table: write [{key}]"
         case inspect.StructType(cls=kind):
             yield from _problems(f"{key}.", value, kind)
-        case inspect.DictType(
-            key_type=inspect.StrType(pattern=pattern), value_type=inspect.StructType(cls=kind)
-        ):
+        case inspect.DictType(key_type=name_type, value_type=inspect.StructType(cls=kind)):
             for name, inner in value.items():
-                if not re.search(pattern or "", name):
-                    yield f"{key}.{name}", f"{name!r} is no name for {key}, allowed is {pattern}"
+                if not _fits(name, get_args(wanted)[0]):
+                    told = f"{_shown(name)} is no name for {key}, allowed is {allowed(name_type)}"
+                    yield f"{key}.{name}", told
                 elif not isinstance(inner, dict):
                     yield f"{key}.{name}", f"{key}.{name} must be a table: [{key}.{name}]"
                 else:
                     yield from _problems(f"{key}.{name}.", inner, kind)
         case leaf:
-            try:
-                msgspec.convert(value, wanted)
-                fits = value == value  # noqa: PLR0124  # nan passes every bound
-            except msgspec.ValidationError:
-                fits = False
-            if not fits:
+            if not _fits(value, wanted):
                 yield key, f"{key} is {_shown(value)}, allowed is {allowed(leaf)}"
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    try:
+        msgspec.convert(value, wanted)
+    except msgspec.ValidationError:
+        return False
+    return bool(value == value)  # noqa: PLR0124  # nan passes every bound
 
 
 def allowed(leaf: inspect.Type) -> str:
@@ -83,8 +85,9 @@ def allowed(leaf: inspect.Type) -> str:
             return f"a number from {low} to {high}"
         case inspect.LiteralType(values=values):
             return "one of " + ", ".join(sorted(repr(value) for value in values))
-        case inspect.StrType(pattern=pattern) if pattern:
-            return f"text of the form {pattern}"
+        case inspect.StrType(pattern=pattern, max_length=most):
+            form = f" of the form {pattern}" if pattern else ""
+            return f"text{form}" + (f", at most {most} characters" if most else "")
         case inspect.VarTupleType() | inspect.ListType():
             return 'a list of names, such as ["ops"]'
         case inspect.BoolType():

@@ -14,7 +14,7 @@ from ckptd.protocol.errors import ErrorReply
 
 Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARS_MAX)]
 GroupName = Annotated[
-    str, msgspec.Meta(max_length=limits.NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    str, msgspec.Meta(max_length=limits.NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 ]
 Key = Annotated[str, msgspec.Meta(max_length=limits.KEY_CHARS_MAX)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86_400)]

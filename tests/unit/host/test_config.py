@@ -128,6 +128,9 @@ def test_a_check_says_what_is_wrong_and_only_where_there_is_one_a_hint(
             ":2: unknown key groups.big.paralel, did you mean groups.NAME.parallel?",
         ),
         ("[groups.'a b']\nparallel = 3\n", "'a b' is no name for groups"),
+        (f"[groups.{'a' * 129}]\n", "is no name for groups, allowed is text of the form"),
+        ('[groups."ops\\n"]\n', "'ops\\n' is no name for groups"),
+        (f"[task]\non_oom = '{'a' * 65}'\n", "allowed is text, at most 64 characters"),
         (
             "[retry]\nbackoff_s = 1000\n",
             "retry.backoff_s is 1000 s, more than retry.backoff_max_s of 900 s",
