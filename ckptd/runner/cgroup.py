@@ -259,12 +259,12 @@ def discover(state_dir: str) -> Roots:
 def sweep(roots: Roots, is_gone: "IsGone") -> None:
     """Remove what killed supervisors left, and empty parents of stores that are not in use."""
     for root in (roots.unified, roots.memory, roots.freezer):
-        for name in os.listdir(root) if root else []:
+        for name in _names_in(root):
             pid, dot, ticks = name.partition(".")
             if dot and pid.isdigit() and ticks.isdigit() and is_gone(int(pid), int(ticks)):
                 Group(roots, name).remove()
         host, _, own = root.rpartition("/")
-        for name in os.listdir(host) if root else []:
+        for name in _names_in(host):
             if name.startswith(_PREFIX) and name != own and _age_s(f"{host}/{name}") > _STALE_S:
                 _rmdir(f"{host}/{name}")  # fails where a supervisor's group is inside
 
@@ -336,7 +336,7 @@ def _made(mount: str, own: str, name: str) -> str:
     if not mount:
         return ""
     path = f"{mount.rstrip('/')}{own.rstrip('/')}/{name}"
-    if not os.path.isdir(path) and not _mkdir(path):
+    if not _is_young(path) and not _mkdir(path):
         return ""
     return path if os.access(f"{path}/cgroup.procs", os.W_OK) else ""
 
@@ -349,6 +349,15 @@ def _mkdir(path: str) -> bool:
         os.mkdir(path, 0o755)
     except OSError:
         return False
+    return True
+
+
+def _is_young(path: str) -> bool:
+    """Make a group young, so that nobody sweeps it away just now; False where there is none."""
+    try:
+        os.utime(path)
+    except OSError:
+        return os.path.isdir(path)
     return True
 
 
@@ -371,6 +380,13 @@ def _with_those_below(path: str) -> list[str]:
                 raise
             continue  # removed
     return found
+
+
+def _names_in(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:  # "", or another store's daemon swept it away: `make` makes it anew
+        return []
 
 
 def _pids_in(path: str) -> list[int]:

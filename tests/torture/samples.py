@@ -63,7 +63,7 @@ class Sampler:
         sample = {"t_s": int(self._age()), "tasks": self.story.ended, "calm": int(self.is_calm())}
         try:
             sample |= _of_process(process.pid) | _of_state(str(self.stage.daemon.state))
-        except OSError:  # it was killed meanwhile
+        except (OSError, KeyError):  # it has ended meanwhile
             return
         sample["processes"] = sum(1 for _ in self.stage.processes())
         self.samples.append(sample)

@@ -91,6 +91,28 @@ def test_groups_of_dead_supervisors_are_swept_and_those_of_living_ones_stay(grou
     assert os.path.isdir(group.unified)
 
 
+def test_a_start_survives_that_another_store_swept_its_unused_parent_away() -> None:
+    roots = cgroup.discover(f"test-swept-{os.getpid()}")
+    paths = [path for path in (roots.unified, roots.memory, roots.freezer) if path]
+    if not paths:
+        pytest.skip(f"needs a writable hierarchy, there is: {roots}")
+    for path in paths:
+        os.utime(path, (1, 1))
+    assert str(cgroup.discover(f"test-swept-{os.getpid()}")) == str(roots)
+    assert min(os.stat(path).st_mtime for path in paths) > 1, "it is still old enough to be swept"
+    for path in paths:
+        os.rmdir(path)
+
+    cgroup.sweep(roots, lambda *_: True)
+    ours = Roots(roots.unified, "", roots.freezer)  # v1 memory: whoever makes it enters it
+    made = Group(ours, f"{os.getpid()}.1")
+    made.make()
+    assert os.path.isdir(made.unified or made.freezer)
+    made.close()
+    made.remove()
+    os.rmdir(roots.unified or roots.freezer)
+
+
 def test_without_any_hierarchy_nothing_fails_and_nothing_is_claimed() -> None:
     none = Group(Roots(), "1.2")
     none.make()
