@@ -19,7 +19,7 @@ import msgspec
 
 from ckptd.batch import place
 from ckptd.batch.refusal import Refused, count
-from ckptd.batch.report import Asked, archives, bytes_of, names, summary
+from ckptd.batch.report import Asked, archives, bytes_of, names, summary_or_none
 from ckptd.storage.disk import sync_fd
 
 _REMOVED: Final = ".removed-"
@@ -38,13 +38,14 @@ def gc(words: Sequence[str]) -> int:
     before_ns = time.time_ns() - int(older_s * 1e9)
     found: dict[str, Any] = {"removed": [], "archives": [], "kept": {}, "bytes": 0}
     for name in asked.names or names():
-        one = summary(name)
-        why = "only archives are asked for" if asked.has("archives") else _kept_by(one, before_ns)
-        if one.get("lock_pid") or (why and not (asked.has("force") and not asked.has("archives"))):
-            found["kept"][name] = why or "it is running"
+        one = summary_or_none(name, is_named=bool(asked.names))
+        if one is None:
+            continue
+        if why := _kept_by(one, asked, before_ns):
+            found["kept"][name] = why
             _archives_go(one, before_ns, found, is_dry=asked.has("dry-run"))
         else:
-            _goes(one, found, is_dry=asked.has("dry-run"))
+            _goes(one, asked, before_ns, found)
     if not asked.has("dry-run"):
         _clear_leftovers()
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
@@ -52,12 +53,16 @@ def gc(words: Sequence[str]) -> int:
     return 0
 
 
-def _kept_by(one: dict[str, Any], before_ns: int) -> str:
+def _kept_by(one: dict[str, Any], asked: Asked, before_ns: int) -> str:
     """Return why a batch stays, "" where it may go."""
+    if asked.has("archives"):
+        return "only archives are asked for"
+    if one.get("lock_pid"):
+        return "it is running"
+    if asked.has("force"):
+        return ""
     if problem := one.get("problem"):
         return f"it cannot be read: {problem}"
-    if one["lock_pid"]:
-        return "it is running"
     if one["todo"] or not one["total"]:
         why = f"{count(one['todo'], 'item is', 'items are')} to do" if one["todo"] else "it is new"
         return f"{why} (by its name and with --force it goes)"
@@ -66,12 +71,17 @@ def _kept_by(one: dict[str, Any], before_ns: int) -> str:
     return ""
 
 
-def _goes(one: dict[str, Any], found: dict[str, Any], *, is_dry: bool) -> None:
+def _goes(one: dict[str, Any], asked: Asked, before_ns: int, found: dict[str, Any]) -> None:
+    """Remove a batch; it was judged unlocked, and somebody may have given it more to do since."""
     name, path = one["name"], one["dir"]
     size = bytes_of(path)
-    if not is_dry:
+    if not asked.has("dry-run"):
         try:
             with place.locked(path, name):
+                now = summary_or_none(name, is_named=False) or one
+                if why := _kept_by({**now, "lock_pid": 0}, asked, before_ns):
+                    found["kept"][name] = why
+                    return
                 aside = os.path.join(os.path.dirname(path), f"{_REMOVED}{name}-{time.time_ns()}")
                 os.rename(path, aside)
                 _sync_directory(os.path.dirname(path))

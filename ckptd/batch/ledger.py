@@ -49,7 +49,10 @@ def read(path: str, batch: Batch, *, is_acted_on: bool = False) -> Facts:
     """
     reads = read_durable if is_acted_on else read_facts
     try:
-        found = reads(path, batch.id, os.getuid(), newest_run(path), bounds=BOUNDS)
+        try:
+            found = reads(path, batch.id, os.getuid(), newest_run(path), bounds=BOUNDS)
+        except FileNotFoundError:  # `--fresh` archived it meanwhile; the new one is there
+            found = reads(path, batch.id, os.getuid(), newest_run(path), bounds=BOUNDS)
     except (Damaged, NotTrusted) as bad:
         raise Refused(
             f"the ledger of {batch.name} does not check: {bad}",

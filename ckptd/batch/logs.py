@@ -52,15 +52,10 @@ def _one_item(path: str, key: str) -> int:
     """Print what one item printed in all its tries that the logs still hold."""
     head = _HEAD + shown_key(key).encode(errors="replace") + b": "
     is_known = False
-    for file in _files(path):
-        with open(file, "rb") as opened:
-            is_ours = False
-            for line in opened:
-                if line.startswith(_HEAD):
-                    is_ours = line.startswith(head)
-                    is_known |= is_ours
-                if is_ours:
-                    sys.stdout.buffer.write(line)
+    for lane in _lanes(path):
+        with _opened(lane) as files:
+            for file in files:
+                is_known |= _print_sections(file, head)
     sys.stdout.buffer.flush()
     if not is_known:
         raise Refused(
@@ -71,12 +66,16 @@ def _one_item(path: str, key: str) -> int:
     return 0
 
 
-def _files(path: str) -> list[str]:
-    """Return the logs, by lane, of each the older file first."""
-    found = []
-    for lane in _lanes(path):
-        found += [file for file in (f"{lane}.1", lane) if os.path.exists(file)]
-    return found
+def _print_sections(file: BinaryIO, head: bytes) -> bool:
+    """Print what stands below such a head, up to the next head; return whether there was one."""
+    is_ours = is_known = False
+    for line in file:
+        if line.startswith(_HEAD):
+            is_ours = line.startswith(head)
+            is_known |= is_ours
+        if is_ours:
+            sys.stdout.buffer.write(line)
+    return is_known
 
 
 def _lanes(path: str) -> list[str]:
@@ -88,6 +87,21 @@ def _lanes(path: str) -> list[str]:
     return [f"{path}/logs/{name}" for _, name in lanes]
 
 
+@contextlib.contextmanager
+def _opened(lane: str) -> Iterator[list[BinaryIO]]:
+    """Open a lane and the older file before it, and yield them oldest first.
+
+    The newer one is opened first: turned over meanwhile, it is still the one that is read.
+    """
+    with contextlib.ExitStack() as stack:
+        files: list[BinaryIO] = []
+        for name in (lane, f"{lane}.1"):
+            with contextlib.suppress(FileNotFoundError):
+                files.insert(0, stack.enter_context(open(name, "rb")))
+        is_one = len({os.fstat(file.fileno()).st_ino for file in files}) == 1
+        yield files[-1:] if is_one else files
+
+
 def _print_lanes(path: str, lines: int | None) -> dict[str, tuple[int, int]]:
     """Print what there is by now; return (inode, size) of each lane that was printed."""
     followed: dict[str, tuple[int, int]] = {}
@@ -96,11 +110,10 @@ def _print_lanes(path: str, lines: int | None) -> dict[str, tuple[int, int]]:
     for lane in lanes:
         if lines is not None and len(lanes) > 1:
             out.write(b"==> %s <==\n" % os.path.basename(lane).encode())
-        for file in (f"{lane}.1", lane):
-            with contextlib.suppress(FileNotFoundError), open(file, "rb") as opened:
-                _copy(opened, out, lines if file == lane else None if lines is None else 0)
-                if file == lane:
-                    followed[lane] = (os.fstat(opened.fileno()).st_ino, opened.tell())
+        with _opened(lane) as files:
+            for file in files if lines is None else files[-1:]:
+                _copy(file, out, lines)
+                followed[lane] = (os.fstat(file.fileno()).st_ino, file.tell())
     out.flush()
     return followed
 

@@ -81,10 +81,12 @@ def report(words: Sequence[str]) -> int:
     asked = Asked(words, ("detail", "brief"))
     for name in asked.names or names():
         if asked.has("brief"):
-            found: dict[str, Any] = {"name": name, "dir": place.path_of(name)}
+            found: dict[str, Any] | None = {"name": name, "dir": place.path_of(name)}
         else:
-            found = summary(name, detail=asked.has("detail"))
-        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+            is_named, detail = bool(asked.names), asked.has("detail")
+            found = summary_or_none(name, is_named=is_named, detail=detail)
+        if found is not None:
+            sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     sys.stdout.buffer.flush()
     return 0
 
@@ -103,6 +105,21 @@ def names() -> list[str]:
         return []
 
 
+def summary_or_none(name: str, *, is_named: bool, detail: bool = False) -> dict[str, Any] | None:
+    """Return the summary; None for one of a list that `gc` removed since it was listed.
+
+    Raises:
+        Refused: there is none of this name, and it was named.
+    """
+    try:
+        found = summary(name, detail=detail)
+    except Refused:
+        if is_named or _is_there(name):
+            raise
+        return None
+    return found if is_named or _is_there(name) else None
+
+
 def summary(name: str, *, detail: bool = False) -> dict[str, Any]:
     """Return what there is to say about a batch; one that cannot be read has a `problem`.
 
@@ -110,7 +127,7 @@ def summary(name: str, *, detail: bool = False) -> dict[str, Any]:
         Refused: there is none of this name.
     """
     path = place.path_of(name)
-    if not os.path.lexists(f"{path}/{place.BATCH_FILE}"):
+    if not _is_there(name):
         place.load(path)  # says that there is none
     try:
         batch = place.load(path)
@@ -121,6 +138,10 @@ def summary(name: str, *, detail: bool = False) -> dict[str, Any]:
     if detail:
         found["troubles"] = troubles(known)
     return found
+
+
+def _is_there(name: str) -> bool:
+    return os.path.lexists(f"{place.path_of(name)}/{place.BATCH_FILE}")
 
 
 def _told(path: str, batch: place.Batch, known: Facts) -> dict[str, Any]:
