@@ -10,8 +10,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -40,7 +40,11 @@ from ckptd.protocol.messages import (
     TaskRow,
 )
 
+Found = TypeVar("Found")
+Rows = tuple[CheckpointRow, ...]
 EDITED: Final = ("state", "cursors", "progress", "results")
+_SEAL_S: Final = 5.0  # until a checkpoint is sealed that was published just now, and is not huge
+_LOOK_S: Final = 0.2
 
 
 # --- now, ls, verify -------------------------------------------------------------------------
@@ -77,7 +81,10 @@ def verify(call: Call) -> int:
 
 
 def _list(call: Call, task: int, *, verify: bool) -> int:
-    rows = call.ask("checkpoints", Checkpoints(task, verify), CheckpointList).checkpoints
+    def ask() -> Rows:
+        return call.ask("checkpoints", Checkpoints(task, verify), CheckpointList).checkpoints
+
+    rows = once_sealed(ask) if verify else ask()
     now_ns = time.time_ns()
     columns = (
         Column("seq", lambda row: str(row.seq), is_right=True),
@@ -96,8 +103,18 @@ def _list(call: Call, task: int, *, verify: bool) -> int:
     return 1 if verify and any(not row.valid for row in rows) else 0
 
 
+def once_sealed(ask: Callable[[], Rows]) -> Rows:
+    """Ask until all are sealed, or for some seconds: what was published just now is not bad."""
+    until = time.monotonic() + _SEAL_S
+    while True:  # Bound: until
+        rows = ask()
+        if not any(map(saving.is_unsealed, rows)) or time.monotonic() >= until:
+            return rows
+        time.sleep(_LOOK_S)
+
+
 def _validity(row: CheckpointRow) -> str:
-    return ("valid" if row.sealed else "valid, not sealed yet") if row.valid else "bad"
+    return "valid" if row.valid else "unsealed" if saving.is_unsealed(row) else "bad"
 
 
 # --- show, diff ------------------------------------------------------------------------------
@@ -117,12 +134,7 @@ def show_options(parser: argparse.ArgumentParser) -> None:
 def show(call: Call) -> int:
     """Show all that one generation says."""
     call.takes("json")
-    row = _chosen(_rows(call), call.args.seq, _task(call))
-    manifest: dict[str, Any] = {}
-    try:
-        manifest = offline.ask("show", _task_dir(row), str(row.seq))
-    except (Denied, Corrupt) as refused:
-        call.note(f"the manifest cannot be read: {refused.message}")
+    row, manifest = _at_last(lambda: _with_manifest(call))
     if not call.is_for_people:
         call.out([json_text({"checkpoint": {**plain(row), "manifest": manifest or None}})])
         return 0
@@ -134,6 +146,16 @@ def show(call: Call) -> int:
             _section(call, name, saving.json_lines(manifest[name]))
     _section(call, "files", _file_lines(call, row, manifest))
     return 0
+
+
+def _with_manifest(call: Call) -> tuple[CheckpointRow, dict[str, Any]]:
+    """Return a generation and its manifest, empty where it cannot be read."""
+    row = _chosen(_rows(call), call.args.seq, _task(call))
+    try:
+        return row, offline.ask("show", _task_dir(row), str(row.seq))
+    except (Denied, Corrupt) as refused:
+        call.note(f"the manifest cannot be read: {refused.message}")
+        return row, {}
 
 
 def _section(call: Call, title: str, lines: Sequence[str]) -> None:
@@ -180,16 +202,9 @@ def diff_options(parser: argparse.ArgumentParser) -> None:
 def diff(call: Call) -> int:
     """Tell what differs between two generations; 0 if nothing, 1 otherwise."""
     call.takes("json", "jsonl")
-    task, rows = _task(call), _rows(call)
-    valid = [row for row in rows if row.valid]
-    if call.args.first is None and len(valid) < 2:
-        raise NotFound(f"task {task} has {len(valid)} valid checkpoints: nothing to compare",
-                       f"ckptctl checkpoint ls {task}")  # fmt: skip
-    second = _chosen(rows, call.args.second, task)
-    first = valid[1] if call.args.first is None else _chosen(rows, call.args.first, task)
-    found = offline.ask("diff", _task_dir(first), str(first.seq), str(second.seq))
+    first, second, found = _at_last(lambda: _compared(call))
     if call.style.form == "json":
-        told = {"task": task, "a": first.seq, "b": second.seq, "same": not found}
+        told = {"task": _task(call), "a": first.seq, "b": second.seq, "same": not found}
         call.out([json_text({"diff": {**told, "changes": found}})])
     elif call.style.form == "jsonl":
         call.out(map(json_line, found))
@@ -198,6 +213,18 @@ def diff(call: Call) -> int:
         if not found:
             call.note(f"checkpoints {first.seq} and {second.seq} hold the same")
     return 1 if found else 0
+
+
+def _compared(call: Call) -> tuple[CheckpointRow, CheckpointRow, list[Any]]:
+    task, rows = _task(call), _rows(call)
+    valid = [row for row in rows if row.valid]
+    if call.args.first is None and len(valid) < 2:
+        raise NotFound(f"task {task} has {len(valid)} valid checkpoints: nothing to compare",
+                       f"ckptctl checkpoint ls {task}")  # fmt: skip
+    second = _chosen(rows, call.args.second, task)
+    first = valid[1] if call.args.first is None else _chosen(rows, call.args.first, task)
+    found = offline.ask("diff", _task_dir(first), str(first.seq), str(second.seq))
+    return first, second, found
 
 
 # --- export, import, edit --------------------------------------------------------------------
@@ -221,12 +248,7 @@ def export(call: Call) -> int:
         raise BadRequest(
             "a tar is nothing for a terminal", "example: ... export 7 - | gzip > 7.tgz"
         )
-    task, row = _task(call), _chosen(_rows(call), call.args.seq, _task(call))
-    try:
-        _export(row, target)
-    except NotFound:  # the task saved twice meanwhile: this one was cleared away
-        row = _chosen(_rows(call), call.args.seq, task)
-        _export(row, target)
+    row = _at_last(lambda: _exported(call, target))
     if target == "-":
         return 0
     call.note(f"checkpoint {row.seq}, {units.size_text(row.bytes)}, is in {target}")
@@ -237,11 +259,13 @@ def export(call: Call) -> int:
     return 0
 
 
-def _export(row: CheckpointRow, target: str) -> None:
+def _exported(call: Call, target: str) -> CheckpointRow:
+    row = _chosen(_rows(call), call.args.seq, _task(call))
     is_stream = target == "-"
     into = target if is_stream else os.path.abspath(target)
     run = offline.stream if is_stream else offline.ask
     run("export", _task_dir(row), str(row.seq), into)
+    return row
 
 
 def bring_in_options(parser: argparse.ArgumentParser) -> None:
@@ -360,7 +384,7 @@ def _task(call: Call) -> int:
     return call.one_id(call.select())
 
 
-def _rows(call: Call) -> tuple[CheckpointRow, ...]:
+def _rows(call: Call) -> Rows:
     return call.ask("checkpoints", Checkpoints(_task(call)), CheckpointList).checkpoints
 
 
@@ -374,6 +398,14 @@ def _chosen(rows: Sequence[CheckpointRow], wanted: int | None, task: int) -> Che
     raise NotFound(
         f"task {task} has no {what} (there are: {known})", f"ckptctl checkpoint ls {task}"
     )
+
+
+def _at_last(look: Callable[[], Found]) -> Found:
+    """Look, and once more where the task saved twice meanwhile: what was listed is cleared away."""
+    try:
+        return look()
+    except NotFound:
+        return look()
 
 
 def _task_dir(row: CheckpointRow) -> str:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from ckptctl import units
+from ckptctl.saving import is_unsealed
 from ckptd.protocol.errors import Conflict
 from ckptd.protocol.messages import CheckpointRow, Event, TaskRow
 
@@ -286,10 +287,15 @@ def _resumed(story: Story) -> Check:
 
 def _verified(saved: Iterable[CheckpointRow]) -> Check:
     rows = list(saved)
-    bad = [str(row.seq) for row in rows if not row.valid]
+    late = [str(row.seq) for row in rows if is_unsealed(row)]
+    bad = [str(row.seq) for row in rows if not row.valid and not is_unsealed(row)]
+    if bad:
+        return Check("verify", False, f"bad: {', '.join(bad)}")
+    if late:
+        return Check("verify", None, f"not sealed in time: {', '.join(late)}")
     count = "1 checkpoint" if len(rows) == 1 else f"{len(rows)} checkpoints"
-    text = f"bad: {', '.join(bad)}" if bad else f"{count} read again, every byte"
-    return Check("verify", not bad, text if rows else "there are no checkpoints")
+    text = f"{count} read again, every byte" if rows else "there are no checkpoints"
+    return Check("verify", True, text)
 
 
 def _goes_on(story: Story) -> Check:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from ckptctl import units
 from ckptctl.units import SECOND_NS, duration_text, size_text
 from ckptctl.words import clean
-from ckptd.protocol.messages import AttemptRow
+from ckptd.protocol.messages import AttemptRow, CheckpointRow
 
 RESULT_CHARS_MAX: Final = 1_024
 JSON_LINES_MAX: Final = 40
@@ -25,6 +25,11 @@ _KNOWN: Final = frozenset(
 )  # fmt: skip
 
 Numbers = Mapping[str, float | str]
+
+
+def is_unsealed(row: CheckpointRow) -> bool:
+    """Return whether the daemon has not come to look at it, or could not seal it."""
+    return bool(row.seq) and not row.sealed
 
 
 def number_facts(numbers: Numbers, attempts: Sequence[AttemptRow] = ()) -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ from ckptd.offline.rewind import rewind
 from ckptd.sdk.save import Saved
 from ckptd.storage import facts
 from ckptd.storage import manifest as seals
-from ckptd.storage.copy import copy_out, write_tar
+from ckptd.storage.copy import CutShort, copy_out, write_tar
 from ckptd.storage.journal import StaleAttempt, TooLarge
 from ckptd.storage.manifest import Manifest, TooNew
 from ckptd.storage.taskdir import MANIFEST, numbered, opened
@@ -147,8 +147,7 @@ def export(task_dir: str, seq: str, into: str) -> None:
     """Copy a generation to a new directory or tar file, all or nothing; `-`: a tar on stdout."""
     uid = os.stat(task_dir).st_uid
     if into == "-":
-        write_tar(task_dir, uid, int(seq), sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        _send(task_dir, uid, int(seq))
         return
     partial = f"{into.rstrip('/')}.partial-{os.getpid()}"
     try:
@@ -167,6 +166,19 @@ def export(task_dir: str, seq: str, into: str) -> None:
         with contextlib.suppress(OSError):
             new_generation.remove(partial)
         raise
+
+
+def _send(task_dir: str, uid: int, seq: int) -> None:
+    """Write a generation to stdout as a tar. Raises Refused where only a part of it came out."""
+    try:
+        write_tar(task_dir, uid, seq, sys.stdout.buffer)
+    except CutShort as cut:
+        raise Refused(
+            5, f"checkpoint {seq} was cleared away while it was sent: the tar is cut short",
+            "the task saved twice meanwhile; send it again, or export to a file first",
+        ) from cut  # fmt: skip
+    finally:
+        sys.stdout.buffer.flush()
 
 
 # --- in ------------------------------------------------------------------------------------------

@@ -10,17 +10,14 @@ Stdlib only. Read next: `ckptd/sdk/save.py` (how `ckpt save` and the SDK make a 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import time
-from _blake2 import blake2b
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from ckptd.storage import manifest as seals
 from ckptd.storage.disk import sync_fd
-from ckptd.storage.facts import Standing
-from ckptd.storage.journal import read
+from ckptd.storage.gain import read_gain
 from ckptd.storage.manifest import Manifest, TooNew, sha256
 from ckptd.storage.taskdir import (
     LEFTOVER,
@@ -54,6 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 KEPT: Final = 2
+_LISTED_MAX: Final = 5  # times, of a task that saves faster than we look
 _UNSYNCED: Final = "unsynced"
 _NOT_SYNCED: Final = "is not trusted: not sealed before the machine was restarted"
 
@@ -127,22 +125,39 @@ def generations(task_dir: str, owner_uid: int, *, verify: bool) -> list[Generati
 
     One that is deleted meanwhile, by retention or a newer save, is not bad: it is not there.
     """
-    found = []
+    found: list[Generation] = []
     try:
         with opened(task_dir, owner_uid) as (_, ckpt_fd):
-            for seq, name in numbered(ckpt_fd):
-                path = f"{task_dir}/ckpt/{name}"
-                try:
-                    one = _look(ckpt_fd, path, seq, name, owner_uid, is_deep=verify)
-                except TooNew as error:
-                    one = Generation(seq, path, True, False, plain(error), {})
-                if one.valid or os.access(name, os.F_OK, dir_fd=ckpt_fd, follow_symlinks=False):
-                    found.append(one)
+            for _ in range(_LISTED_MAX):
+                listed = numbered(ckpt_fd)
+                found = _looked_at(ckpt_fd, task_dir, listed, owner_uid, is_deep=verify)
+                if len(found) == len(listed) or any(one.valid for one in found):
+                    break  # else newer ones took their place
     except FileNotFoundError:
         return []
     except (NotTrusted, OSError) as error:
         return [Generation(0, f"{task_dir}/ckpt", False, False, plain(error), {})]
     return found
+
+
+def _looked_at(
+    ckpt_fd: int, task_dir: str, listed: list[tuple[int, str]], uid: int, *, is_deep: bool
+) -> list[Generation]:
+    found = []
+    for seq, name in listed:
+        path = f"{task_dir}/ckpt/{name}"
+        try:
+            one = _look(ckpt_fd, path, seq, name, uid, is_deep=is_deep)
+        except TooNew as error:
+            one = Generation(seq, path, True, False, plain(error), {})
+        if one.valid or _is_there(ckpt_fd, name):
+            found.append(one)
+    return found
+
+
+def _is_there(ckpt_fd: int, name: str) -> bool:
+    """Return whether nobody cleared it away since it was listed."""
+    return os.access(name, os.F_OK, dir_fd=ckpt_fd, follow_symlinks=False)
 
 
 def newest_valid(task_dir: str, owner_uid: int, boot_id: str) -> Found:
@@ -345,45 +360,6 @@ def _oldest_kept(ckpt_fd: int, uid: int, keep: int) -> int:
 # --- how far it has come -------------------------------------------------------------------------
 
 
-class Gain(Standing):
-    """Folds everything gained into one digest, in 100 bytes a key, whatever the order it came in.
-
-    Invariant: equal what is known, equal digest: saying the same again is no progress.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._known: dict[bytes, int] = {}
-        self._sum = 0
-
-    def gained(self, kind: str, key: str, value: Any) -> None:
-        """Replace the key's share of the sum."""
-        name = f"{kind}:{key}".encode(errors="surrogatepass")
-        slot = blake2b(name, digest_size=16).digest()
-        self._sum ^= self._known.pop(slot, 0)
-        if value is not None:
-            share = blake2b(slot + json.dumps(value, sort_keys=True).encode())
-            self._known[slot] = int.from_bytes(share.digest()[:16], "big")
-            self._sum ^= self._known[slot]
-
-    def digest(self) -> str:
-        """Return the sum as text, empty where nothing was gained."""
-        return f"{self._sum:032x}" if self._known else ""
-
-
-def _read_gain(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Gain:
-    """Return the same in little memory, for the daemon; damage is told as its problem."""
-    gain = Gain()
-    try:
-        for attempt, fact in read(task_dir, task, owner_uid, attempt_max):
-            gain.take(attempt, fact)
-    except (Damaged, NotTrusted, OSError) as error:
-        if is_passing(error):
-            raise
-        gain.problem = gain.problem or str(error)
-    return gain
-
-
 def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool = False) -> Mark:
     """Return how far the task has provably come, over all its attempts up to `attempt`.
 
@@ -400,7 +376,7 @@ def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool
         seal_pending(task_dir, uid, boot_id, is_synced=is_synced)
     newest, problem = _newest_sealed(task_dir, uid)
     saved = newest.manifest if newest else {}
-    gain = _read_gain(task_dir, task_of(task_dir), uid, attempt)
+    gain = read_gain(task_dir, task_of(task_dir), uid, attempt)
     known = (seals.content_digest(saved) if newest else "") + gain.digest()
     text, why = (problem, "version") if problem else gain.problem_of(attempt)
     seq, at_ns = int(saved.get("seq", 0)), int(saved.get("at_ns") or 0)
@@ -429,12 +405,16 @@ def newest_sealed(task_dir: str, owner_uid: int) -> tuple[int, str]:
 def _newest_sealed(task_dir: str, uid: int) -> tuple[Generation | None, str]:
     try:
         with opened(task_dir, uid) as (task_fd, ckpt_fd):
-            for seq, name in numbered(ckpt_fd):
-                path = f"{task_dir}/ckpt/{name}"
-                one = _look(ckpt_fd, path, seq, name, uid, is_deep=False)
-                if one.valid:
-                    sync_names(task_fd, ckpt_fd)
-                    return one, ""
+            for _ in range(_LISTED_MAX):
+                listed = numbered(ckpt_fd)
+                for seq, name in listed:
+                    path = f"{task_dir}/ckpt/{name}"
+                    one = _look(ckpt_fd, path, seq, name, uid, is_deep=False)
+                    if one.valid:
+                        sync_names(task_fd, ckpt_fd)
+                        return one, ""
+                if all(_is_there(ckpt_fd, name) for _, name in listed):
+                    break  # else newer ones took their place
     except TooNew as error:
         return None, str(error)
     except (NotTrusted, OSError) as error:  # it has none; the rest is told at start

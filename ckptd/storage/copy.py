@@ -244,23 +244,35 @@ def _copy_compared(source: int, target: int, entry: Manifest) -> None:
         raise Damaged(f"{entry['name']}: the digest differs")
 
 
+class CutShort(FileNotFoundError):
+    """It was cleared away while it was written: a part of the tar is out."""
+
+
 def write_tar(task_dir: str, owner_uid: int, seq: int, out: IO[bytes]) -> list[str]:
     """Write a sealed generation, manifest first, as a tar stream; return the names in it.
 
     Raises:
-        FileNotFoundError: no such generation, or not sealed. Damaged: it does not check.
+        FileNotFoundError: no such generation, or not sealed. CutShort: it is gone by now.
+        Damaged: it does not check.
     """
     with opened(task_dir, owner_uid) as (_, ckpt_fd):
         fd = _generation(ckpt_fd, seq, owner_uid)
         try:
             manifest = load(fd, owner_uid)
-            verify(fd, owner_uid, manifest, is_deep=True)
+            try:
+                verify(fd, owner_uid, manifest, is_deep=True)
+            except Damaged:  # or cleared away meanwhile: then this says so
+                os.close(_generation(ckpt_fd, seq, owner_uid))
+                raise
             names = [MANIFEST, *(entry["name"] for entry in manifest["files"])]
             import tarfile  # noqa: PLC0415  (few copy to a tar; every task imports this)
 
-            with tarfile.open(fileobj=out, mode="w|") as archive:
-                for name in names:
-                    _add(archive, name, _opened(fd, _parts(name), owner_uid))
+            try:
+                with tarfile.open(fileobj=out, mode="w|") as archive:
+                    for name in names:
+                        _add(archive, name, _opened(fd, _parts(name), owner_uid))
+            except FileNotFoundError as gone:
+                raise CutShort(*gone.args) from gone
         finally:
             os.close(fd)
     return names

@@ -39,15 +39,15 @@ class Desk:
         self.folder = folder
         self.world = TaskWorld(folder)
         self.phase, self.attempt = "failed", 1
-        script: dict[str, Handler] = {"checkpoints": self._listed, "show": self._shown}
+        script: dict[str, Handler] = {"checkpoints": self.listed, "show": self.shown}
         self.endpoint = scripted(script).endpoint
 
-    def _listed(self, asked: m.Message) -> m.CheckpointList:
+    def listed(self, asked: m.Message) -> m.CheckpointList:
         assert isinstance(asked, m.Checkpoints)
         uid, files = self.world.uid, Files(str(self.folder))
         return files.checkpoints(asked.task, uid, verify=asked.verify, result=asked.result)
 
-    def _shown(self, _: m.Message) -> m.TaskDetails:
+    def shown(self, _: m.Message) -> m.TaskDetails:
         one = detail(row(TASK, phase=self.phase, attempt=self.attempt))
         return m.TaskDetails((msgspec.structs.replace(one, directory=self.world.dir),))
 
@@ -538,3 +538,58 @@ def test_files_of_another_user_are_denied_and_left_alone(desk: Desk, verb: str) 
     assert done.returncode == 77, done.stderr
     assert desk.tree() == before
     assert not os.path.lexists("/tmp/ck-never")
+
+
+# --- beside a task that saves ---------------------------------------------------------------------
+
+
+def test_an_export_to_a_pipe_that_is_overtaken_is_cut_short_and_says_so(desk: Desk) -> None:
+    desk.saves(1, {"a": bytes(1 << 20), "b": b"1"})
+    with ctl_process(desk.endpoint, "checkpoint", "export", str(TASK), "-") as process:
+        assert process.stdout
+        assert process.stderr
+        begin = process.stdout.buffer.read(4096)
+        desk.saves(2, {"a": b"2"})
+        desk.saves(3, {"a": b"3"})
+        data = begin + process.stdout.buffer.read()
+        said = process.stderr.read()
+    assert process.returncode == 5
+    assert data.count(b"MANIFEST.json\0") == 1
+    assert "checkpoint 1 was cleared away while it was sent: the tar is cut short" in said
+
+
+@pytest.mark.parametrize("verb", ["show", "diff"])
+def test_what_is_overtaken_while_it_is_looked_up_is_looked_up_again(
+    short_dir: Path, scripted: Scripted, verb: str
+) -> None:
+    desk = Desk(short_dir, scripted)
+    for state in (1, 2):
+        desk.saves(state)
+    left = [3, 4]
+
+    def overtaken(asked: m.Message) -> m.CheckpointList:
+        found = desk.listed(asked)
+        while left:
+            desk.saves(left.pop(0))
+        return found
+
+    desk.endpoint = scripted({"checkpoints": overtaken, "show": desk.shown}).endpoint
+    code, out, err = desk.run(verb, "-o", "json")
+    assert (code, err) == (1 if verb == "diff" else 0, "")
+    told = json.loads(out)
+    assert (told["diff"]["b"] if verb == "diff" else told["checkpoint"]["seq"]) == 4
+
+
+def test_verify_waits_for_the_seal_of_what_was_published_just_now(
+    short_dir: Path, scripted: Scripted
+) -> None:
+    desk = Desk(short_dir, scripted)
+    desk.world.publish(1, state="by hand")
+
+    def listed(asked: m.Message) -> m.CheckpointList:
+        found = desk.listed(asked)
+        desk.world.seal()
+        return found
+
+    desk.endpoint = scripted({"checkpoints": listed, "show": desk.shown}).endpoint
+    assert desk.run("verify")[0] == 0

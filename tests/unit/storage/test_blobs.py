@@ -248,6 +248,48 @@ def test_one_that_is_deleted_while_they_are_listed_is_not_told_as_bad(
     assert [(one.seq, one.fault) for one in found] == [(2, "")]
 
 
+def overtake(monkeypatch: pytest.MonkeyPatch, where: object, name: str, world: TaskWorld) -> None:
+    """Let the task save twice just before the first call of `name`."""
+    real, left = getattr(where, name), [("third", "fourth")]
+
+    def late(*args: Any, **options: Any) -> Any:
+        for text in left.pop() if left else ():
+            saved(world, a=text)
+        return real(*args, **options)
+
+    monkeypatch.setattr(where, name, late)
+
+
+@pytest.mark.parametrize("is_deep", [False, True])
+def test_where_all_that_was_listed_is_gone_the_newer_ones_are_told(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch, *, is_deep: bool
+) -> None:
+    for text in ("first", "second"):
+        saved(world, a=text)
+    overtake(monkeypatch, blobs, "_look", world)
+    found = blobs.generations(world.dir, world.uid, verify=is_deep)
+    assert [(one.seq, one.valid) for one in found] == [(4, True), (3, True)]
+
+
+def test_a_mark_that_is_overtaken_by_two_saves_takes_no_checkpoint_back(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("first", "second"):
+        saved(world, a=text)
+    overtake(monkeypatch, blobs, "_look", world)
+    assert world.mark().checkpoint == 4
+
+
+def test_a_tar_of_one_that_is_cleared_away_while_it_is_verified_is_gone_not_damaged(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("first", "second"):
+        saved(world, a=text, b=text)
+    overtake(monkeypatch, seals, "_read_digest", world)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint 2"):
+        write_tar(world.dir, world.uid, 2, io.BytesIO())
+
+
 # --- the cursor ----------------------------------------------------------------------------------
 
 
