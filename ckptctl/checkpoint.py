@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -43,8 +43,6 @@ from ckptd.protocol.messages import (
 Found = TypeVar("Found")
 Rows = tuple[CheckpointRow, ...]
 EDITED: Final = ("state", "cursors", "progress", "results")
-_SEAL_S: Final = 5.0  # until a checkpoint is sealed that was published just now, and is not huge
-_LOOK_S: Final = 0.2
 
 
 # --- now, ls, verify -------------------------------------------------------------------------
@@ -81,14 +79,15 @@ def verify(call: Call) -> int:
 
 
 def _list(call: Call, task: int, *, verify: bool) -> int:
-    def ask() -> Rows:
-        return call.ask("checkpoints", Checkpoints(task, verify), CheckpointList).checkpoints
-
-    rows = once_sealed(ask) if verify else ask()
+    rows = call.ask("checkpoints", Checkpoints(task, verify), CheckpointList).checkpoints
+    unsealed = saving.unsealed(rows)
     now_ns = time.time_ns()
     columns = (
         Column("seq", lambda row: str(row.seq), is_right=True),
-        Column("state", _validity, paint=lambda row: "32" if row.valid else "31"),
+        Column(
+            "state", lambda row: _validity(row, unsealed),
+            paint=lambda row: "32" if row.valid else "33" if row.seq in unsealed else "31",
+        ),
         Column("attempt", lambda row: str(row.attempt or ""), "try", is_right=True),
         Column("age", lambda row: saving.age_text(row.at_ns, now_ns), is_right=True),
         Column("bytes", lambda row: units.size_text(row.bytes), "size", is_right=True),
@@ -100,21 +99,13 @@ def _list(call: Call, task: int, *, verify: bool) -> int:
     call.show(Listing("checkpoints", rows, columns, lambda row: str(row.seq), {"task": task}))
     if not rows:
         (call.note if verify else call.aside)(f"task {task} has no checkpoint yet")
+    if verify and unsealed:
+        call.note("unsealed: not verified before the task sends CHECKPOINT=1, or its attempt ends")
     return 1 if verify and any(not row.valid for row in rows) else 0
 
 
-def once_sealed(ask: Callable[[], Rows]) -> Rows:
-    """Ask until all are sealed, or for some seconds: what was published just now is not bad."""
-    until = time.monotonic() + _SEAL_S
-    while True:  # Bound: until
-        rows = ask()
-        if not any(map(saving.is_unsealed, rows)) or time.monotonic() >= until:
-            return rows
-        time.sleep(_LOOK_S)
-
-
-def _validity(row: CheckpointRow) -> str:
-    return "valid" if row.valid else "unsealed" if saving.is_unsealed(row) else "bad"
+def _validity(row: CheckpointRow, unsealed: Collection[int]) -> str:
+    return "valid" if row.valid else "unsealed" if row.seq in unsealed else "bad"
 
 
 # --- show, diff ------------------------------------------------------------------------------
@@ -171,7 +162,7 @@ def _facts(call: Call, row: CheckpointRow, manifest: dict[str, Any]) -> list[tup
     ]  # fmt: skip
     return [
         ("checkpoint", str(row.seq)),
-        ("validity", _validity(row)),
+        ("validity", _validity(row, saving.unsealed([row]))),
         ("problem", words.clean(row.problem)),
         *told,
         ("size", f"{units.size_text(row.bytes)}, files: {len(row.files)}"),

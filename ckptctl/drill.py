@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from ckptctl import drill_daemon, drill_watch, offline, selectors, units, words
 from ckptctl.call import Call
-from ckptctl.checkpoint import once_sealed
 from ckptctl.drill_watch import Before, Check, Story
 from ckptctl.render import facts_lines, json_text
 from ckptctl.saving import short_text
@@ -268,11 +267,7 @@ class _Run:
     def _saved(self, *, verify: bool) -> tuple[CheckpointRow, ...]:
         asked = Checkpoints(self._task, verify)
         until = max(self._until, time.monotonic() + self._call.client.timeout_s)
-
-        def ask() -> tuple[CheckpointRow, ...]:
-            return self._call.wait_for("checkpoints", asked, CheckpointList, until).checkpoints
-
-        return once_sealed(ask) if verify else ask()
+        return self._call.wait_for("checkpoints", asked, CheckpointList, until).checkpoints
 
     # --- the verdict ----------------------------------------------------------------------------
 

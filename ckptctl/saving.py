@@ -5,7 +5,7 @@ All of it comes from the task: `clean` takes control characters out. Read next: 
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ckptctl import units
@@ -27,9 +27,13 @@ _KNOWN: Final = frozenset(
 Numbers = Mapping[str, float | str]
 
 
-def is_unsealed(row: CheckpointRow) -> bool:
-    """Return whether the daemon has not come to look at it, or could not seal it."""
-    return bool(row.seq) and not row.sealed
+def unsealed(rows: Iterable[CheckpointRow]) -> frozenset[int]:
+    """Return the newest, of rows newest first, that wait for the daemon to seal them.
+
+    It does when the task tells of them, or its attempt ends. Below a valid one it never does.
+    """
+    above = itertools.takewhile(lambda row: not row.valid, rows)
+    return frozenset(row.seq for row in above if row.seq and not row.sealed)
 
 
 def number_facts(numbers: Numbers, attempts: Sequence[AttemptRow] = ()) -> list[tuple[str, str]]:

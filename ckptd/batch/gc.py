@@ -41,11 +41,10 @@ def gc(words: Sequence[str]) -> int:
         one = summary_or_none(name, is_named=bool(asked.names))
         if one is None:
             continue
-        if why := _kept_by(one, asked, before_ns):
+        why = _kept_by(one, asked, before_ns) or _goes(one, asked, before_ns, found)
+        if why:
             found["kept"][name] = why
             _archives_go(one, before_ns, found, is_dry=asked.has("dry-run"))
-        else:
-            _goes(one, asked, before_ns, found)
     if not asked.has("dry-run"):
         _clear_leftovers()
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
@@ -71,8 +70,11 @@ def _kept_by(one: dict[str, Any], asked: Asked, before_ns: int) -> str:
     return ""
 
 
-def _goes(one: dict[str, Any], asked: Asked, before_ns: int, found: dict[str, Any]) -> None:
-    """Remove a batch; it was judged unlocked, and somebody may have given it more to do since."""
+def _goes(one: dict[str, Any], asked: Asked, before_ns: int, found: dict[str, Any]) -> str:
+    """Remove a batch; return why it stays, "" where it is gone.
+
+    It was judged unlocked: somebody may have given it more to do since.
+    """
     name, path = one["name"], one["dir"]
     size = bytes_of(path)
     if not asked.has("dry-run"):
@@ -80,19 +82,18 @@ def _goes(one: dict[str, Any], asked: Asked, before_ns: int, found: dict[str, An
             with place.locked(path, name):
                 now = summary_or_none(name, is_named=False) or one
                 if why := _kept_by({**now, "lock_pid": 0}, asked, before_ns):
-                    found["kept"][name] = why
-                    return
+                    return why
                 aside = os.path.join(os.path.dirname(path), f"{_REMOVED}{name}-{time.time_ns()}")
                 os.rename(path, aside)
                 _sync_directory(os.path.dirname(path))
         except place.Held:
-            found["kept"][name] = "it is running"
-            return
+            return "it is running"
         except FileNotFoundError:
-            return  # somebody else removes it
+            return ""  # somebody else removes it
         shutil.rmtree(aside, ignore_errors=True)
     found["removed"].append(name)
     found["bytes"] += size
+    return ""
 
 
 def _archives_go(

@@ -3,6 +3,7 @@
 Read next: `disk.py`, docs/LIMITS.md.
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -57,13 +58,13 @@ def _version() -> str:
 
 def _delegated() -> frozenset[str]:
     """Return the controllers of a daemon that forks, started from here; leaves nothing behind."""
-    roots = cgroup.discover("ckptd-doctor")
+    roots = cgroup.discover(f"ckptd-doctor-{os.getpid()}")
     words: frozenset[str] = frozenset()
     if roots.unified:
         handed = tools.read_text(f"{roots.unified}/cgroup.controllers").split()
         words = usable(roots.unified, handed)
     for path in (roots.unified, roots.memory, roots.freezer):
-        if path:
+        with contextlib.suppress(FileNotFoundError):  # "", or a daemon swept it away
             os.rmdir(path)
     return words | {"memory"} if roots.memory else words
 

@@ -86,7 +86,7 @@ def allowed(leaf: inspect.Type) -> str:
         case inspect.LiteralType(values=values):
             return "one of " + ", ".join(sorted(repr(value) for value in values))
         case inspect.StrType(pattern=pattern, max_length=most):
-            form = f" of the form {pattern}" if pattern else ""
+            form = f" of the form {pattern}".replace(r"\Z", "$") if pattern else ""
             return f"text{form}" + (f", at most {most} characters" if most else "")
         case inspect.VarTupleType() | inspect.ListType():
             return 'a list of names, such as ["ops"]'

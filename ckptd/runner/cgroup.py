@@ -94,7 +94,9 @@ class Group:
         """
         for path in self._paths:
             if not _mkdir(path):
-                _mkdir(os.path.dirname(path))  # swept away as unused
+                parent = os.path.dirname(path)  # another store's daemon swept it away as unused
+                if _mkdir(parent) and path == self.unified:
+                    _hand_down(parent)
                 _mkdir(path)
         if self.memory:
             wrote(f"{self.memory}/cgroup.procs", str(os.getpid()))

@@ -157,7 +157,13 @@ def _looked_at(
 
 def _is_there(ckpt_fd: int, name: str) -> bool:
     """Return whether nobody cleared it away since it was listed."""
-    return os.access(name, os.F_OK, dir_fd=ckpt_fd, follow_symlinks=False)
+    try:
+        os.stat(name, dir_fd=ckpt_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError:  # it lies there, and cannot be looked at: that is bad
+        return True
+    return True
 
 
 def newest_valid(task_dir: str, owner_uid: int, boot_id: str) -> Found:

@@ -119,6 +119,20 @@ def test_a_bad_checkpoint_fails_the_drill() -> None:
     assert failed(story(*GOOD), saved=replace(SAVED, valid=False)) == ["verify"]
 
 
+def test_what_waits_for_its_seal_fails_no_drill_and_is_told_unless_a_newer_one_is_sealed() -> None:
+    waits = replace(SAVED, seq=6, sealed=False, valid=False)
+    checks = drill_watch.checks_of_task("kill9", story(*GOOD), [waits, SAVED])
+    told = {check.name: check for check in checks}["verify"]
+    assert (told.holds, told.text) == (
+        True,
+        "1 checkpoint read again, every byte; 1 not sealed yet",
+    )
+    never = replace(waits, seq=4)
+    checks = drill_watch.checks_of_task("kill9", story(*GOOD), [SAVED, never])
+    told = {check.name: check for check in checks}["verify"]
+    assert (told.holds, told.text) == (False, "bad: 4")
+
+
 def test_a_task_that_was_not_seen_to_get_on_has_neither_passed_nor_failed() -> None:
     silent = drilled()
     silent.hear(GOOD)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ckptd.doctor import machine
+from ckptd.runner import cgroup
 from tests.daemon_fixture import ROOT, LiveDaemon
 
 
@@ -35,6 +37,7 @@ def table(*words: str, columns: int) -> list[str]:
         timeout=30,
         env={**os.environ, "COLUMNS": str(columns)},
     )
+    assert done.stderr == ""
     return done.stdout.splitlines()
 
 
@@ -104,6 +107,24 @@ def test_the_table_has_its_parts_and_fits_the_terminal(config: Path, columns: in
     assert lines[-1].startswith(("Fit", "Not fit"))
     too_long = [line for line in lines if len(line) > columns and len(line.split()[-1]) < 40]
     assert not too_long  # but for a path, which is copied whole
+
+
+def test_a_control_group_that_somebody_else_sweeps_away_is_no_trouble_of_the_doctor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    discover = cgroup.discover
+    names = []
+
+    def swept(name: str) -> cgroup.Roots:
+        names.append(name)
+        found = discover(name)
+        for path in filter(None, (found.unified, found.memory, found.freezer)):
+            os.rmdir(path)
+        return found
+
+    monkeypatch.setattr(cgroup, "discover", swept)
+    assert machine._delegated() <= {"memory", "cpu", "cpuset", "io", "pids"}
+    assert names == [f"ckptd-doctor-{os.getpid()}"], "two doctors at once would share it"
 
 
 def test_each_finding_that_is_not_well_says_what_to_do(config: Path) -> None:

@@ -189,7 +189,7 @@ def named(node: shape.Type) -> str:
         case shape.LiteralType(values=values):
             return ", ".join(f'`"{value}"`' for value in values)
         case shape.StrType(min_length=low, max_length=high, pattern=pattern):
-            form = f" like `{pattern}`" if pattern else ""
+            form = f" like `{pattern}`".replace(r"\Z", "$") if pattern else ""  # as others write it
             return f"string{within(low, high)}{form}"
         case shape.IntType(ge=low, le=high, lt=under):
             return f"integer{within(low, high if under is None else under - 1)}"

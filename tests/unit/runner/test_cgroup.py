@@ -94,7 +94,7 @@ def test_groups_of_dead_supervisors_are_swept_and_those_of_living_ones_stay(grou
 def test_a_start_survives_that_another_store_swept_its_unused_parent_away() -> None:
     roots = cgroup.discover(f"test-swept-{os.getpid()}")
     paths = [path for path in (roots.unified, roots.memory, roots.freezer) if path]
-    if not paths:
+    if not (roots.unified or roots.freezer):
         pytest.skip(f"needs a writable hierarchy, there is: {roots}")
     for path in paths:
         os.utime(path, (1, 1))

@@ -191,6 +191,25 @@ def as_user(uid: int, work: Callable[[], None]) -> None:
 
 
 @pytest.mark.root
+def test_checkpoints_that_lie_there_and_cannot_be_looked_at_are_bad_not_gone(
+    tmp_path: Path,
+) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if "pytest" in str(folder):
+            folder.chmod(0o711)
+    task_dir, uid = str(tmp_path / "12"), 4711
+    blobs.prepare(task_dir, 1, uid, uid, fresh=False)
+
+    def save_and_lock_out() -> None:
+        save(task_dir, [], {"attempt": 1})
+        assert [one.valid for one in blobs.generations(task_dir, uid, verify=True)] == [True]
+        os.chmod(f"{task_dir}/ckpt", 0o600)
+        assert [one.valid for one in blobs.generations(task_dir, uid, verify=True)] == [False]
+
+    as_user(uid, save_and_lock_out)
+
+
+@pytest.mark.root
 def test_prepare_as_root_gives_away_no_file_that_it_did_not_make(tmp_path: Path) -> None:
     task_dir = tmp_path / "12"
     blobs.prepare(str(task_dir), 1, 4711, 4711, fresh=False)
