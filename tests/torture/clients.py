@@ -264,13 +264,18 @@ class Batches:
                 return True
         return False
 
+    def _begun(self, work: str, *words: str) -> subprocess.Popen[str]:
+        """Begin a client, once there is power."""
+        stage = self.caller.stage
+        with stage.power:
+            return subprocess.Popen(
+                [sys.executable, "-m", "ckptctl", *words],
+                env={**stage.daemon.env, "WORK": work}, cwd=stage.daemon.work, text=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
     def _call(self, work: str, *words: str) -> int:
-        env = self.caller.stage.daemon.env
-        with subprocess.Popen(
-            [sys.executable, "-m", "ckptctl", *words],
-            env={**env, "WORK": work}, cwd=self.caller.stage.daemon.work,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        ) as client:  # fmt: skip
+        with self._begun(work, *words) as client:
             try:
                 said = client.communicate(timeout=_BATCH_S)[0]
             except subprocess.TimeoutExpired:

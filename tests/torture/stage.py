@@ -61,6 +61,7 @@ class Stage:
         self.starts = 0
         self.deaths: list[str] = []  # of the daemon, by its own hand: each is a violation
         self._notes = threading.Lock()
+        self.power = threading.Lock()  # held while it is off: nobody begins anything
         self._boot()
 
     def _boot(self) -> None:
@@ -99,16 +100,14 @@ class Stage:
         """SIGKILL everything and begin another boot; return how many were killed."""
         if self.daemon.process is not None and self.daemon.process.poll() is None:
             self.daemon.kill9()
-        killed = self.clear()
-        shutil.rmtree(self.daemon.run, ignore_errors=True)
-        self._boot()
+        with self.power:
+            killed = self.clear()
+            shutil.rmtree(self.daemon.run, ignore_errors=True)
+            self._boot()
         return killed
 
     def clear(self) -> int:
-        """SIGKILL whoever is left, until nobody is; return how many there were.
-
-        Clients begin anew until then: these are killed as well, and not counted.
-        """
+        """SIGKILL whoever is left, until nobody is; return how many there were at first."""
         killed = self._kill_all()
         until(lambda: not self._kill_all(), SETTLED_S, every_s=0.005)
         return killed
