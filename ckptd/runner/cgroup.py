@@ -338,7 +338,7 @@ def _made(mount: str, own: str, name: str) -> str:
     if not mount:
         return ""
     path = f"{mount.rstrip('/')}{own.rstrip('/')}/{name}"
-    if not _is_young(path) and not _mkdir(path):
+    if not _touched(path) and not _mkdir(path):
         return ""
     return path if os.access(f"{path}/cgroup.procs", os.W_OK) else ""
 
@@ -354,7 +354,7 @@ def _mkdir(path: str) -> bool:
     return True
 
 
-def _is_young(path: str) -> bool:
+def _touched(path: str) -> bool:
     """Make a group young, so that nobody sweeps it away just now; False where there is none."""
     try:
         os.utime(path)

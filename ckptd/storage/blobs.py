@@ -408,17 +408,25 @@ def newest_sealed(task_dir: str, owner_uid: int) -> tuple[int, str]:
     return (newest.seq, newest.path) if newest else (0, "")
 
 
+def _first_valid(
+    ckpt_fd: int, task_dir: str, listed: list[tuple[int, str]], uid: int
+) -> Generation | None:
+    for seq, name in listed:
+        one = _look(ckpt_fd, f"{task_dir}/ckpt/{name}", seq, name, uid, is_deep=False)
+        if one.valid:
+            return one
+    return None
+
+
 def _newest_sealed(task_dir: str, uid: int) -> tuple[Generation | None, str]:
     try:
         with opened(task_dir, uid) as (task_fd, ckpt_fd):
             for _ in range(_LISTED_MAX):
                 listed = numbered(ckpt_fd)
-                for seq, name in listed:
-                    path = f"{task_dir}/ckpt/{name}"
-                    one = _look(ckpt_fd, path, seq, name, uid, is_deep=False)
-                    if one.valid:
-                        sync_names(task_fd, ckpt_fd)
-                        return one, ""
+                found = _first_valid(ckpt_fd, task_dir, listed, uid)
+                if found is not None:
+                    sync_names(task_fd, ckpt_fd)
+                    return found, ""
                 if all(_is_there(ckpt_fd, name) for _, name in listed):
                     break  # else newer ones took their place
     except TooNew as error:

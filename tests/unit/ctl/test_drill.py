@@ -127,6 +127,8 @@ def test_what_waits_for_its_seal_fails_no_drill_and_is_told_unless_a_newer_one_i
         True,
         "1 checkpoint read again, every byte; 1 not sealed yet",
     )
+    checks = drill_watch.checks_of_task("kill9", story(*GOOD), [waits])
+    assert {check.name: check.holds for check in checks}["verify"] is None, "nothing was read"
     never = replace(waits, seq=4)
     checks = drill_watch.checks_of_task("kill9", story(*GOOD), [SAVED, never])
     told = {check.name: check for check in checks}["verify"]
