@@ -17,7 +17,7 @@ from ckptctl.follow import Markers, follow, tail
 from ckptctl.picture import Picture, check_code, task_listing
 from ckptctl.render import Listing
 from ckptd.protocol import limits
-from ckptd.protocol.errors import BadRequest, TimedOut
+from ckptd.protocol.errors import BadRequest, NotFound, TimedOut
 from ckptd.protocol.messages import (
     FINISHED,
     Cancel,
@@ -213,20 +213,28 @@ def _wait_until(
     call: Call, ids: list[int], goal: str, until: float, *, is_told: bool = False
 ) -> int:
     is_any = bool(getattr(call.args, "any", False))
+    seen: dict[int, TaskRow] = {}  # as last told: who ended may be forgotten while others go on
     while True:  # Bound: `until`, or the ends of the tasks
         left_s = until - time.monotonic()
         hold_s = min(limits.HOLD_S_MAX, max(0.0, left_s))
         asked = Wait(_ids(ids), _goal(goal), is_any, hold_s)
-        answer = call.wait_for("wait", asked, Waited, until + 1.0)
+        over = {number for number, row in seen.items() if row.phase in FINISHED}
+        try:
+            answer = call.wait_for("wait", asked, Waited, until + 1.0)
+        except NotFound:
+            if over.isdisjoint(ids):
+                raise
+            ids = [number for number in ids if number not in over]
+            continue
+        seen |= {row.id: row for row in answer.tasks}
         if not answer.met:
             if time.monotonic() >= until:
                 raise TimedOut(_unmet_text(answer.tasks, goal), "the tasks go on")
             continue
-        over = {row.id for row in answer.tasks if row.phase in FINISHED}
         is_settled = not is_any or goal != "success" or check_code(_over(answer.tasks)) == 0
-        ids = [number for number in ids if number not in over]
+        ids = [row.id for row in answer.tasks if row.phase not in FINISHED]
         if is_settled or not ids:
-            return _verdict(call, answer.tasks, goal, is_told=is_told)
+            return _verdict(call, list(seen.values()), goal, is_told=is_told)
 
 
 def _over(rows: Sequence[TaskRow]) -> list[TaskRow]:

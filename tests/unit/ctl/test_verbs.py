@@ -10,7 +10,7 @@ import pytest
 
 from ckptctl import edit
 from ckptd.protocol import messages as m
-from ckptd.protocol.errors import Conflict, DiskFull, ErrorReply
+from ckptd.protocol.errors import Conflict, DiskFull, ErrorReply, NotFound
 from ckptd.sdk.save import save
 from ckptd.storage import blobs, manifest
 from tests.unit.ctl.conftest import Scripted, ctl, ctl_on_terminal, ctl_process
@@ -176,6 +176,42 @@ def test_wait_times_out_with_124_and_asks_once_with_0(scripted: Scripted) -> Non
     assert code == 124
     assert "task 7 is running" in err
     assert ctl(daemon.endpoint, "wait", "--timeout", "0", "7")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "code"),
+    [("succeeded", "succeeded", 0), ("failed", "succeeded", 1), ("succeeded", "failed", 1)],
+)
+def test_a_task_that_ended_may_be_forgotten_while_the_others_are_waited_for(
+    scripted: Scripted, first: str, last: str, code: int
+) -> None:
+    answers = iter([
+        m.Waited(met=False, tasks=(row(7, phase=first), row(8))),
+        NotFound("no task 7"),
+        m.Waited(met=True, tasks=(row(8, phase=last),)),
+    ])  # fmt: skip
+    daemon = scripted({
+        "status": lambda _: page(row(7), row(8)),
+        "wait": lambda _: next(answers),
+    })  # fmt: skip
+    told, out, _ = ctl(daemon.endpoint, "wait", "-o", "json", "7", "8")
+    assert told == code
+    assert [task["id"] for task in json.loads(out)["tasks"]] == [7, 8]
+    asked = [args for _, verb, args in daemon.requests if verb == "wait"]
+    assert [args.select.ids for args in asked if isinstance(args, m.Wait)] == [(7, 8), (7, 8), (8,)]
+
+
+def test_a_task_that_was_forgotten_before_its_end_was_heard_of_is_not_found(
+    scripted: Scripted,
+) -> None:
+    answers = iter([m.Waited(met=False, tasks=(row(7), row(8))), NotFound("no task 7")])
+    daemon = scripted({
+        "status": lambda _: page(row(7), row(8)),
+        "wait": lambda _: next(answers),
+    })  # fmt: skip
+    code, _, err = ctl(daemon.endpoint, "wait", "7", "8")
+    assert code == 4
+    assert "no task 7" in err
 
 
 def test_show_in_json_is_complete(scripted: Scripted) -> None:
