@@ -4,15 +4,14 @@ It reads files only: the evidence beside the stage (`facts`, `*.jsonl`, `closing
 ckptd is imported, so that it cannot make the same mistake twice.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any, Final, NamedTuple
 
-from tests.torture import works
-from tests.torture.clients import phase_after
+from tests.torture import ends, works
+from tests.torture.evidence import Attempt, Evidence, Fact, Told
+from tests.torture.stage import role
 
 _MEANS: Final = {
     "cancel": ("stop_intent", "moved"), "kill": ("stop_intent", "moved"), "hold": ("moved",),
@@ -21,6 +20,8 @@ _MEANS: Final = {
     "checkpoint_now": ("checkpoint_asked",),
 }  # fmt: skip
 """The events that show that a verb was carried out."""
+_COUNTED: Final = {"retry", "clean", "signal", "hold", "release"}
+"""Verbs of which each that is answered has an event of its own; the others may find it done."""
 
 
 class Found(NamedTuple):
@@ -30,136 +31,19 @@ class Found(NamedTuple):
     violations: list[str]
 
 
-class Fact(NamedTuple):
-    """One line that a task wrote."""
-
-    work: str
-    task: int
-    attempt: int
-    pid: int
-    what: str
-    argument: str
-
-
-class Attempt:
-    """What the daemon told of one attempt."""
-
-    __slots__ = ("boot", "cause", "code", "is_ended", "is_touched", "pid", "shim", "signal")
-
-    def __init__(self) -> None:
-        self.pid = 0
-        self.shim = 0
-        self.boot = ""
-        self.is_ended = False
-        self.is_touched = False  # by a verb of a client: stopped, signalled, frozen
-        self.cause = ""
-        self.code = 0
-        self.signal = 0
-
-
-class Told:
-    """The daemon's story: tasks and attempts."""
-
-    def __init__(self, events: Iterator[dict[str, Any]]) -> None:
-        self.phase: dict[int, str] = {}
-        self.key: dict[int, str] = {}
-        self._by_key: dict[str, int] = {}
-        self.removed: set[int] = set()
-        self.steered: set[int] = set()
-        self.heard: set[tuple[int, str]] = set()
-        self.attempts: dict[int, dict[int, Attempt]] = defaultdict(dict)
-        self.faults: list[str] = []
-        for event in events:
-            self._take(event)
-
-    def _take(self, event: dict[str, Any]) -> None:
-        task, kind, fields = event["task"], event["type"], event["fields"]
-        self.heard.add((task, kind))
-        if kind == "submitted":
-            if task in self.phase or task in self.removed:
-                self.faults.append(f"id {task} was given twice")
-            self._named(task, fields["key"])
-        if kind == "removed":
-            self.removed.add(task)
-        if kind in {"stop_intent", "reset", "moved"}:
-            self.steered.add(task)
-        phase = phase_after(event)
-        if phase:
-            self.phase[task] = phase
-        if event["attempt"] and kind != "start_intent":
-            self._of_attempt(event)
-
-    def _named(self, task: int, key: str) -> None:
-        """A key names one task for as long as that is remembered."""
-        self.key[task] = key
-        before = self._by_key.get(key)
-        if key and before is not None and before not in self.removed:
-            self.faults.append(f"key {key} names tasks {before} and {task}")
-        self._by_key[key] = task
-
-    def _of_attempt(self, event: dict[str, Any]) -> None:
-        known = self.attempts[event["task"]]
-        one = known.setdefault(event["attempt"], Attempt())
-        fields = event["fields"]
-        match event["type"]:
-            case "started":
-                one.pid, one.shim = fields["pid"], fields["shim"]["pid"]
-                one.boot = fields["shim"]["boot_id"]
-            case "ended":
-                if one.is_ended:
-                    where = f"task {event['task']}, attempt {event['attempt']}"
-                    self.faults.append(f"{where}: its end was told twice")
-                one.is_ended = True
-                one.cause, one.code, one.signal = fields["cause"], fields["code"], fields["signal"]
-            case "stop_intent" | "signal_intent":
-                one.is_touched = True
-            case _:
-                return
-
-
-class Evidence:
-    """All that lies beside a stage."""
-
-    def __init__(self, root: Path) -> None:
-        self.place = root / "evidence"
-        self.sent = {f"w{one['work']}": one["kind"] for one in self.lines("sent")}
-        self.acked = [(f"w{one['work']}", one["task"]) for one in self.lines("acked")]
-        self.strikes = list(self.lines("strikes"))
-        self.batches = {one["name"]: bool(one.get("finished")) for one in self.lines("batches")}
-        self.told = Told(self.lines("events"))
-        self.steered = list(self.lines("steered"))
-        self.closing = json.loads((self.place / "closing.json").read_text())
-
-    def lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """Yield the lines of one file."""
-        path = self.place / f"{name}.jsonl"
-        if path.exists():
-            with path.open() as file:
-                for line in file:
-                    yield json.loads(line)
-
-    def facts(self) -> Iterator[Fact]:
-        """Yield every fact, in the order in which they were written."""
-        with (self.place / "facts").open() as file:
-            for line in file:
-                work, task, attempt, pid, what, *rest = line.split()
-                yield Fact(work, int(task), int(attempt), int(pid), what, " ".join(rest))
-
-
 def audit(root: Path) -> Found:
     """Return what is wrong with a stage that has come to rest."""
     evidence = Evidence(root)
     by_work: dict[str, list[Fact]] = defaultdict(list)
     for fact in evidence.facts():
         by_work[fact.work].append(fact)
-    violations = [*evidence.told.faults, *_acknowledged(evidence, by_work)]
-    struck = _struck(evidence)
+    violations = [*evidence.told.faults, *_acknowledged(evidence, by_work), *_removed(evidence)]
     for work, facts in by_work.items():
         if work in evidence.batches:
             continue
         kind = evidence.sent.get(work, "")
         violations += _one_work(work, kind, facts, evidence.told)
-        violations += _ends(work, kind, facts, evidence.told, struck)
+        violations += ends.of_work(work, kind, facts, evidence.told, evidence.strikes)
     violations += [*_batches(evidence, by_work), *_steered(evidence), *_rest(evidence)]
     return Found(_figures(evidence, by_work), violations)
 
@@ -186,12 +70,7 @@ def _acknowledged(evidence: Evidence, by_work: dict[str, list[Fact]]) -> Iterato
         if task in told.removed and task in rows:
             yield f"{work}: task {task} was removed and is there"
         yield from _final(work, task, evidence, phase)
-        facts = by_work.get(work, [])
-        began = {fact.attempt for fact in facts}
-        is_done = any((fact.what, fact.argument) == ("end", "0") for fact in facts)
-        for number, one in told.attempts[task].items():  # its result is durable before its end is
-            if (one.cause, one.code) == ("exit", 0) and number not in began and not is_done:
-                yield f"{work}: task {task}, attempt {number} is told as done, and never ran"
+        yield from _done(work, told.attempts[task], phase, by_work.get(work, []))
 
 
 def _final(work: str, task: int, evidence: Evidence, phase: str) -> Iterator[str]:
@@ -200,6 +79,31 @@ def _final(work: str, task: int, evidence: Evidence, phase: str) -> Iterator[str
         allowed |= {"cancelled"}
     if phase not in allowed:
         yield f"{work} ({evidence.sent[work]}): task {task} ended as {phase}"
+
+
+def _done(work: str, attempts: dict[int, Attempt], phase: str, facts: list[Fact]) -> Iterator[str]:
+    """What is told as done has come to its own end, by its last attempt and by its facts."""
+    began = {fact.attempt for fact in facts}
+    is_done = any((fact.what, fact.argument) == ("end", "0") for fact in facts)
+    for number, one in attempts.items():  # its result is durable before its end is
+        if (one.cause, one.code) == ("exit", 0) and number not in began and not is_done:
+            yield f"{work}: attempt {number} is told as done, and never ran"
+    if phase != "succeeded":
+        return
+    last = attempts[max(attempts)] if attempts else Attempt()
+    if not is_done:
+        yield f"{work}: succeeded, and it never came to its end"
+    if (last.cause, last.code) != ("exit", 0):
+        yield f"{work}: succeeded, and its last attempt is told as {last.cause} {last.code}"
+
+
+def _removed(evidence: Evidence) -> Iterator[str]:
+    """What ended is there until somebody cleans it, but where it is to be forgotten."""
+    if evidence.closing["forgets"]:
+        return
+    cleaned = {task for one in evidence.steered if one["verb"] == "clean" for task in one["tasks"]}
+    for task in sorted(evidence.told.removed - cleaned):
+        yield f"task {task} was removed, and nobody asked for it"
 
 
 def _one_work(work: str, kind: str, facts: list[Fact], told: Told) -> Iterator[str]:
@@ -216,6 +120,8 @@ def _one_work(work: str, kind: str, facts: list[Fact], told: Told) -> Iterator[s
     yield from (f"{work}: attempt {n} began {c} times" for n, c in starts.items() if c > 1)
     if kind in works.LANES:
         yield from _repeats(work, kind, facts)
+    if kind in works.TURNS:
+        yield from _turns(work, kind, facts)
     yield from _lost_saves(work, kind, facts, told.attempts[facts[0].task])
 
 
@@ -244,6 +150,23 @@ def _repeats(work: str, kind: str, facts: list[Fact]) -> Iterator[str]:
         yield f"{work}: done with {len(done)} items of {works.ITEMS[kind]}"
 
 
+def _turns(work: str, kind: str, facts: list[Fact]) -> Iterator[str]:
+    """Turns come one after the other; a new attempt leaves none out."""
+    attempt, before, reached = 0, -1, -1
+    for fact in facts:
+        if fact.what != "at":
+            continue
+        at = int(fact.argument)
+        if fact.attempt != attempt:
+            attempt, before = fact.attempt, min(at - 1, reached)
+        if at != before + 1:
+            yield f"{work}: attempt {attempt} is at {at} after {before}"
+        before, reached = at, max(reached, at)
+    is_done = any((fact.what, fact.argument) == ("end", "0") for fact in facts)
+    if is_done and reached + 1 != works.TURNS[kind]:
+        yield f"{work}: done at turn {reached + 1} of {works.TURNS[kind]}"
+
+
 def _lost_saves(
     work: str, kind: str, facts: list[Fact], attempts: dict[int, Attempt]
 ) -> Iterator[str]:
@@ -266,86 +189,53 @@ def _lost_saves(
         unsealed += (kind, fact.what, fact.argument) == ("mover", "end", "85")
 
 
-def _struck(evidence: Evidence) -> set[tuple[int, int]]:
-    """Return the attempts in which any process was killed by us, and all pids that were."""
-    found = {(one["task"], one["attempt"]) for one in evidence.strikes if one.get("task")}
-    return found | {(0, one["pid"]) for one in evidence.strikes}
-
-
-def _ends(
-    work: str, kind: str, facts: list[Fact], told: Told, struck: set[tuple[int, int]]
-) -> Iterator[str]:
-    """Exit statuses as told are as they happened."""
-    ends: dict[int, int] = {}
-    pids: dict[int, int] = {}
-    for fact in facts:
-        pids[fact.attempt] = fact.pid
-        if fact.what == "end":
-            ends[fact.attempt] = int(fact.argument)
-    task = facts[0].task
-    for number, pid in pids.items():
-        one = told.attempts[task].get(number)
-        where = f"{work} ({kind}), task {task}, attempt {number}"
-        if one is None or not one.is_ended:
-            yield f"{where}: ran, and no end was ever told"
-            continue
-        if one.pid and one.pid != pid:
-            yield f"{where}: told as pid {one.pid}, was {pid}"
-        # Whoever killed a supervisor whose start was never told cannot be looked up.
-        is_hit = one.is_touched or (one.cause == "lost" and not one.shim)
-        is_hit |= bool({(task, number), (0, pid), (0, one.shim)} & struck)
-        yield from _one_end(where, one, ends.get(number), is_hit=is_hit, kind=kind)
-
-
-def _one_end(
-    where: str, one: Attempt, code: int | None, *, is_hit: bool, kind: str
-) -> Iterator[str]:
-    as_told = f"told as {one.cause} {one.code} {one.signal}"
-    if one.cause == "not_started":
-        yield f"{where}: ran, {as_told}"
-    if one.cause == "exit":
-        if code is None and one.code == 0:
-            yield f"{where}: {as_told}, and it never came to its end"
-        if code is not None and code != one.code and not is_hit:
-            yield f"{where}: {as_told}, left with {code}"
-        if code is None and not is_hit:
-            yield f"{where}: {as_told}, without an end of its own"
-        if code is not None and code not in works.CODES.get(kind, {0}) and not is_hit:
-            yield f"{where}: left with {code}, and nobody had touched it"
-    elif not is_hit:
-        yield f"{where}: {as_told}, and nobody had touched it"
-    if one.cause == "signal" and one.signal != SIGKILL and not one.is_touched:
-        yield f"{where}: {as_told}, and strikes are by SIGKILL alone"
-
-
 def _steered(evidence: Evidence) -> Iterator[str]:
-    """What was answered to a verb has happened by the daemon's own story."""
+    """What was answered to a verb has happened by the daemon's own story, as often as answered."""
     heard = evidence.told.heard
-    for one in evidence.steered:
-        for task in one["tasks"]:
-            if not any((task, kind) in heard for kind in _MEANS[one["verb"]]):
-                yield f"{one['verb']} of task {task} was answered, and nothing became of it"
+    answered = Counter((one["verb"], task) for one in evidence.steered for task in one["tasks"])
+    for (verb, task), count in answered.items():
+        found = sum(heard[task, kind] for kind in _MEANS[verb])
+        if found < (count if verb in _COUNTED else 1):
+            yield f"{verb} of task {task} was answered {count} times, and nothing became of it"
 
 
 def _batches(evidence: Evidence, by_work: dict[str, list[Fact]]) -> Iterator[str]:
     """Each batch comes to its end; an item has one result, and runs again after a kill at most."""
-    hits = Counter(one.get("work") for one in evidence.strikes)
+    hosts, items = _batch_strikes(evidence)
     told = evidence.told
     for name, is_finished in evidence.batches.items():
         results = evidence.closing["batches"].get(name, [])
         ran = Counter(fact.argument for fact in by_work.get(name, ()) if fact.what == "item")
         tasks = [task for task, key in told.key.items() if key.split(":")[1:2] == [name]]
         stops = max(0, sum(len(told.attempts[task]) for task in tasks) - 1)  # the last one ended it
+        # Who ran the batch had so many items under way; any other process of it is one of them.
+        cut = works.BATCH_JOBS * (hosts[name] + stops) + items[name]
         if not is_finished:
             yield f"batch {name} never came to its end"
-        yield from _results(name, results, ran, is_hit=bool(hits[name] or stops))
+        yield from _results(name, results, ran, cut)
         repeats = sum(ran.values()) - len(ran)
-        if repeats > works.BATCH_JOBS * (hits[name] + stops):
-            yield f"batch {name}: {repeats} repeats, {hits[name]} kills, {stops} stops"
+        if repeats > cut:
+            yield (
+                f"batch {name}: {repeats} repeats, {hosts[name]} kills of its host,"
+                f" {items[name]} of items, {stops} stops"
+            )
+
+
+def _batch_strikes(evidence: Evidence) -> tuple[Counter[str], Counter[str]]:
+    """Return how often each batch lost its host, and another process that works for it."""
+    hosts: Counter[str] = Counter()
+    items: Counter[str] = Counter()
+    for one in evidence.strikes.all:
+        name = one.get("work", "")
+        if name in evidence.batches:
+            whose = role(one)
+            hosts[name] += whose == "batch"
+            items[name] += whose not in {"batch", "client"}
+    return hosts, items
 
 
 def _results(
-    name: str, results: list[dict[str, Any]], ran: Counter[str], *, is_hit: bool
+    name: str, results: list[dict[str, Any]], ran: Counter[str], cut: int
 ) -> Iterator[str]:
     keys = Counter(str(one["key"]) for one in results)
     if keys != Counter(str(item) for item in range(works.BATCH_ITEMS)):
@@ -354,8 +244,11 @@ def _results(
         key = str(one["key"])
         if one["status"] == "pass" and (not ran[key] or int(one["result"]) != int(key) * 2):
             yield f"batch {name}: item {key} passed with {one['result']}"
-        if one["status"] != "pass" and not (is_hit and one["status"] == "quarantined"):
+        if one["status"] not in {"pass", "quarantined"}:
             yield f"batch {name}: item {key} came to {one['status']}, and it cannot fail by itself"
+    quarantined = sum(one["status"] == "quarantined" for one in results)
+    if quarantined > cut:
+        yield f"batch {name}: {quarantined} items quarantined, and {cut} were cut short"
 
 
 def _rest(evidence: Evidence) -> Iterator[str]:
@@ -369,7 +262,7 @@ def _rest(evidence: Evidence) -> Iterator[str]:
     for name in ("processes", "left"):
         yield from (f"left over: {one}" for one in closing.get(name, ()))
     known = {str(row["id"]) for row in closing["rows"]}
-    for path in closing["files"]:
+    for path in {*closing["files"], *closing["files_at_rest"]}:
         yield from _file(path, known)
     yield from (f"a socket of no task: {path}" for path in closing["run_files"] if "/" in path)
 
@@ -390,12 +283,19 @@ def _file(path: str, known: set[str]) -> Iterator[str]:
 
 
 def _figures(evidence: Evidence, by_work: dict[str, list[Fact]]) -> dict[str, Any]:
-    attempts = [one for task in evidence.told.attempts.values() for one in task.values()]
+    told = evidence.told.attempts
+    attempts = [one for task in told.values() for one in task.values()]
+    hit = [
+        evidence.strikes.hit(task, number, one, one.pid)
+        for task, known in told.items() for number, one in known.items()
+    ]  # fmt: skip
     facts = [fact for facts in by_work.values() for fact in facts]
     return {
         "tasks": len(evidence.acked),
         "attempts": len(attempts),
         "interrupted": sum(one.cause != "exit" for one in attempts),
+        "struck_attempts": sum(hit),
+        "steered_attempts": sum(one.is_touched for one in attempts),
         "facts": len(facts),
         "items": sum(fact.what == "item" for fact in facts),
         "verbs": dict(Counter(one["verb"] for one in evidence.steered if one["tasks"])),

@@ -21,6 +21,7 @@ def collect(stage: Stage) -> dict[str, Any]:
     """Return what ckptctl tells of all tasks, and who is still there."""
     rows = _rows(stage)
     told: dict[str, Any] = {"rows": rows, "checkpoints": _verified(stage, rows)}
+    told["forgets"] = stage.forgets
 
     def others() -> list[dict[str, Any]]:
         there = [(pid, identity(pid)) for pid in stage.processes()]

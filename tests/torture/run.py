@@ -7,13 +7,14 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from tests.figures import commit, write
 from tests.torture import audit, closing
 from tests.torture.clients import Batches, Caller, Numbers, Operator, Story, Submitter
-from tests.torture.samples import Growth, Sampler
+from tests.torture.samples import Growth, Sampler, growth
 from tests.torture.stage import Stage
 from tests.torture.strikes import Striker
 from tests.waiting import let_pass
@@ -23,6 +24,14 @@ _EVERY_S: Final = {False: 1.5, True: 4.0}
 _PATIENCE: Final = 0.8  # so often the daemon may serve before the next strike
 _QUIET_S: Final = 300.0
 _TOLD_MAX: Final = 50
+_LEAST_PER_S: Final = {
+    "struck": 0.03,
+    "tasks": 1.0,
+    "facts": 2.0,
+    "struck_attempts": 0.01,
+    "batches": 0.01,
+}
+"""A tenth, or less, of what a run on two cores comes to."""
 RUN: Final = "run.json"
 
 
@@ -158,11 +167,11 @@ def run(options: Options) -> Outcome:
     finally:
         traffic.end()
         stage.clear()
-    growth = sampler.growth() if options.is_soak else Growth({}, [])
+    grown = growth(sampler.samples, took_s) if options.is_soak else Growth({}, [])
     done = {
         "name": options.kind,
         "command": options.command(),
-        "violations": violations + stage.deaths + growth.violations + striker.unreachable(),
+        "violations": violations + stage.deaths + grown.violations + striker.unreachable(),
         "figures": {
             "commit": commit(),
             "seed": options.seed,
@@ -174,7 +183,7 @@ def run(options: Options) -> Outcome:
             "daemon_starts": stage.starts,
             "boots": stage.boots,
             "batches": sum(one.finished for one in traffic.batches),
-            **growth.figures,
+            **grown.figures,
         },
     }
     (stage.evidence / RUN).write_text(json.dumps(done, indent=1) + "\n")
@@ -188,8 +197,16 @@ def judged(root: Path) -> Outcome:
     figures = done["figures"] | found.figures | {"audited_at": commit()}
     figures["struck"] = sum(figures["strikes"].values())
     figures["submits_per_s"] = round(figures["tasks"] / figures["seconds"], 1)
-    violations = done["violations"] + found.violations
+    violations = [*done["violations"], *found.violations, *_too_little(figures)]
     return Outcome(done["name"], done["command"], figures, violations, root)
+
+
+def _too_little(figures: dict[str, Any]) -> Iterator[str]:
+    """A run in which little happened shows little."""
+    for name, per_s in _LEAST_PER_S.items():
+        least = int(per_s * figures["seconds"])
+        if figures[name] < least:
+            yield f"only {figures[name]} {name} in {figures['seconds']} s, less than {least}"
 
 
 def _torture(options: Options, story: Story, striker: Striker, sampler: Sampler) -> None:

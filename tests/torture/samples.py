@@ -8,7 +8,9 @@ daemon lives through all of it, and through many snapshots.
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from itertools import combinations, groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from tests.torture.clients import Story
@@ -20,10 +22,13 @@ _WILD_SHARE: Final = 0.5
 _SAMPLES_MIN: Final = 12
 _GROWTH_MAX: Final = 0.15
 """Of the median: what noise makes of a value that does not grow, over the last two thirds."""
+_PEAK_MAX: Final = 1.5
+"""Times the median: nothing that comes and goes is larger. As measured, 1.33 (segments)."""
 _PARTS: Final = ("wild", "calm")
 _SLACK: Final = {"rss_kb": 4096, "descriptors": 8, "threads": 1, "processes": 8}
+_OF_PROCESS: Final = ("rss_kb", "descriptors", "threads")
 _WATCHED: Final = (
-    "rss_kb", "descriptors", "threads", "files", "bytes", "segments", "snapshots", "processes",
+    *_OF_PROCESS, "files", "bytes", "segments", "snapshots", "processes",
 )  # fmt: skip
 
 
@@ -61,6 +66,7 @@ class Sampler:
         if process is None:
             return
         sample = {"t_s": int(self._age()), "tasks": self.story.ended, "calm": int(self.is_calm())}
+        sample["pid"] = process.pid
         try:
             sample |= _of_process(process.pid) | _of_state(str(self.stage.daemon.state))
         except (OSError, KeyError):  # it has ended meanwhile
@@ -69,25 +75,72 @@ class Sampler:
         self.samples.append(sample)
         self.stage.note("samples", sample)
 
-    def growth(self) -> Growth:
-        """Return plateau, maximum and slope of all that is watched."""
-        late = self.samples[len(self.samples) // 3 :]
-        figures: dict[str, Any] = {
-            "samples": len(self.samples),
-            "snapshots_seen": len({one["snapshot_lsn"] for one in self.samples} - {0}),
-            "rss_kb_by_part": _medians(self.samples, "rss_kb"),
-        }
-        violations = []
-        for name in _WATCHED if late else ():
-            found = _trend(late, name)
-            figures[name] = found
-            grown = found["slope_per_1000_tasks"] * (late[-1]["tasks"] - late[0]["tasks"]) / 1000
-            allowed = max(_GROWTH_MAX * found["plateau"], _SLACK.get(name, 0))
-            if len(late) >= _SAMPLES_MIN and grown > allowed:
-                violations.append(
-                    f"{name} grew by {grown:.0f} over a plateau of {found['plateau']}"
-                )
-        return Growth(figures, violations)
+
+def growth(samples: list[dict[str, int]], seconds: float) -> Growth:
+    """Return plateau, maximum and slope of all that is watched, over so many seconds.
+
+    Over the last two thirds, from life to life; and within every life of the daemon that was long
+    enough, since its own memory and descriptors begin anew with each.
+    """
+    late = samples[len(samples) // 3 :]
+    lives = _lives(samples)
+    figures: dict[str, Any] = {
+        "samples": len(samples),
+        "lives_judged": len(lives),
+        "snapshots_seen": len({one["snapshot_lsn"] for one in samples} - {0}),
+        "rss_kb_by_part": _medians(samples, "rss_kb"),
+    }
+    violations = list(_too_few(samples, lives, seconds))
+    for name in _WATCHED if late else ():
+        figures[name] = found = _trend(late, name)
+        violations += _judged(name, found, late)
+        if name in _OF_PROCESS and lives:
+            found["grown_in_a_life_max"] = max(_grown(life, name) for life in lives)
+            violations += [text for life in lives for text in _judged_life(name, life)]
+    return Growth(figures, violations)
+
+
+def _too_few(
+    samples: list[dict[str, int]], lives: list[list[dict[str, int]]], seconds: float
+) -> Iterator[str]:
+    """Without samples nothing is known."""
+    if len(samples) < seconds / _EVERY_S / 2:
+        yield f"only {len(samples)} samples in {seconds:.0f} s"
+    if seconds >= 2 * _CYCLE_S and len(lives) < seconds // _CYCLE_S // 2:
+        yield f"only {len(lives)} lives of the daemon were long enough to be judged"
+
+
+def _judged(name: str, found: dict[str, float], late: list[dict[str, int]]) -> Iterator[str]:
+    plateau = found["plateau"]
+    grown = found["slope_per_1000_tasks"] * (late[-1]["tasks"] - late[0]["tasks"]) / 1000
+    if len(late) >= _SAMPLES_MIN and grown > _allowed(name, plateau):
+        yield f"{name} grew by {grown:.0f} over a plateau of {plateau}"
+    if found["max"] > _PEAK_MAX * plateau + _SLACK.get(name, 0):
+        yield f"{name} came to {found['max']} over a plateau of {plateau}"
+
+
+def _judged_life(name: str, life: list[dict[str, int]]) -> Iterator[str]:
+    grown, plateau = _grown(life, name), statistics.median(one[name] for one in life)
+    if grown > _allowed(name, plateau):
+        took_s = life[-1]["t_s"] - life[0]["t_s"]
+        yield f"{name} grew by {grown:.0f} in one life of {took_s} s, around {plateau}"
+
+
+def _allowed(name: str, plateau: float) -> float:
+    return max(_GROWTH_MAX * plateau, _SLACK.get(name, 0))
+
+
+def _lives(samples: list[dict[str, int]]) -> list[list[dict[str, int]]]:
+    """Return the samples of each daemon that was alive for long enough."""
+    lives = (list(life) for _, life in groupby(samples, itemgetter("pid")))
+    return [life for life in lives if len(life) >= _SAMPLES_MIN]
+
+
+def _grown(life: list[dict[str, int]], name: str) -> float:
+    """Return what the last third of a life has more than the second: the first warms it up."""
+    values = [one[name] for one in life]
+    third = len(values) // 3
+    return statistics.median(values[-third:]) - statistics.median(values[third:-third])
 
 
 def _trend(samples: list[dict[str, int]], name: str) -> dict[str, float]:

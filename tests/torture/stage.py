@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,7 +116,7 @@ class Stage:
     def _kill_all(self) -> int:
         left = list(processes_of(self.daemon.root))
         for pid in left:
-            self.note("strikes", {"pid": pid, **identity(pid), "how": "power"})
+            self.note_strike(pid, identity(pid), "power")
             kill_quietly(pid)
         return len(left)
 
@@ -123,6 +124,10 @@ class Stage:
         """Append one line of JSON to the evidence."""
         with self._notes, (self.evidence / f"{file}.jsonl").open("a") as lines:
             lines.write(json.dumps(what) + "\n")
+
+    def note_strike(self, pid: int, who: dict[str, Any], how: str) -> None:
+        """Write down who is killed, and when."""
+        self.note("strikes", {"pid": pid, **who, "how": how, "at_ns": time.time_ns()})
 
     def processes(self) -> Iterator[int]:
         """Yield everyone who belongs to this stage."""

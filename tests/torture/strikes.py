@@ -92,7 +92,7 @@ class Striker:
         self.counts[how] += 1
 
     def _note(self, pid: int, who: dict[str, Any], how: str) -> None:
-        self.stage.note("strikes", {"pid": pid, **who, "how": how})
+        self.stage.note_strike(pid, who, how)
 
     def _marked(self) -> None:
         """Kill before chosen calls, one for each kind of process: those hit least so far."""

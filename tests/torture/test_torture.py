@@ -15,7 +15,7 @@ from tests.daemon_fixture import ROOT
 from tests.torture import samples
 from tests.torture.audit import audit
 from tests.torture.marked import IS_POSSIBLE
-from tests.torture.run import Options, run
+from tests.torture.run import RUN, Options, judged, run
 
 Doctor = Callable[["Notes"], None]
 
@@ -53,20 +53,19 @@ class Notes:
             "w1 1 2 111 start", *(f"w1 1 2 111 item {n}" for n in range(1, 12)),
             "w1 1 2 111 end 0",
             "w2 2 1 102 start", "w2 2 1 102 end 3", "w2 2 2 103 start", "w2 2 2 103 end 0",
-            "w4 4 1 104 start", "w4 4 1 104 at 0", "w4 4 1 104 saved 4",
-            "w4 4 2 105 start", "w4 4 2 105 at 4", "w4 4 2 105 end 0",
+            "w4 4 1 104 start", *(f"w4 4 1 104 at {n}" for n in range(5)), "w4 4 1 104 saved 4",
+            "w4 4 2 105 start", *(f"w4 4 2 105 at {n}" for n in range(4, 30)),
+            "w4 4 2 105 end 0",
             *(f"w3 0 0 106 item {n}" for n in range(25)),
         ]  # fmt: skip
         kinds = {1: "items", 2: "flaky", 4: "manual"}
         self.sent = [{"work": work, "kind": kind} for work, kind in kinds.items()]
         self.acked = [{"work": work, "task": work} for work in kinds]
-        self.strikes = [
-            {"pid": 101, "task": 1, "attempt": 1, "work": "w1", "how": "one"},
-            {"pid": 104, "task": 4, "attempt": 1, "work": "w4", "how": "one"},
-        ]
+        self.strikes = [struck(101, task=1, work="w1"), struck(104, task=4, work="w4")]
         self.steered = [{"verb": "checkpoint_now", "tasks": [2]}, {"verb": "cancel", "tasks": []}]
         self.batches: list[dict[str, Any]] = [{"name": "w3"}, {"name": "w3", "finished": True}]
         self.events = [
+            event("daemon_started", 0, 0, boot_id="b"),
             *life(1, (101, "signal", 0, "queued"), (111, "exit", 0, "succeeded")),
             *life(2, (102, "exit", 3, "waiting"), (103, "exit", 0, "succeeded")),
             *life(4, (104, "signal", 0, "queued"), (105, "exit", 0, "succeeded")),
@@ -76,6 +75,8 @@ class Notes:
         self.closing: dict[str, Any] = {
             "rows": [{"id": task, "phase": "succeeded"} for task in kinds],
             "checkpoints": {},
+            "forgets": False,
+            "files_at_rest": ["wal/1.wal"],
             "files": ["wal/spare.tmp", "tasks/1", "output/2.log"],
             "run_files": ["ctl.sock", "notify"],
             "wal": {"code": 0, "said": ""},
@@ -95,22 +96,40 @@ class Notes:
         return audit(root).violations
 
 
+S_NS = 1_000_000_000
+
+
+def struck(pid: int, **who: Any) -> dict[str, Any]:
+    """Return a strike at a process in the midst of its life; of no attempt where none is told."""
+    attempt = {"attempt": 1} if "task" in who else {}
+    about = {"ticks": 1, "name": "sh", "how": "one", "at_ns": pid * 100 * S_NS + S_NS // 2}
+    return {"pid": pid, **about, **attempt, **who}
+
+
 def life(task: int, *attempts: tuple[int, str, int, str]) -> list[dict[str, Any]]:
-    """Return the events of a task: each attempt with its pid, its end and the phase after it."""
+    """Return the events of a task: each attempt with its pid, its end and the phase after it.
+
+    The process `pid` lives for one second, from pid * 100 on.
+    """
     told = [event("submitted", task, 0, phase="queued", key=f"w{task}")]
     for number, (pid, cause, code, phase) in enumerate(attempts, 1):
         signal = 9 if cause == "signal" else 0
         shim = {"boot_id": "b", "pid": pid + 1000, "ticks": 1}
-        told.append(event("start_intent", task, number))
-        told.append(event("started", task, number, pid=pid, shim=shim))
         end = {"cause": cause, "code": code, "signal": signal, "verdict": {"phase": phase}}
-        told.append(event("ended", task, number, **end))
+        lived = [
+            event("start_intent", task, number),
+            event("started", task, number, pid=pid, shim=shim),
+            event("ended", task, number, **end),
+        ]
+        for at, one in enumerate(lived):
+            one["at_ns"] = pid * 100 * S_NS + at * S_NS // 2
+        told += lived
     return told
 
 
 def event(kind: str, task: int, attempt: int, **fields: Any) -> dict[str, Any]:
     """Return one event as the daemon tells it."""
-    return {"type": kind, "task": task, "attempt": attempt, "fields": fields}
+    return {"type": kind, "task": task, "attempt": attempt, "at_ns": 0, "fields": fields}
 
 
 def test_the_audit_finds_nothing_where_all_went_well(tmp_path: Path) -> None:
@@ -142,8 +161,54 @@ def rerun(notes: Notes) -> None:
 
 
 def hit_and_failed(notes: Notes) -> None:
-    notes.strikes.append({"pid": 106, "task": 0, "attempt": 0, "work": "w3", "how": "one"})
+    notes.strikes.append(struck(106, work="w3", line="python -m ckptd.batch"))
     notes.closing["batches"]["w3"][4].update(status="fail")
+
+
+def struck_elsewhere(notes: Notes) -> None:
+    """Another process had the pid later, and was killed."""
+    notes.strikes.append(struck(102) | {"at_ns": 900_000 * S_NS})
+    end_of(notes, 2, 1).update(code=0)
+
+
+def host_struck(notes: Notes, *items: int) -> None:
+    """The host of the batch is killed once, and these items run again."""
+    notes.strikes.append(struck(106, work="w3", line="python -m ckptd.batch"))
+    notes.facts += [f"w3 0 0 107 item {item}" for item in items]
+
+
+def quarantined(notes: Notes, number: int) -> None:
+    host_struck(notes)
+    for one in notes.closing["batches"]["w3"][:number]:
+        one.update(status="quarantined")
+
+
+def retried_twice(notes: Notes) -> None:
+    notes.steered += [{"verb": "retry", "tasks": [2]}] * 2
+    notes.events.append(event("reset", 2, 0, fresh=False))
+    notes.events.append(event("moved", 2, 0, phase="succeeded"))
+
+
+def moved_to_the_end(notes: Notes) -> None:
+    notes.events = [one for one in notes.events if one["task"] != 2 or not one["attempt"]]
+    notes.facts = [fact for fact in notes.facts if not fact.startswith("w2")]
+    notes.events.append(event("moved", 2, 0, phase="succeeded"))
+
+
+def told_as(notes: Notes, cause: str) -> None:
+    """The killed attempt is told to have ended by something else."""
+    end_of(notes, 1, 1).update(cause=cause, signal=0)
+
+
+def removed(notes: Notes) -> None:
+    notes.events.append(event("removed", 2, 0))
+    notes.closing["rows"] = [row for row in notes.closing["rows"] if row["id"] != 2]
+    notes.closing["files"].remove("output/2.log")
+
+
+def removed_while_queued(notes: Notes) -> None:
+    notes.events.insert(-1, event("submitted", 9, 0, phase="queued", key=""))
+    notes.events.append(event("removed", 9, 0))
 
 
 def unrun(notes: Notes) -> None:
@@ -185,13 +250,33 @@ def untold_end(notes: Notes) -> None:
         (lambda n: n.events.append(event("submitted", 9, 0, phase="held", key="w1")), "key w1"),
         (lambda n: n.events.append(event("submitted", 1, 0, phase="held", key="")), "given twice"),
         (untold_end, "no end was ever told"),
-        (lambda n: n.events.append(n.events[3]), "told twice"),
+        (lambda n: n.events.append(n.events[4]), "told twice"),
         (lambda n: end_of(n, 2, 1).update(code=0), "told as exit 0 0, left with 3"),
         (lambda n: end_of(n, 2, 2).update(cause="lost"), "nobody had touched it"),
+        (struck_elsewhere, "told as exit 0 0, left with 3"),
+        (lambda n: told_as(n, "oom"), "told as oom"),
+        (lambda n: told_as(n, "timeout"), "told as timeout"),
+        (lambda n: told_as(n, "cancel"), "told as cancel"),
+        (lambda n: told_as(n, "reboot"), "told as reboot"),
+        (lambda n: told_as(n, "lost"), "told as lost"),
+        (moved_to_the_end, "never came to its end"),
+        (lambda n: end_of(n, 2, 2).update(code=7), "its last attempt is told as exit 7"),
+        (removed, "nobody asked for it"),
+        (removed_while_queued, "removed while it was queued"),
+        (retried_twice, "retry of task 2 was answered 2 times"),
+        (lambda n: n.facts.insert(n.facts.index("w4 4 2 105 at 4"), "w4 4 2 105 at 9"),
+         "is at 9 after 4"),
+        (lambda n: without(n, "w4 4 1 104 at 3"), "is at 4 after 2"),
+        (lambda n: without(n, "w4 4 2 105 at 29"), "done at turn 29 of 30"),
+        (lambda n: host_struck(n, 1, 2, 3, 4), "4 repeats, 1 kills of its host"),
+        (lambda n: quarantined(n, 4), "4 items quarantined"),
+        (lambda n: n.closing["files_at_rest"].append("snap/9.tmp"), "temporary file"),
+        (lambda n: n.closing["files_at_rest"].append("attempts/3.1"), "attempt that is over"),
         (lambda n: end_of(n, 1, 1).update(cause="exit"), "never came to its end"),
         (lambda n: end_of(n, 1, 1).update(cause="not_started"), "ran, told as not_started"),
         (lambda n: n.closing["rows"].pop(), "is None by status"),
-        (lambda n: n.facts.insert(-28, "w4 4 2 105 at 3"), "began at 3, 4 was saved"),
+        (lambda n: n.facts.insert(n.facts.index("w4 4 2 105 at 4"), "w4 4 2 105 at 3"),
+         "began at 3, 4 was saved"),
         (lambda n: n.closing["batches"]["w3"].pop(), "batch w3"),
         (lambda n: n.closing["batches"]["w3"][4].update(result=9), "item 4 passed with 9"),
         (lambda n: without(n, "w3 0 0 106 item 3"), "item 3 passed"),
@@ -205,7 +290,7 @@ def untold_end(notes: Notes) -> None:
         (lambda n: n.closing["batches"]["w3"][4].update(status="error"), "came to error"),
         (lambda n: end_of(n, 4, 1).update(signal=15), "by SIGKILL alone"),
         (lambda n: end_of(n, 2, 2).update(verdict={"phase": "failed"}), "ended as failed"),
-        (rerun, "1 repeats, 0 kills, 0 stops"),
+        (rerun, "1 repeats, 0 kills of its host, 0 of items, 0 stops"),
         (hit_and_failed, "came to fail"),
         (lambda n: n.batches.pop(), "never came to its end"),
         (lambda n: n.steered.append({"verb": "clean", "tasks": [1]}), "nothing became of it"),
@@ -219,8 +304,41 @@ def test_the_audit_finds_one_mistake(tmp_path: Path, doctor: Doctor, told: str) 
     assert any(told in one for one in found), found
 
 
+@pytest.mark.parametrize(
+    "doctor",
+    [
+        lambda n: host_struck(n, 1, 2, 3),
+        lambda n: quarantined(n, 3),
+        lambda n: (removed(n), n.steered.append({"verb": "clean", "tasks": [2]})),
+    ],
+)
+def test_the_audit_allows_what_a_strike_or_a_person_explains(
+    tmp_path: Path, doctor: Doctor
+) -> None:
+    notes = Notes()
+    doctor(notes)
+    assert notes.audited(tmp_path) == []
+
+
+def test_evidence_that_is_empty_proves_nothing(tmp_path: Path) -> None:
+    notes = Notes()
+    for name in ("facts", "sent", "acked", "strikes", "steered", "batches", "events"):
+        setattr(notes, name, [])
+    notes.closing |= {"rows": [], "files": [], "files_at_rest": [], "run_files": [], "batches": {}}
+    place = tmp_path / "evidence"
+    assert notes.audited(tmp_path) == []
+    figures = {"seconds": 100.0, "strikes": {}, "batches": 0}
+    done = {"name": "torture", "command": "", "figures": figures, "violations": []}
+    (place / RUN).write_text(json.dumps(done))
+    found = judged(tmp_path).violations
+    assert [one.split()[:3] for one in found] == [
+        ["only", "0", name] for name in ("struck", "tasks", "facts", "struck_attempts", "batches")
+    ]
+
+
 def test_a_key_may_name_another_task_once_the_first_is_forgotten(tmp_path: Path) -> None:
     notes = Notes()
+    notes.closing["forgets"] = True
     notes.events += [event("removed", 3, 0), event("submitted", 9, 0, phase="cancelled", key="w3")]
     notes.events.insert(0, event("submitted", 3, 0, phase="cancelled", key="w3"))
     assert notes.audited(tmp_path) == []
@@ -233,3 +351,69 @@ def test_a_slope_is_found_beneath_noise_and_none_is_made_of_it() -> None:
     flat[7] = (7, 10**6)  # one sample from a moment of trouble
     assert abs(samples.slope(flat)) < 1.0
     assert 4.0 < samples.slope([(tasks, value + 5 * tasks) for tasks, value in flat]) < 6.0
+
+
+def lives(*rss_kb: list[int]) -> list[dict[str, int]]:
+    """Return samples of every ten seconds, of one daemon after the other."""
+    shape = dict.fromkeys(("files", "bytes", "segments", "snapshots", "processes"), 10)
+    shape |= {"threads": 11, "descriptors": 50, "snapshot_lsn": 1}
+    found: list[dict[str, int]] = []
+    for pid, values in enumerate(rss_kb):
+        for value in values:
+            t_s = 10 * len(found)
+            found.append(shape | {"t_s": t_s, "tasks": 50 * t_s, "calm": int(len(values) > 1),
+                                  "pid": pid, "rss_kb": value})  # fmt: skip
+    return found
+
+
+def wild(count: int) -> list[list[int]]:
+    """Return as many short lives."""
+    return [[35_000]] * count
+
+
+def leaking(kb_per_sample: int) -> list[int]:
+    return [40_000 + at * kb_per_sample for at in range(30)]
+
+
+FLAT = [40_000] * 10 + [45_000] * 20  # it takes its pages once
+
+
+def grown_of(samples_: list[dict[str, int]]) -> list[str]:
+    return samples.growth(samples_, len(samples_) * 10.0).violations
+
+
+def test_lives_that_take_their_pages_once_do_not_grow() -> None:
+    assert grown_of(lives(*wild(30), FLAT, *wild(30), FLAT, *wild(30), FLAT)) == []
+
+
+@pytest.mark.parametrize("kb_per_sample", [1_000, 4_000])
+def test_a_leak_in_one_life_of_many_is_seen(kb_per_sample: int) -> None:
+    found = grown_of(lives(*wild(30), FLAT, *wild(30), leaking(kb_per_sample), *wild(30), FLAT))
+    assert any(one.startswith("rss_kb grew by") and "in one life" in one for one in found), found
+
+
+def test_a_leak_of_descriptors_is_seen_although_each_life_begins_anew() -> None:
+    seen = lives(*wild(30), FLAT, *wild(30), FLAT)
+    for at, one in enumerate(seen[-30:]):
+        one["descriptors"] += at
+    assert any("descriptors grew by" in one for one in grown_of(seen))
+
+
+def test_files_that_stay_behind_from_life_to_life_are_seen() -> None:
+    seen = lives(*wild(30), FLAT, *wild(30), FLAT)
+    for at, one in enumerate(seen):
+        one["files"] += at // 10
+    assert any(one.startswith("files grew by") for one in grown_of(seen))
+
+
+def test_a_peak_that_is_gone_by_the_next_sample_is_seen() -> None:
+    seen = lives(FLAT)
+    seen[25]["rss_kb"] = 90_000
+    assert any("came to 90000" in one for one in grown_of(seen))
+
+
+def test_a_soak_without_samples_shows_nothing() -> None:
+    assert samples.growth([], 3600.0).violations == [
+        "only 0 samples in 3600 s",
+        "only 0 lives of the daemon were long enough to be judged",
+    ]

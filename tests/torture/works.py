@@ -73,6 +73,12 @@ LANES: Final = {"verbs": 1, "items": 1, "steps": 1, "lanes": 4}
 """How many items are under way at once, for the kinds that have any."""
 ITEMS: Final = {"verbs": 3, "items": 12, "steps": 5, "lanes": 12}
 """How many there are in all."""
+TURNS: Final = {
+    "saver": 3,
+    "mover": 3,
+    **dict.fromkeys(("manual", "by_time", "by_share", "automatic"), 30),
+}
+"""How many turns, one after the other, for the kinds that count them."""
 BATCH_ITEMS: Final = 25
 BATCH_JOBS: Final = 3
 CODES: Final = {"flaky": {0, 3}, "hopeless": {4}, "patient": {0, 75}, "mover": {0, 85}}
