@@ -17,11 +17,11 @@ _GONE_S: Final = 20.0
 _EXPORTS: Final = 4
 
 
-def collect(stage: Stage) -> dict[str, Any]:
-    """Return what ckptctl tells of all tasks, and who is still there."""
+def collect(stage: Stage, since: int) -> dict[str, Any]:
+    """Return what ckptctl tells of all tasks, no earlier than at that LSN, and who is there."""
     rows = _rows(stage)
     told: dict[str, Any] = {"rows": rows, "checkpoints": _verified(stage, rows)}
-    told["forgets"] = stage.forgets
+    told |= {"forgets": stage.forgets, "since": since}
 
     def others() -> list[dict[str, Any]]:
         there = [(pid, identity(pid)) for pid in stage.processes()]

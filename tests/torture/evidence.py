@@ -62,7 +62,7 @@ class Told:
         self.phase: dict[int, str] = {}
         self.key: dict[int, str] = {}
         self._by_key: dict[str, int] = {}
-        self.removed: set[int] = set()
+        self.removed: dict[int, int] = {}  # task -> LSN
         self.steered: set[int] = set()
         self.heard: Counter[tuple[int, str]] = Counter()
         self.attempts: dict[int, dict[int, Attempt]] = defaultdict(dict)
@@ -83,7 +83,7 @@ class Told:
         if kind == "removed":
             if self.phase.get(task) not in AT_REST:
                 self.faults.append(f"task {task} was removed while it was {self.phase.get(task)}")
-            self.removed.add(task)
+            self.removed[task] = event["lsn"]
         if kind in {"stop_intent", "reset", "moved"}:
             self.steered.add(task)
         phase = phase_after(event)

@@ -161,7 +161,7 @@ def run(options: Options) -> Outcome:
         took_s = time.monotonic() - began
         violations = traffic.settle() + traffic.story.faults + traffic.crashed
         settled_s = time.monotonic() - began - took_s
-        seen = closing.collect(stage)
+        seen = closing.collect(stage, traffic.story.since)
         traffic.end()
         closing.bring_down(stage, seen)
     finally:

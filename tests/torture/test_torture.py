@@ -76,6 +76,7 @@ class Notes:
             "rows": [{"id": task, "phase": "succeeded"} for task in kinds],
             "checkpoints": {},
             "forgets": False,
+            "since": 0,
             "files_at_rest": ["wal/1.wal"],
             "files": ["wal/spare.tmp", "tasks/1", "output/2.log"],
             "run_files": ["ctl.sock", "notify"],
@@ -129,7 +130,7 @@ def life(task: int, *attempts: tuple[int, str, int, str]) -> list[dict[str, Any]
 
 def event(kind: str, task: int, attempt: int, **fields: Any) -> dict[str, Any]:
     """Return one event as the daemon tells it."""
-    return {"type": kind, "task": task, "attempt": attempt, "at_ns": 0, "fields": fields}
+    return {"type": kind, "task": task, "attempt": attempt, "at_ns": 0, "lsn": 0, "fields": fields}
 
 
 def test_the_audit_finds_nothing_where_all_went_well(tmp_path: Path) -> None:
@@ -262,6 +263,8 @@ def untold_end(notes: Notes) -> None:
         (moved_to_the_end, "never came to its end"),
         (lambda n: end_of(n, 2, 2).update(code=7), "its last attempt is told as exit 7"),
         (removed, "nobody asked for it"),
+        (lambda n: (removed(n), n.closing["rows"].append({"id": 2, "phase": "succeeded"})),
+         "task 2 was removed and is there"),
         (removed_while_queued, "removed while it was queued"),
         (retried_twice, "retry of task 2 was answered 2 times"),
         (lambda n: n.facts.insert(n.facts.index("w4 4 2 105 at 4"), "w4 4 2 105 at 9"),
@@ -285,6 +288,7 @@ def untold_end(notes: Notes) -> None:
         (lambda n: n.closing["wal"].update(code=65), "does not verify"),
         (lambda n: n.closing["files"].append("snap/9.tmp"), "temporary file"),
         (lambda n: n.closing["files"].append("tasks/77"), "not there"),
+        (lambda n: n.closing["files"].append("quarantine/FORMAT.bad"), "found bad"),
         (lambda n: n.closing["files"].append("attempts/3.1"), "attempt that is over"),
         (lambda n: n.closing["run_files"].append("notify/3.sock"), "socket of no task"),
         (lambda n: n.closing["batches"]["w3"][4].update(status="error"), "came to error"),
