@@ -1,7 +1,7 @@
 """`drill`: hit a running task, or its daemon, for real, and see it come back.
 
 The daemon does what is done to a task, and counts it as an interruption. Its own death is done
-from here, by whoever may kill it. Read next: `drill_watch.py` (what is seen, and must hold).
+from here, by whoever may kill it. Read next: `drill_watch.py` (what is seen).
 """
 
 import argparse
@@ -9,9 +9,10 @@ import subprocess
 import time
 from typing import Any, Final
 
-from ckptctl import drill_daemon, drill_watch, offline, selectors, units, words
+from ckptctl import drill_checks, drill_daemon, drill_watch, offline, selectors, units, words
 from ckptctl.call import Call
-from ckptctl.drill_watch import Before, Check, Story
+from ckptctl.drill_checks import Check
+from ckptctl.drill_watch import Before, Story
 from ckptctl.render import facts_lines, json_text
 from ckptctl.saving import short_text
 from ckptd.client import as_error
@@ -36,7 +37,6 @@ from ckptd.protocol.messages import (
 
 WITHIN: Final = "2m"
 LOOK_S: Final = 0.2  # between two looks at what the task says
-_NOT_SEEN: Final = "not proven: it was not seen to get on; a slow task takes a longer --within"
 _HOLDS: Final = {True: "ok ", False: "BAD", None: "-- "}
 _KINDS: Final = {
     "kill9": "SIGKILL to all of its processes",
@@ -172,6 +172,7 @@ class _Run:
         """Do the damage: to the daemon, or by it to the task. Raises what refuses it."""
         if target is not None:
             self._restart = drill_daemon.kill(self._call, target)
+            self._story.struck_ns = time.time_ns()
             return
         how: Any = self._how
         asked = Drill(Selector(ids=(self._task,)), how)
@@ -236,16 +237,28 @@ class _Run:
         return status.health == "adopting"
 
     def _look(self) -> None:
-        asked = Events(since=self._since, task=self._task, hold_s=LOOK_S)
-        page = self._call.wait_for("events", asked, EventPage, self._until)
-        self._since = page.next
-        self._story.hear(page.events)
+        end = self._events(Events(since=-1)).next
+        while True:  # Bound: `end`, or `_until`; one page may not reach it
+            page = self._events(Events(since=self._since, task=self._task, hold_s=LOOK_S))
+            self._since = page.next
+            self._story.hear(page.events)
+            if self._since >= end:
+                break
         status = Status(Selector(ids=(self._task,)), 1)
         rows = self._call.wait_for("status", status, TaskPage, self._until).tasks
         if not rows:
             raise NotFound(f"task {self._task} was removed during the drill")
         self._row = rows[0]
         self._story.look(self._row, time.time_ns())
+
+    def _events(self, asked: Events) -> EventPage:
+        try:
+            return self._call.wait_for("events", asked, EventPage, self._until)
+        except NotFound as cut:
+            raise Conflict(
+                "the log was cut behind what was read of it: nothing is proven",
+                f"see: ckptctl explain {self._task}",
+            ) from cut
 
     def _is_finished(self) -> bool:
         death = self._story.death
@@ -285,15 +298,18 @@ class _Run:
         else:
             facts = [*self._facts(), *((check.name, _check_text(check)) for check in checks)]
             self._call.out(facts_lines(facts, self._call.style))
-            self._call.out(["passed" if is_passed else "FAILED" if is_failed else _NOT_SEEN])
+            self._call.out(
+                ["passed" if is_passed else "FAILED" if is_failed else _not_proven(checks)]
+            )
         return 0 if is_passed else 1 if is_failed else TimedOut.exit_code
 
     def _checks(self) -> list[Check]:
         if self._how == "daemon":
+            drill_checks.check_left_alone(self._story)
             saved = self._saved(verify=True)
-            return drill_watch.checks_of_daemon(self._story, self._row, self._epochs, saved)
-        drill_watch.check_hit(self._how, self._story)
-        return drill_watch.checks_of_task(self._how, self._story, self._saved(verify=True))
+            return drill_checks.checks_of_daemon(self._story, self._row, self._epochs, saved)
+        drill_checks.check_hit(self._how, self._story)
+        return drill_checks.checks_of_task(self._how, self._story, self._saved(verify=True))
 
     def _document(self, checks: list[Check], *, is_passed: bool) -> dict[str, Any]:
         start = self._story.start
@@ -338,6 +354,12 @@ def _after(seconds: float | None, since: str, more: str = "") -> str:
 
 def _exit_text(code: int) -> str:
     return f"exit {code}" if code > 0 else units.signal_name(-code)
+
+
+def _not_proven(checks: list[Check]) -> str:
+    unseen = [check.name for check in checks if check.holds is None]
+    more = "; a slow task takes a longer --within" if "progress" in unseen else ""
+    return f"not proven, for what was not seen: {', '.join(unseen)}{more}"
 
 
 def _check_text(check: Check) -> str:

@@ -4,6 +4,7 @@ Read next: `drill.py`.
 """
 
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from ckptd.protocol.messages import Empty, Pong
 
 _RESTARTS: Final = frozenset({"always", "on-failure", "on-abnormal", "on-abort"})
 _MANAGER_S: Final = 10.0
+_DEAD_S: Final = 10.0  # it may hang in a disk
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -79,6 +81,7 @@ def _strike(call: Call, target: Target) -> None:
         if call.ask("ping", Empty(), Pong).epoch != target.epoch:
             raise Conflict("the daemon was just restarted by somebody else", "try again")
         signal.pidfd_send_signal(fd, signal.SIGKILL)
+        select.select((fd,), (), (), _DEAD_S)  # until then its last answer may still come
     finally:
         os.close(fd)
 

@@ -1,7 +1,7 @@
-"""What a drill sees, and what it makes of it: from events of the log to checks that hold or not.
+"""What a drill sees: from events of the log and looks at the task to what came of it, and when.
 
 The evidence is the daemon's durable record (LSNs order it) and, where it can be seen, /proc.
-Times are of one clock, the machine's. Read next: `drill.py` (who does the damage).
+Times are of one clock, the machine's. Read next: `drill_checks.py` (what must hold).
 """
 
 from collections.abc import Iterable
@@ -9,13 +9,9 @@ from typing import Final
 
 import msgspec
 
-from ckptctl import units
-from ckptctl.saving import unsealed
-from ckptd.protocol.errors import Conflict
-from ckptd.protocol.messages import CheckpointRow, Event, TaskRow
+from ckptd.protocol.messages import Event, TaskRow
 
 SECOND_NS: Final = 1_000_000_000
-_OTHERS: Final = frozenset({"cancel", "kill", "timeout", "deadline", "shutdown", "stopped"})
 _SLACK_NS: Final = 1_000_000  # what a time told in seconds may be off
 _TICKS: Final = 19  # field 22 of /proc/PID/stat, counted behind the name
 
@@ -28,20 +24,13 @@ class Before(msgspec.Struct, frozen=True):
     ticks: int  # start time of its process; 0: it cannot be seen from here
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One thing that must hold; None: it was not seen in time, so nobody knows."""
-
-    name: str
-    holds: bool | None
-    text: str
-
-
 class Story:
     """What happened to the task since, in the order of the log."""
 
     def __init__(self, before: Before, hit_ns: int, *, is_hit: bool = True) -> None:
         self.before = before
         self.hit_ns = hit_ns
+        self.struck_ns = hit_ns  # what is later than this is surely later than the blow
         self.is_hit = is_hit  # False: its daemon is, and the very attempt goes on
         said = before.row.progress
         self.reached = said.done if said is not None else 0.0
@@ -51,8 +40,12 @@ class Story:
         self.death: Event | None = None  # the end of the attempt that was hit
         self.intents: list[Event] = []
         self.start: Event | None = None  # of the attempt that goes on
-        self.was_gone = True  # the old process, when the new one began
-        self.is_gone = False  # the process of an attempt that was left alone
+        self.was_gone: bool | None = None  # the old process, when the new one began
+        self.is_looked_at = False  # since the blow
+        self.has_lived = False  # the very process, seen or heard since its daemon's death
+        self.has_moved = False  # it is not where it was left, and its end is still to be told
+        self.is_running = False  # the attempt that goes on
+        self._has_marked = False
         self.sign_ns = 0  # the first progress since
         self.back_ns = 0  # it is as far as it was
         self.end: Event | None = None  # of the attempt that goes on
@@ -69,7 +62,7 @@ class Story:
                     self.intents.append(event)
                 case "started" if event.attempt > self.before.row.attempt and not self.start:
                     self.start = event
-                    self.was_gone = not is_process(self.before.row.pid, self.before.ticks)
+                    self.was_gone = not self._lives() if self.before.ticks else None
                 case "marked":
                     self._marked(event)
                 case "ended" if self._goes_on(event.attempt) and not self.end:
@@ -77,9 +70,14 @@ class Story:
 
     def look(self, row: TaskRow, now_ns: int) -> None:
         """Take in what the task says of itself; it is not in the log."""
-        self.is_gone = self.before.ticks > 0 and not is_process(
-            self.before.row.pid, self.before.ticks
-        )
+        before, lives = self.before, self._lives()
+        self.is_looked_at = True
+        self.has_lived = self.has_lived or lives
+        is_same = (row.attempt, row.pid) == (before.row.attempt, before.row.pid)
+        is_there = is_same and (lives or not before.ticks)
+        self.has_moved = not (self.is_hit or self.death or self.start or is_there)
+        is_up = row.phase == "running" and self._goes_on(row.attempt)
+        self.is_running = is_up and not self.has_moved
         said = row.progress
         if said is None:
             return
@@ -88,8 +86,14 @@ class Story:
         elif self.start is None:  # it works on until the blow ends it
             self.reached = max(self.reached, said.done)
 
+    def _lives(self) -> bool:
+        return is_process(self.before.row.pid, self.before.ticks)
+
     def _says(self, done: float, at_ns: int) -> None:
         """Take in how far it says it is: where it begins again is no sign that it gets on."""
+        if not self.is_hit and at_ns <= self.struck_ns:
+            return
+        self.has_lived = self.has_lived or self.start is None  # the new daemon heard it itself
         if self.is_hit and done >= self.reached:
             self.back_ns = _earlier(self.back_ns, at_ns)
         if self.stood is None or done < self.stood:
@@ -118,11 +122,23 @@ class Story:
             if self.start is None:
                 self.saved, self.saved_ns = saved, saved_ns
             return
-        if not self.is_hit and saved_ns <= self.hit_ns:
-            return  # seen only now: what its journal held before the blow, too
+        if self._is_of_before(event, saved_ns):
+            return
         self.sign_ns = _earlier(self.sign_ns, event.at_ns)
         if self.before.row.progress is None and saved >= self.saved:
             self.back_ns = _earlier(self.back_ns, event.at_ns)
+
+    def _is_of_before(self, event: Event, saved_ns: int) -> bool:
+        """Tell whether one left alone may have done this before the blow, though it is told now.
+
+        The first mark of the new daemon may be of what lay there: it is sealed only by then.
+        """
+        if self.is_hit or self.start is not None:
+            return False
+        is_old = event.at_ns <= self.struck_ns
+        is_first = not is_old and not self._has_marked
+        self._has_marked = self._has_marked or is_first
+        return is_old or is_first or saved_ns <= self.struck_ns
 
     @property
     def is_telling(self) -> bool:
@@ -140,16 +156,26 @@ class Story:
     @property
     def is_over(self) -> bool:
         """Tell whether there is nothing more to wait for, once somebody goes on."""
-        over = self.end or (self.death if self.start is None else None)
-        if over is not None and not _is_pending(over):
+        if self.death is not None and self.start is None:
+            return not is_pending(self.death)
+        if self.end is not None and not is_pending(self.end):
             return True
-        if not self.is_hit and self.is_gone and self.death is None:
-            return False  # its end is still to be told
+        if self.has_moved:
+            return False
         is_back = bool(self.back_ns) or not self.saved or not self.is_hit
-        return not self.is_telling or (bool(self.sign_ns) and is_back)
+        if not self.is_telling:
+            return self.is_running or self.end is not None
+        return bool(self.sign_ns) and is_back
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether it ended for good: nobody needs its checkpoints any more."""
+        over = self.end or (self.death if self.start is None else None)
+        return over is not None and not is_pending(over)
 
 
-def _is_pending(ended: Event) -> bool:
+def is_pending(ended: Event) -> bool:
+    """Tell whether another attempt is to follow."""
     return ended.fields["verdict"]["phase"] in ("queued", "waiting")
 
 
@@ -183,132 +209,6 @@ def memory_of(pid: int) -> int:
     except (OSError, ValueError):
         return -1
     return int(stat.get("anon", -1))
-
-
-# --- what must hold -----------------------------------------------------------------------------
-
-
-def check_hit(how: str, story: Story) -> None:
-    """Raise Conflict where the attempt ended of something else than the blow."""
-    if story.death is None:
-        return
-    task, cause = story.before.row.id, story.death.fields["cause"]
-    if story.death.fields["verdict"]["phase"] == "succeeded":
-        code = f"exit {story.death.fields['code']}"
-        raise Conflict(
-            f"task {task} was done before the blow ended it ({code}): nothing is proven",
-            "one that leaves when it is asked to, and is not done, exits with 75"
-            if how == "sigterm"
-            else "",
-        )
-    if cause in _OTHERS:
-        raise Conflict(
-            f"task {task} was ended by something else meanwhile ({cause}): nothing is proven",
-            f"see: ckptctl explain {task}",
-        )
-
-
-def checks_of_task(how: str, story: Story, saved: Iterable[CheckpointRow]) -> list[Check]:
-    """Return what must hold after the task was killed."""
-    return [_cause(how, story), _one_at_a_time(story), _resumed(story), _verified(saved),
-            _goes_on(story)]  # fmt: skip
-
-
-def checks_of_daemon(
-    story: Story, row: TaskRow, epochs: tuple[int, int], saved: Iterable[CheckpointRow]
-) -> list[Check]:
-    """Return what must hold after the daemon was killed: the task has not noticed."""
-    was, now = epochs
-    before = story.before.row
-    ended = story.death
-    text = f"attempt {before.attempt}, pid {before.pid} lived on"
-    is_same = row.attempt == before.attempt and row.pid == before.pid and not story.is_gone
-    if not is_same:
-        text = f"attempt {before.attempt}, pid {before.pid} is gone, and its end was not told"
-    if ended is not None:
-        text = f"attempt {before.attempt} ended by itself: {how_it_ended(ended)}"
-        is_same = ended.fields["cause"] in ("exit", "signal")
-    return [
-        Check("daemon", now > was, f"a new reign over the same log: epoch {was}, now {now}"),
-        Check("adopted", is_same, text),
-        Check("fence", not story.intents or ended is not None, "no second attempt was started"),
-        _verified(saved),
-        _goes_on(story),
-    ]
-
-
-def _cause(how: str, story: Story) -> Check:
-    ended = story.death
-    if ended is None:
-        return Check("cause", False, "its end was never told")
-    cause, verdict = ended.fields["cause"], ended.fields["verdict"]
-    wanted = {"kill9": "drill", "sigterm": "drill", "oom": "oom"}[how]
-    is_free = verdict["failures"] == story.before.row.failures
-    counted = "no failure counted" if is_free else "a failure was counted"
-    phase = "" if verdict["phase"] == "queued" else f"; now {verdict['phase']}"
-    is_told = cause == wanted or (how == "oom" and ended.fields["blame"] == "limit")  # a child
-    holds = is_told and verdict["phase"] == "queued" and is_free
-    return Check("cause", holds, f"{how_it_ended(ended)}; {counted}{phase}")
-
-
-def how_it_ended(ended: Event) -> str:
-    """Return the code or signal of an end, and what it is put down to."""
-    fields = ended.fields
-    number = fields["signal"]
-    how = units.signal_name(number) if number else f"exit {fields['code']}"
-    return f"{how}, recorded as {fields['cause']}"
-
-
-def _one_at_a_time(story: Story) -> Check:
-    """Check that the old attempt was over, on record and in truth, before the next was ordered."""
-    death, start, before = story.death, story.start, story.before
-    if death is None or start is None:
-        return Check("fence", False, "no attempt began after it")
-    orders = [one for one in story.intents if one.attempt == start.attempt]
-    in_order = len(orders) == 1 and death.lsn < orders[0].lsn < start.lsn
-    seen = f"pid {before.row.pid} {'was gone' if story.was_gone else 'still lived'}"
-    gone = f"{seen} when attempt {start.attempt} ran" if before.ticks else "its pid cannot be seen"
-    lsns = ", ".join(str(one.lsn) for one in orders) or "none"
-    text = f"{gone}; LSN of its end {death.lsn}, of the next order {lsns}"
-    return Check("fence", in_order and story.was_gone, text)
-
-
-def _resumed(story: Story) -> Check:
-    newest = story.saved
-    if story.start is None:
-        return Check("checkpoint", False, f"nobody resumed; the newest is {newest}")
-    used = int(story.start.fields["resumed_from"])
-    if not newest and not used:
-        has_journal = story.death is not None and story.death.fields["cursor"]
-        anew = "it goes on from its journal" if has_journal else "it began anew"
-        return Check("checkpoint", True, f"none was saved, {anew}")
-    return Check("checkpoint", used >= newest, f"resumed from {used}, the newest was {newest}")
-
-
-def _verified(saved: Iterable[CheckpointRow]) -> Check:
-    rows = list(saved)
-    late = unsealed(rows)
-    bad = [str(row.seq) for row in rows if not row.valid and row.seq not in late]
-    if bad:
-        return Check("verify", False, f"bad: {', '.join(bad)}")
-    if not rows:
-        return Check("verify", True, "there are no checkpoints")
-    read = len(rows) - len(late)
-    count = "1 checkpoint" if read == 1 else f"{read} checkpoints"
-    more = f"; {len(late)} not sealed yet" if late else ""
-    return Check("verify", True if read else None, f"{count} read again, every byte{more}")
-
-
-def _goes_on(story: Story) -> Check:
-    ended = story.end or (story.death if story.start is None else None)
-    if ended is not None and not (_is_pending(ended) and story.sign_ns):
-        phase = ended.fields["verdict"]["phase"]
-        return Check("progress", phase == "succeeded", f"{how_it_ended(ended)}; now {phase}")
-    if story.sign_ns:
-        return Check("progress", True, "it saved, or said that it got on")
-    if not story.is_telling:
-        return Check("progress", True, "it runs; it had not said how far it is")
-    return Check("progress", None, "it runs; not seen to get on in time")
 
 
 # --- figures ------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.daemon_fixture import LiveDaemon, StartDaemon
+from tests.daemon_fixture import LiveDaemon, StartDaemon, parent_of
 from tests.waiting import until
 
 COUNTING = """
@@ -80,6 +80,28 @@ def test_a_daemon_that_nobody_starts_again_is_only_killed_once_it_is_told_how(
     assert found["attempts"] == [1, None]
     row = daemon.row(task)
     assert (row["attempt"], row["interruptions"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("is_shim_killed", "said"),
+    [(False, "SIGKILL, recorded as signal"), (True, "no exit status, recorded as lost")],
+)
+def test_a_daemon_whose_death_takes_its_task_with_it_fails_the_drill(
+    start_daemon: StartDaemon, *, is_shim_killed: bool, said: str
+) -> None:
+    daemon = start_daemon()
+    task = counting(daemon, "--backoff", "0.1s")
+    pid = daemon.row(task)["pid"]
+    victims = f"{parent_of(pid)} {pid}" if is_shim_killed else f"{pid}"
+    again = shlex.join([sys.executable, "-m", "ckptd", "--config", str(daemon.config)])
+    words = ("--daemon", "--restart", f"kill -9 {victims}; exec {again}")
+    done = daemon.ctl("drill", str(task), "--yes", "-o", "json", *words, check=False)
+    found = json.loads(done.stdout)["drill"]
+    assert (done.returncode, found["passed"], found["attempts"]) == (1, False, [1, 2]), found
+    told = {check["name"]: check for check in found["checks"]}
+    assert [name for name, check in told.items() if check["holds"] is False] == ["adopted"]
+    assert f"did not live on: {said}" in told["adopted"]["text"]
+    assert "was gone when attempt 2 ran; LSN of its end" in told["fence"]["text"]
 
 
 def test_a_drill_is_refused_before_any_harm(start_daemon: StartDaemon) -> None:

@@ -2,31 +2,36 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from ckptctl import drill_watch
+from ckptctl import drill_checks, drill_watch
 from ckptctl.drill_watch import Before, Story
-from ckptd.protocol.errors import Conflict
+from ckptd.protocol.errors import Conflict, NotFound
 from ckptd.protocol.messages import (
     Changed,
+    CheckpointList,
     CheckpointRow,
+    DaemonStatus,
     Event,
     EventPage,
+    Events,
     Message,
     Pong,
     Progress,
     TaskChange,
     TaskRow,
 )
-from tests.unit.ctl.conftest import Scripted, ctl_on_terminal
+from tests.unit.ctl.conftest import Scripted, ctl, ctl_on_terminal
 from tests.unit.ctl.rows import page, row
 
 SECOND = 1_000_000_000
 HIT_NS = 100 * SECOND
+GONE = 1  # tick of a process that was seen before, and that no pid of now has
 
 
 def task_row(**fields: Any) -> TaskRow:
@@ -49,7 +54,8 @@ def ended(lsn: int = 12, at_s: float = 1, **changes: Any) -> Event:
 
 
 INTENT = event(13, "start_intent", 3, 1.1)
-STARTED = event(14, "started", 3, 1.5, pid=4712, resumed_from=5)
+LATER_INTENT = event(14, "start_intent", 3, 1.1)
+STARTED = event(15, "started", 3, 1.5, pid=4712, resumed_from=5)
 GOOD = (ended(), INTENT, STARTED)
 SAVED = CheckpointRow(5, True, True, 1, 2, 10, (), "d", "", "/c")
 
@@ -72,7 +78,7 @@ def say(found: Story, attempt: int, done: float, at_s: float) -> None:
 
 def story(*events: Event, lsn: int = 11) -> Story:
     """Return one of a task that was at 30 when it was hit, began again at 29, and got on."""
-    found = drilled(lsn=lsn)
+    found = drilled(ticks=GONE, lsn=lsn)
     found.hear(events)
     say(found, 3, 29, 3)
     say(found, 3, 31, 4)
@@ -80,7 +86,7 @@ def story(*events: Event, lsn: int = 11) -> Story:
 
 
 def failed(found: Story, how: str = "kill9", saved: CheckpointRow = SAVED) -> list[str]:
-    checks = drill_watch.checks_of_task(how, found, [saved])
+    checks = drill_checks.checks_of_task(how, found, [saved])
     return [check.name for check in checks if check.holds is False]
 
 
@@ -101,6 +107,7 @@ def test_a_task_that_came_back_as_promised_passes_and_its_times_are_told() -> No
         ("cause", (INTENT, STARTED)),
         ("fence", (ended(lsn=20), INTENT, STARTED)),
         ("fence", (ended(), INTENT, INTENT, STARTED)),
+        ("fence", (event(12, "start_intent", 2, 0.1), ended(lsn=13), LATER_INTENT, STARTED)),
         ("checkpoint", (ended(), INTENT, event(14, "started", 3, 1.5, pid=1, resumed_from=4))),
     ],
 )
@@ -115,31 +122,62 @@ def test_an_old_process_that_still_lives_when_the_new_one_begins_fails_the_fence
     assert failed(found) == ["fence"]
 
 
+def test_a_fence_whose_old_process_cannot_be_seen_is_not_proven_by_the_log_alone() -> None:
+    found = drilled(ticks=0)
+    found.hear(GOOD)
+    say(found, 3, 31, 4)
+    say(found, 3, 32, 5)
+    checks = drill_checks.checks_of_task("kill9", found, [SAVED])
+    assert {check.name: check.holds for check in checks if not check.holds} == {"fence": None}
+
+
+def test_a_checkpoint_that_the_task_had_and_that_is_there_no_more_fails_the_drill() -> None:
+    checks = drill_checks.checks_of_task("kill9", story(*GOOD), [])
+    told = {check.name: check for check in checks}["verify"]
+    assert (told.holds, told.text) == (False, "checkpoint 5 is gone; the newest is 0")
+    assert failed(story(*GOOD), saved=replace(SAVED, seq=4)) == ["verify"]
+
+
+def test_a_silent_task_that_was_ordered_again_has_come_back_only_once_it_is_seen_to_run() -> None:
+    silent = replace(task_row(), checkpoint=0, progress=None)
+    found = drilled(silent, ticks=GONE)
+    found.hear([ended(), INTENT, replace(STARTED, fields={"pid": 4712, "resumed_from": 0})])
+    found.look(replace(silent, attempt=3, phase="waiting"), 0)  # gone before anybody looked
+    assert not found.is_over
+    checks = drill_checks.checks_of_task("kill9", found, [])
+    assert [(check.name, check.holds) for check in checks if not check.holds] == [
+        ("progress", None)
+    ]
+    found.look(replace(silent, attempt=3, pid=4712), 0)
+    assert found.is_over
+    assert not [one for one in drill_checks.checks_of_task("kill9", found, []) if not one.holds]
+
+
 def test_a_bad_checkpoint_fails_the_drill() -> None:
     assert failed(story(*GOOD), saved=replace(SAVED, valid=False)) == ["verify"]
 
 
 def test_what_waits_for_its_seal_fails_no_drill_and_is_told_unless_a_newer_one_is_sealed() -> None:
     waits = replace(SAVED, seq=6, sealed=False, valid=False)
-    checks = drill_watch.checks_of_task("kill9", story(*GOOD), [waits, SAVED])
+    checks = drill_checks.checks_of_task("kill9", story(*GOOD), [waits, SAVED])
     told = {check.name: check for check in checks}["verify"]
     assert (told.holds, told.text) == (
         True,
         "1 checkpoint read again, every byte; 1 not sealed yet",
     )
-    checks = drill_watch.checks_of_task("kill9", story(*GOOD), [waits])
+    checks = drill_checks.checks_of_task("kill9", story(*GOOD), [waits])
     assert {check.name: check.holds for check in checks}["verify"] is None, "nothing was read"
     never = replace(waits, seq=4)
-    checks = drill_watch.checks_of_task("kill9", story(*GOOD), [SAVED, never])
+    checks = drill_checks.checks_of_task("kill9", story(*GOOD), [SAVED, never])
     told = {check.name: check for check in checks}["verify"]
     assert (told.holds, told.text) == (False, "bad: 4")
 
 
 def test_a_task_that_was_not_seen_to_get_on_has_neither_passed_nor_failed() -> None:
-    silent = drilled()
+    silent = drilled(ticks=GONE)
     silent.hear(GOOD)
     assert not silent.is_over
-    checks = drill_watch.checks_of_task("kill9", silent, [SAVED])
+    checks = drill_checks.checks_of_task("kill9", silent, [SAVED])
     assert [(check.name, check.holds) for check in checks if not check.holds] == [
         ("progress", None)
     ]
@@ -163,9 +201,9 @@ def test_a_checkpoint_that_the_blow_itself_made_has_to_be_the_one_that_is_resume
         start = event(12, "started", 3, 1.5, pid=4712, resumed_from=resumed_from)
         return story(saved, died, order, start, lsn=8)
 
-    assert failed(again(5), "sigterm") == ["checkpoint"]
-    assert not failed(again(6), "sigterm")
-    texts = [one.text for one in drill_watch.checks_of_task("sigterm", again(6), [SAVED])]
+    assert failed(again(5), "sigterm", replace(SAVED, seq=6)) == ["checkpoint"]
+    assert not failed(again(6), "sigterm", replace(SAVED, seq=6))
+    texts = [one.text for one in drill_checks.checks_of_task("sigterm", again(6), [SAVED])]
     assert "resumed from 6, the newest was 6" in texts
 
 
@@ -197,8 +235,10 @@ def test_a_daemon_that_comes_back_has_let_its_task_alone(
     epochs: tuple[int, int], now: TaskRow, more: tuple[Event, ...], bad: list[str]
 ) -> None:
     found = drilled(is_hit=False)
-    found.hear([marked(12, 2, 0.1, checkpoint=6), *more])
-    checks = drill_watch.checks_of_daemon(found, now, epochs, [SAVED])
+    found.hear(more)
+    say(found, 2, 31, 1)
+    found.look(now, 0)
+    checks = drill_checks.checks_of_daemon(found, now, epochs, [SAVED])
     assert [check.name for check in checks if not check.holds] == bad
 
 
@@ -212,8 +252,118 @@ def test_a_task_that_its_new_daemon_only_believes_to_run_has_not_lived_on() -> N
         process.kill()
     found.look(before, 0)
     assert (was_over, found.is_over) == (True, False)
-    checks = drill_watch.checks_of_daemon(found, before, (1, 2), [SAVED])
-    assert [check.name for check in checks if not check.holds] == ["adopted"]
+    checks = drill_checks.checks_of_daemon(found, before, (1, 2), [SAVED])
+    assert [(check.name, check.holds) for check in checks if not check.holds] == [
+        ("adopted", False), ("progress", None),
+    ]  # fmt: skip
+
+
+def of_daemon(found: Story, now: TaskRow | None = None) -> dict[str, bool | None]:
+    """Return what does not hold, or is not proven, of a drill whose daemon came back."""
+    checks = drill_checks.checks_of_daemon(found, now or task_row(), (1, 2), [SAVED])
+    return {check.name: check.holds for check in checks if not check.holds}
+
+
+@pytest.mark.parametrize("cause", ["signal", "lost", "reboot", "shutdown", "stopped"])
+def test_a_task_that_a_signal_took_with_its_daemon_has_noticed_though_its_next_attempt_gets_on(
+    cause: str,
+) -> None:
+    found = drilled(is_hit=False, ticks=GONE)
+    found.hear([ended(cause=cause, verdict={"phase": "waiting", "failures": 1})])
+    assert not found.is_over  # a second attempt is to come
+    found.hear([INTENT, STARTED])
+    say(found, 3, 31, 4)
+    drill_checks.check_left_alone(found)
+    assert found.is_over
+    assert of_daemon(found, task_row(attempt=3)) == {"adopted": False}
+    texts = [one.text for one in drill_checks.checks_of_daemon(found, task_row(), (1, 2), [SAVED])]
+    assert f"attempt 2, pid 4711 did not live on: SIGKILL, recorded as {cause}" in texts
+    fence = "pid 4711 was gone when attempt 3 ran; LSN of its end 12, of the next order 13"
+    assert fence in texts
+
+
+def test_a_second_attempt_that_was_ordered_before_the_first_had_ended_fails_the_fence() -> None:
+    for more in ((), (STARTED,)):
+        found = drilled(is_hit=False, ticks=GONE)
+        found.hear([replace(INTENT, lsn=12), ended(lsn=13, cause="lost"), *more])
+        say(found, 3, 31, 4)
+        failed_ = {name for name, holds in of_daemon(found).items() if holds is False}
+        assert failed_ == {"adopted", "fence"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"cause": "exit", "code": 0, "signal": 0}, "nothing tells whether by itself"),
+        ({"cause": "exit", "code": 75, "signal": 0}, "nothing tells whether by itself"),
+        ({"cause": "signal", "ended_ns": HIT_NS - 1}, "had ended before the blow"),
+        ({"cause": "cancel"}, "by something else meanwhile"),
+        ({"cause": "oom"}, "by something else meanwhile"),
+        ({"cause": "drill"}, "by something else meanwhile"),
+    ],
+)
+def test_an_end_that_says_nothing_about_the_daemons_death_proves_nothing(
+    fields: dict[str, Any], said: str
+) -> None:
+    found = drilled(is_hit=False, ticks=GONE)
+    found.hear([ended(**fields), INTENT, STARTED])
+    say(found, 3, 31, 4)
+    with pytest.raises(Conflict, match=said):
+        drill_checks.check_left_alone(found)
+
+
+def test_an_exit_is_the_tasks_own_only_where_it_was_seen_to_live_under_the_new_daemon() -> None:
+    exited = ended(cause="exit", signal=0, verdict={"phase": "succeeded", "failures": 0})
+    found = drilled(is_hit=False, ticks=GONE)
+    say(found, 2, 31, 0.5)
+    found.hear([exited])
+    drill_checks.check_left_alone(found)
+    assert not of_daemon(found)
+    unseen = drilled(is_hit=False, ticks=GONE)
+    unseen.hear([exited])
+    assert of_daemon(unseen) == {"adopted": None, "fence": None}
+
+
+def test_a_task_that_nobody_looked_at_since_its_daemon_died_is_not_proven_to_live() -> None:
+    found = drilled(replace(task_row(), progress=None), is_hit=False)
+    assert of_daemon(found) == {"adopted": None, "fence": None, "progress": None}
+    texts = [one.text for one in drill_checks.checks_of_daemon(found, task_row(), (1, 2), [SAVED])]
+    assert "attempt 2, pid 4711: the new daemon did not tell of it in time" in texts
+    found.look(found.before.row, 0)  # the daemon's word; the process cannot be seen from here
+    assert of_daemon(found) == {"adopted": None}
+
+
+def test_a_task_that_got_on_and_is_gone_is_waited_for_until_its_end_is_told() -> None:
+    with subprocess.Popen(["sleep", "999"]) as process:
+        before = task_row(pid=process.pid)
+        found = drilled(before, drill_watch.look_at(process.pid), is_hit=False)
+        now = replace(before, progress=Progress(31, 100, at_ns=HIT_NS + SECOND))
+        found.look(now, 0)
+        was_over = found.is_over
+        process.kill()
+    found.look(now, 0)
+    assert (was_over, found.is_over) == (True, False)
+
+
+def test_a_task_of_the_same_number_in_another_log_is_no_proof_for_this_one() -> None:
+    found = drilled(is_hit=False)
+    say(found, 2, 31, 1)
+    assert of_daemon(found, replace(task_row(), submitted_ns=1)) == {"daemon": False}
+
+
+def test_what_was_said_before_the_blow_fell_or_is_sealed_only_after_it_is_no_sign_of_life() -> None:
+    found = drilled(is_hit=False)
+    found.struck_ns = HIT_NS + SECOND
+    say(found, 2, 40, 1)
+    found.hear([marked(12, 2, 0.5, checkpoint=6), marked(13, 2, 2, checkpoint=7)])
+    assert (found.sign_ns, found.has_lived) == (0, False)
+    found.hear([marked(14, 2, 3, checkpoint=8)])
+    assert found.sign_ns == HIT_NS + 3 * SECOND
+
+
+def test_an_attempt_that_had_ended_before_the_blow_was_not_hit_by_it() -> None:
+    with pytest.raises(Conflict, match="had ended before the blow"):
+        drill_checks.check_hit("kill9", story(ended(ended_ns=HIT_NS - 1), INTENT, STARTED))
 
 
 def test_a_journal_that_holds_more_than_the_last_checkpoint_is_not_waited_for() -> None:
@@ -222,6 +372,7 @@ def test_a_journal_that_holds_more_than_the_last_checkpoint_is_not_waited_for() 
     for row_, lost_s, is_over in (saves, 11.0, False), (saves, 2.5, True), (saved_once, 6.0, True):
         found = drilled(row_)
         found.hear([ended(lost_s=lost_s), INTENT, STARTED])
+        found.look(replace(row_, attempt=3, pid=4712), 0)
         assert found.is_over is is_over
 
 
@@ -246,7 +397,7 @@ def test_an_end_that_was_not_the_blows_doing_proves_nothing(
 ) -> None:
     end = ended(cause=cause, signal=0, verdict={"phase": phase, "failures": 0})
     with pytest.raises(Conflict, match=said):
-        drill_watch.check_hit("sigterm", story(end))
+        drill_checks.check_hit("sigterm", story(end))
 
 
 def test_a_blow_of_somebody_else_to_a_task_that_had_got_on_is_no_broken_promise() -> None:
@@ -273,7 +424,7 @@ def test_a_journal_of_an_earlier_attempt_is_gone_on_from_though_the_last_one_add
     for cursor, said in (("c", "it goes on from its journal"), ("", "it began anew")):
         found = drilled(never_saved)
         found.hear([ended(cursor=cursor, lost_s=61.0), INTENT, anew])
-        texts = [check.text for check in drill_watch.checks_of_task("kill9", found, [])]
+        texts = [check.text for check in drill_checks.checks_of_task("kill9", found, [])]
         assert f"none was saved, {said}" in texts
 
 
@@ -322,3 +473,57 @@ def test_a_daemon_that_dies_before_the_blow_is_told_without_a_traceback(
         words = ("drill", "7", "--daemon", "--restart", "true")
         code, shown = ctl_on_terminal(daemon.endpoint, *words, typed="y\n")
     assert (code, "ended before the blow" in shown) == (5, True), shown
+
+
+def drill_of_daemon(
+    scripted: Scripted, events: Callable[[Events], EventPage | NotFound | None], *options: str
+) -> tuple[int, str]:
+    """Return exit code and output of a drill whose daemon dies, and then tells these events."""
+    row_ = replace(task_row(), pid=os.getpid(), checkpoint=0, progress=None)
+    with subprocess.Popen(["sh", "-c", "read ckptd"], stdin=subprocess.PIPE) as process:
+
+        def ping(_: Message) -> Pong:
+            return Pong("0.1.0", 1, process.pid, os.geteuid(), 1 + (process.poll() is not None))
+
+        def told(asked: Message) -> EventPage | NotFound | None:
+            assert isinstance(asked, Events)
+            return EventPage((), 11) if process.poll() is None else events(asked)
+
+        daemon = scripted(
+            {
+                "ping": ping,
+                "events": told,
+                "daemon": lambda _: DaemonStatus(
+                    "0.1.0", 1, 0, 2, "b", 0, "/s", 11, 0, "ok", "fork", "", {}, {}, {}
+                ),
+                "status": lambda _: page(row_),
+                "checkpoints": lambda _: CheckpointList(()),
+            }
+        )
+        words = ("drill", "7", "--daemon", "--yes", "--restart", "true", *options)
+        code, out, err = ctl(daemon.endpoint, *words)
+        process.kill()
+    return code, out + err
+
+
+def test_a_log_that_is_told_in_pieces_is_read_to_its_end_before_the_verdict(
+    scripted: Scripted,
+) -> None:
+    pieces = {11: EventPage((), 12), 12: EventPage((INTENT,), 13), -1: EventPage((), 13)}
+    code, told = drill_of_daemon(scripted, lambda asked: pieces.get(asked.since))
+    assert (code, "a second attempt was ordered beside it: LSN 13" in told) == (1, True), told
+    code, told = drill_of_daemon(scripted, lambda asked: EventPage((), max(11, asked.since)))
+    assert (code, "passed" in told) == (0, True), told
+
+
+def test_a_log_that_was_cut_behind_what_was_read_proves_nothing(scripted: Scripted) -> None:
+    gone = NotFound("LSN 11 is gone; the earliest there is: 40")
+    answer = EventPage((), 50)
+    code, told = drill_of_daemon(scripted, lambda asked: gone if asked.since > 0 else answer)
+    assert (code, "the log was cut behind what was read" in told) == (5, True), told
+
+
+def test_a_new_daemon_that_tells_nothing_in_time_leaves_all_unproven(scripted: Scripted) -> None:
+    code, told = drill_of_daemon(scripted, lambda _: None, "--within", "1s")
+    said = "not proven, for what was not seen: adopted, fence, progress"
+    assert (code, said in told) == (124, True), told
