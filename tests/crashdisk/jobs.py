@@ -28,6 +28,7 @@ class Job(NamedTuple):
     seed: str
     moments: int = MOMENTS_MAX
     deaf: str = ""  # the syncs that the log goes without; "all": that any life goes without
+    is_stubborn: bool = False  # in the matrix: a sync that fails is tried again
     stall_s: float = 0.0
 
 
@@ -52,7 +53,7 @@ def run(job: Job) -> Done:
             _play(place, job)
         except Broken as error:
             broken = str(error)
-            if not job.deaf:
+            if not job.deaf and not job.is_stubborn:
                 _keep(job, error)
     return Done(job, place.states, broken, time.monotonic() - began)
 
@@ -61,10 +62,11 @@ def _play(place: Place, job: Job) -> None:
     if job.life:
         play(place, _life(job), job.seed, job.moments)
         return
+    seen_by = matrix.Stubborn if job.is_stubborn else matrix.Watched
     for fault in matrix.FAULTS:
         for step in matrix.STEPS:
             try:
-                matrix.cell(place, fault, step, job.stall_s)
+                matrix.cell(place, fault, step, job.stall_s, seen_by)
             except (AssertionError, CkptdError, OSError, TimeoutError) as error:
                 raise Broken(f"{fault} x {step} on {job.fs}: {error!r}") from error
 

@@ -4,20 +4,25 @@
     step:   append, rotate, snapshot, rename, directory sync
 
 Promised of every cell: nothing that was acknowledged is lost, on the disk as it is after the
-fault; a sync that failed is not tried again; what is refused is refused by an error of ours.
+fault; a sync that failed is not tried again, seen by who passes the syncs on; what is refused is
+refused by an error of ours. Then the disk is well again: a log that failed stays refused for ever,
+any other goes on, and what it acknowledges now is there as well.
 """
 
 import contextlib
 import errno
+import os
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ckptd.protocol.errors import CkptdError, DiskFull
 from ckptd.storage.disk import Bytes, File
 from ckptd.storage.snapshot import SnapshotDone, SnapshotWriter
+from ckptd.storage.wal import WalFailed
 from tests.crashdisk.cuts import Place
 from tests.crashdisk.device import Content, Device
 from tests.crashdisk.filesystem import Kind, mounted, settle
@@ -58,13 +63,19 @@ def expected(kind: Kind, fault: Fault, step: Step) -> set[str]:
 
 
 class Watched(Below):
-    """Calls `strike` just before the first operation that is the awaited step."""
+    """Calls `strike` just before the first operation that is the awaited step.
+
+    It notes each sync that is tried again after it failed, whatever name the file has by then.
+    """
 
     def __init__(self, top: Path) -> None:
         super().__init__(top)
+        self.top = top
         self.awaits = ("", "")
         self.strike: Callable[[], None] = lambda: None
         self.struck = threading.Event()
+        self.tried_again: list[str] = []
+        self._failed = set[int]()  # inodes
 
     def reach(self, kind: str, path: str) -> None:
         """Strike, once, where this is the step."""
@@ -74,9 +85,25 @@ class Watched(Below):
             self.strike()
             self.struck.set()
 
+    def pass_on(self, inode: int, path: str, sync: Callable[[], None]) -> None:
+        """Sync something; raises OSError where that fails, and notes it."""
+        if inode in self._failed:
+            self.tried_again.append(path)
+        try:
+            sync()
+        except OSError:
+            self._failed.add(inode)
+            raise
+
+    def inode(self, path: str) -> int:
+        """Return the number of a file or directory."""
+        return os.stat(self._top + path).st_ino
+
     def create(self, path: str) -> File:
         self.reach("create", path)
-        return _WatchedFile(super().create(path), self, path)
+        file = _WatchedFile(super().create(path), self, path)
+        self._failed.discard(self.inode(path))  # written anew
+        return file
 
     def open(self, path: str, *, write: bool = False) -> File:
         return _WatchedFile(super().open(path, write=write), self, path)
@@ -87,7 +114,7 @@ class Watched(Below):
 
     def sync_dir(self, path: str) -> None:
         self.reach("sync_dir", path)
-        super().sync_dir(path)
+        self.pass_on(self.inode(path), path, partial(super().sync_dir, path))
 
 
 class _WatchedFile:
@@ -95,6 +122,7 @@ class _WatchedFile:
 
     def __init__(self, file: File, disk: Watched, path: str) -> None:
         self._file, self._disk, self._path = file, disk, path
+        self._inode = disk.inode(path)
 
     def read(self, size: int, offset: int) -> bytes:
         return self._file.read(size, offset)
@@ -107,11 +135,11 @@ class _WatchedFile:
 
     def sync_data(self) -> None:
         self._disk.reach("sync", self._path)
-        self._file.sync_data()
+        self._disk.pass_on(self._inode, self._path, self._file.sync_data)
 
     def sync(self) -> None:
         self._disk.reach("sync", self._path)
-        self._file.sync()
+        self._disk.pass_on(self._inode, self._path, self._file.sync)
 
     def drop_cache(self) -> None:
         self._file.drop_cache()
@@ -120,11 +148,25 @@ class _WatchedFile:
         self._file.close()
 
 
-def cell(place: Place, fault: Fault, step: Step, stall_s: float) -> str:
+class Stubborn(Watched):
+    """One that syncs again what failed, as nobody may: it shows that the matrix would see it."""
+
+    def pass_on(self, inode: int, path: str, sync: Callable[[], None]) -> None:
+        """Sync something, twice where it fails."""
+        try:
+            super().pass_on(inode, path, sync)
+        except OSError:
+            super().pass_on(inode, path, sync)
+
+
+def cell(
+    place: Place, fault: Fault, step: Step, stall_s: float, seen_by: type[Watched] = Watched
+) -> str:
     """Play one cell; return what came of it. Raises AssertionError for a broken promise."""
     device = Device(place.node, Content(place.image))
     try:
-        outcome, acked, submitted = _struck(place, device, (fault, step), stall_s)
+        with mounted(place.kind, place.node, place.top) as top:
+            outcome, acked, submitted = _struck(seen_by(top), device, (fault, step), stall_s)
         assert outcome in expected(place.kind, fault, step), f"it came to {outcome}"
         _look_again(place, acked, submitted)
     finally:
@@ -135,22 +177,24 @@ def cell(place: Place, fault: Fault, step: Step, stall_s: float) -> str:
 
 
 def _struck(
-    place: Place, device: Device, at: tuple[Fault, Step], stall_s: float
+    disk: Watched, device: Device, at: tuple[Fault, Step], stall_s: float
 ) -> tuple[str, int, int]:
     """Have the fault strike at the step; return what came of it, and what was promised."""
     fault, step = at
-    with mounted(place.kind, place.node, place.top) as top:
-        disk = Watched(top)
-        writer = Writer(disk)
-        writer.work(random.Random(1), 10)
-        disk.strike = _strike(fault, device, top)
-        disk.awaits = _KINDS[step]
-        worker = Worker(writer, disk, step, is_to_the_end=fault == "full")
-        outcome = worker.outcome(device, stall_s)
-        if fault in ("write", "flush") and step == "append":
-            _is_not_tried_again(writer)
-        device.heal()
-        writer.store.close()
+    writer = Writer(disk)
+    writer.work(random.Random(1), 10)
+    disk.strike = _strike(fault, device, disk.top)
+    disk.awaits = _KINDS[step]
+    outcome = Worker(writer, disk, step, is_to_the_end=fault == "full").outcome(device, stall_s)
+    device.heal()
+    with contextlib.suppress(OSError):  # what failed for good can only be read
+        (disk.top / "filler").unlink(missing_ok=True)
+    if outcome == "WalFailed":
+        stays_refused(writer)
+    else:
+        _goes_on(writer)
+    assert not disk.tried_again, f"a sync that failed was tried again: {disk.tried_again}"
+    writer.store.close()
     return outcome, writer.acked, writer.submitted
 
 
@@ -240,17 +284,21 @@ def _snapshot(writer: Writer) -> str:
     return "" if isinstance(done, SnapshotDone) else type(done).__name__
 
 
-def _is_not_tried_again(writer: Writer) -> None:
-    """Promise: after a failed sync of the log nothing is appended or synced any more."""
+def stays_refused(writer: Writer) -> None:
+    """Promise: after a failed sync nothing is appended or synced, though the disk is well again."""
     before = writer.wal.durable_lsn
-    with contextlib.suppress(CkptdError):
-        writer.wal.append(b"x", 1)
-        writer.wal.sync()
-        raise AssertionError("the log went on after a sync that failed")
-    with contextlib.suppress(CkptdError):
-        writer.wal.sync()
-        raise AssertionError("a sync that failed was tried again")
+    for what, tried in (("append", partial(writer.wal.append, b"x", 1)), ("sync", writer.wal.sync)):
+        with contextlib.suppress(WalFailed):
+            tried()
+            raise AssertionError(f"the log went on after it failed: {what}")
     assert writer.wal.durable_lsn == before
+
+
+def _goes_on(writer: Writer) -> None:
+    """Go on with a log that did not fail, as far as the file system bears it."""
+    with contextlib.suppress(CkptdError):
+        writer.append(1)
+        writer.sync()
 
 
 def _look_again(place: Place, acked: int, submitted: int) -> None:

@@ -11,7 +11,9 @@ from tests.crashdisk.device import Write, survivors
 from tests.crashdisk.filesystem import KINDS, missing, move_apart
 from tests.crashdisk.jobs import Job, run
 from tests.crashdisk.lives import LIVES
-from tests.crashdisk.matrix import FAULTS, STEPS
+from tests.crashdisk.matrix import FAULTS, STEPS, stays_refused
+from tests.fakes.log_model import Writer
+from tests.fakes.memory_disk import MemoryDisk
 
 EXT4 = KINDS["ext4"]
 MOMENTS = 30
@@ -45,6 +47,17 @@ def test_no_fault_of_the_disk_at_any_step_loses_what_was_acknowledged(
         assert outcomes[f"{fault} x append"] == outcomes[f"{fault} x rotate"] == "WalFailed"
     assert outcomes["full x append"] == "DiskFull"
     assert {outcomes[f"stall x {step}"] for step in STEPS} == {"waited, then done"}
+
+
+@needs_ext4
+def test_a_sync_that_is_tried_again_is_found_out(pool: ProcessPoolExecutor) -> None:
+    done = pool.submit(run, Job("ext4", "", "matrix", is_stubborn=True)).result()
+    assert "a sync that failed was tried again" in done.broken
+
+
+def test_a_log_that_goes_on_once_the_disk_is_well_again_is_found_out() -> None:
+    with pytest.raises(AssertionError, match="went on after it failed: append"):
+        stays_refused(Writer(MemoryDisk()))
 
 
 @needs_ext4
