@@ -19,6 +19,8 @@ BEGIN: Final = "<!-- generated: figures -->\n"
 END: Final = "<!-- end -->\n"
 BROKEN: Final = ("violations", "finds", "not_killed")
 """What must be 0, or empty, in a run that is published."""
+PARTIAL: Final = ("skipped", "part")
+"""What tells of a run that left something out: told in its file, and not published either."""
 _SHOWN: Final[dict[str, dict[str, str]]] = {
     "sim": {
         "lives": "lives", "power": "power cuts", "recoveries": "recoveries",
@@ -76,7 +78,7 @@ def broke(path: Path) -> list[str]:
     `commit` where no commit holds that code.
     """
     found = json.loads(path.read_text())
-    told = [name for name in BROKEN if found.get(name)]
+    told = [name for name in (*BROKEN, *PARTIAL) if found.get(name)]
     told += [name for name, least in _LEAST[path.stem].items() if _at(found, name) < least]
     return [*told, "commit"] if found["commit"].endswith("+") else told
 

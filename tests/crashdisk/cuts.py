@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.crashdisk.device import (
     OVERLAYS,
+    UNTORN,
     Content,
     Device,
     Event,
@@ -117,7 +118,7 @@ def play(place: Place, life: Life, seed: str, moments_max: int) -> None:
         moments = range(1, len(tape) + 1)
         drawn = set(dice.sample(moments, min(len(moments), moments_max)))
         for cut in cuts(tape, drawn, layer, place.image):
-            for overlay in OVERLAYS:
+            for overlay in OVERLAYS if place.kind.overwrites else UNTORN:
                 content = Content(place.image, layer)
                 for write in survivors(cut.volatile, overlay, dice, file_data):
                     content.write(*write)

@@ -160,6 +160,8 @@ class Device(FuseFile):
 
 Overlay = Literal["none", "all", "subset", "torn"]
 OVERLAYS: tuple[Overlay, ...] = ("none", "all", "subset", "subset", "torn", "torn")
+UNTORN: tuple[Overlay, ...] = tuple("subset" if one == "torn" else one for one in OVERLAYS)
+"""Where nobody tells which blocks hold file data, nothing is torn, nor counted so."""
 
 
 def survivors(

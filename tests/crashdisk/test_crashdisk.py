@@ -1,19 +1,24 @@
 """The lying disk in short: some hundred states below ext4, the fault matrix, and what must bite."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
-from tests.crashdisk.device import Write, survivors
+from tests.crashdisk.__main__ import asked_for, command_of
+from tests.crashdisk.device import OVERLAYS, UNTORN, Write, survivors
 from tests.crashdisk.filesystem import KINDS, missing, move_apart
 from tests.crashdisk.jobs import Job, run
 from tests.crashdisk.lives import LIVES
 from tests.crashdisk.matrix import FAULTS, STEPS, stays_refused
 from tests.fakes.log_model import Writer
 from tests.fakes.memory_disk import MemoryDisk
+from tests.figures import ROOT
 
 EXT4 = KINDS["ext4"]
 MOMENTS = 30
@@ -76,6 +81,24 @@ def test_a_log_that_goes_without_a_sync_is_found_out_on_ext4(
 ) -> None:
     done = pool.submit(run, Job("ext4", "log", "log-0", deaf=deaf)).result()
     assert "promised" in done.broken
+
+
+def test_what_was_asked_for_and_is_missing_fails_the_run(tmp_path: Path) -> None:
+    without = {"PATH": str(tmp_path)}  # no mkfs of any kind
+    command = [sys.executable, "-m", "tests.crashdisk", "--fs", "xfs", "--matrix"]
+    done = subprocess.run(command, cwd=ROOT, env=without, check=False, capture_output=True)
+    assert (done.returncode, done.stdout.split(b":")[:2]) == (1, [b"xfs", b" SKIPPED"])
+
+
+@pytest.mark.parametrize("more", ["", " --moments 7 --stall 0.5"])
+def test_the_line_that_is_written_down_asks_for_the_same_again(more: str) -> None:
+    line = f"python -m tests.crashdisk --states 50 --fs xfs --seed 3{more}"
+    assert command_of(asked_for(line.split()[3:])) == line
+
+
+def test_what_cannot_be_torn_is_not_counted_as_torn() -> None:
+    assert "torn" not in UNTORN
+    assert len(UNTORN) == len(OVERLAYS)
 
 
 def test_what_survives_is_nothing_all_or_a_part_torn_by_sectors_only_in_file_data() -> None:

@@ -33,6 +33,9 @@ def test_every_kept_run_held_all_that_it_promised() -> None:
         ("states", {"commit": "cd74745+"}, ["commit"]),
         ("crashdisk", {"btrfs_states": 0}, ["btrfs_states"]),
         ("torture", {"seconds": 12.0}, ["seconds"]),
+        ("mutants", {"part": "3/8"}, ["part"]),
+        ("golden", {"skipped": 1}, ["skipped"]),
+        ("crashdisk", {"skipped": {"xfs": "needs mkfs.xfs"}}, ["skipped"]),
     ],
 )
 def test_a_run_that_did_too_little_or_did_not_hold_is_not_published(
