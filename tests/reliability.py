@@ -53,9 +53,12 @@ _SHOWN: Final[dict[str, dict[str, str]]] = {
     },
     "fuzz": {"executions": "inputs", "targets": "targets", "kept_inputs": "inputs kept"},
     "mutants": {"mutants": "mistakes", "killed": "noticed", "canaries": "canaries"},
-    "golden": {"files": "files", "records": "kinds of record"},
+    "golden": {
+        "files": "files", "files_kept": "files kept", "tests": "tests of them",
+        "records": "kinds of record",
+    },
 }  # fmt: skip
-"""What the table tells of each rig, by the name in its file; the file has all."""
+"""What the table tells of each rig, by the name in its file, which has all; old files lack some."""
 RIGS: Final = tuple(_SHOWN)
 _LEAST: Final[dict[str, dict[str, int]]] = {
     "sim": {"lives": 200},
@@ -106,7 +109,8 @@ def table() -> str:
 
 def _row(name: str, found: dict[str, Any]) -> str:
     zeros = [f"**0 {key.replace('_', ' ')}**" for key in BROKEN if key in found]
-    shown = [f"{_text(_at(found, key))} {words}" for key, words in _SHOWN[name].items()]
+    told = {key: words for key, words in _SHOWN[name].items() if key.partition(".")[0] in found}
+    shown = [f"{_text(_at(found, key))} {words}" for key, words in told.items()]
     when = f"{found['finished'][:10]}, {found['commit']}"
     figures = ", ".join(zeros + shown)
     return f"| [{name}](figures/{name}.json) `{found['command']}` | {when} | {figures} |"
