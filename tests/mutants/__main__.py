@@ -1,17 +1,24 @@
 """`python -m tests.mutants [ID ...]`: make each mistake of the catalog, see who notices.
 
-An ID may be a pattern (`wal-*`). Exit 0 only if every one was killed; writes
-build/figures/mutants.json where all of them ran.
+    python -m tests.mutants                  all; writes build/figures/mutants.json
+    python -m tests.mutants 'wal-*'          some
+    python -m tests.mutants --part 3/8       the third eighth of all; beside --promises, those too
+    python -m tests.mutants --within 300     those of the promises, and a part that fits in the time
+
+Exit 0 only if every one was killed. A part has figures of its own, build/figures/mutants-part.json.
 """
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from fnmatch import fnmatchcase
+from typing import Any
 
 from tests import figures
-from tests.mutants.mutant import catalog
+from tests.mutants.mutant import Mutant, catalog
+from tests.mutants.part import PAGE, Part, count_within, promised
 from tests.mutants.run import Unsound, figures_of, run
 from tests.mutants.trial import Verdict
 
@@ -22,17 +29,65 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__)
-    parser.add_argument("ids", nargs="*", metavar="ID", help="all, without any")
+def _asked() -> argparse.Namespace:
+    """Return what is asked for, `--within` as the part that it comes to."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m tests.mutants", description=__doc__, formatter_class=formatter
+    )
+    parser.add_argument("ids", nargs="*", metavar="ID", help="all, without any; or a pattern")
     parser.add_argument("-j", "--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("-l", "--list", action="store_true", help="only say what there is")
+    parser.add_argument("--part", type=Part.parsed, metavar="K/N", help="every mutant is in one")
+    parser.add_argument("--promises", action="store_true", help="those of docs/reliability.md")
+    parser.add_argument("--within", type=float, metavar="SECONDS", help="a part by the commit")
     asked = parser.parse_args()
-    chosen = [
-        one for one in catalog() if not asked.ids or any(fnmatchcase(one.id, i) for i in asked.ids)
-    ]
+    if asked.within is not None:
+        asked.promises = True
+        count = count_within(asked.within, len(catalog()), len(promised(PAGE.read_text())))
+        asked.part = Part.drawn(_commit(), count) if count else None
+    return asked
+
+
+def _commit() -> str:
+    """Return the commit in hex."""
+    command = ("git", "rev-parse", "HEAD")
+    done = subprocess.run(command, cwd=figures.ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _chosen(asked: argparse.Namespace, mutants: list[Mutant]) -> list[Mutant]:
+    """Return what was asked for, the promises first; all where nothing is."""
+    if not (asked.ids or asked.part or asked.promises):
+        return mutants
+    ids = promised(PAGE.read_text()) if asked.promises else []
+    first = [one for one in mutants if one.id in ids]
+    part = asked.part.of(mutants) if asked.part else []
+    named = [one for one in mutants if any(fnmatchcase(one.id, name) for name in asked.ids)]
+    return list(dict.fromkeys([*first, *part, *named]))
+
+
+def _write(asked: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Write the figures of a whole run, or those of a part beside them."""
+    if asked.ids:
+        return
+    options = f" --part {asked.part}" if asked.part else ""
+    options += " --promises" if asked.promises else ""
+    command = f"python -m tests.mutants{options}"
+    if options:
+        part = {"part": str(asked.part or "promises")}
+        figures.write("mutants-part", {**part, **found}, command=command)
+        print(f"a part; again: {command}")
+    else:
+        figures.write("mutants", found, command=command)
+
+
+def main() -> int:
+    asked = _asked()
+    chosen = _chosen(asked, catalog())
     if not chosen:
-        parser.error(f"no mutant is called {' '.join(asked.ids)}")
+        print(f"no mutant is called {' '.join(asked.ids)}", file=sys.stderr)
+        return 2
     if asked.list:
         print("\n".join(f"{one.id:45} {one.breaks}" for one in chosen))
         return 0
@@ -43,8 +98,7 @@ def main() -> int:
         print(unsound, file=sys.stderr)
         return 1
     found = figures_of(tried, began_s)
-    if not asked.ids:
-        figures.write("mutants", found, command="python -m tests.mutants")
+    _write(asked, found)
     left = [one for one in tried if one.outcome.verdict is not Verdict.KILLED]
     print(f"{found['killed']} of {found['mutants']} killed in {found['seconds']} s")
     for mutant, outcome in left:

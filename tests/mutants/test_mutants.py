@@ -1,12 +1,14 @@
 """The rig itself: every mistake can still be made, and whoever does not notice one is told."""
 
 import ast
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.mutants.mutant import ROOT, Mutant, Stale, catalog
+from tests.mutants.part import BEGIN_S, EACH_S, PAGE, Part, count_within, promised
 from tests.mutants.trial import SECONDS_MAX, Verdict, ask, judged
 
 ALL = catalog()
@@ -42,6 +44,40 @@ def test_every_killer_is_there(mutant: Mutant) -> None:
 def test_the_mistakes_are_as_many_as_promised_and_each_breaks_something() -> None:
     assert len(ALL) >= 30
     assert all(mutant.breaks for mutant in ALL)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 30, len(ALL) + 1])
+def test_every_mistake_is_in_exactly_one_part(count: int) -> None:
+    parts = [Part(number, count).of(ALL) for number in range(1, count + 1)]
+    assert sorted(one.id for part in parts for one in part) == sorted(one.id for one in ALL)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_commits_draw_every_part_and_each_commit_always_the_same() -> None:
+    commits = [hashlib.sha1(str(number).encode()).hexdigest() for number in range(100)]
+    assert {Part.drawn(one, 8).number for one in commits} == set(range(1, 9))
+    assert Part.drawn("f1a9885", 8) == Part.drawn("f1a9885", 8) == Part.parsed("6/8")
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "3", "a/b", "-1/-1"])
+def test_a_part_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"part|unpack|literal"):
+        Part.parsed(text)
+
+
+def test_the_more_time_is_left_the_larger_is_the_part_and_it_fits() -> None:
+    assert count_within(60, len(ALL), 14) == 0
+    for seconds in (150, 300, 600, 900):
+        count = count_within(seconds, len(ALL), 14)
+        largest = len(Part(1, count).of(ALL))
+        assert BEGIN_S + EACH_S * (14 + largest) <= seconds
+    assert count_within(10_000, len(ALL), 14) == 1
+
+
+def test_the_mistakes_that_the_page_promises_to_be_noticed_are_in_the_catalog() -> None:
+    ids = promised(PAGE.read_text())
+    assert len(ids) == 14
+    assert set(ids) <= {one.id for one in ALL}
 
 
 @pytest.fixture
