@@ -15,7 +15,9 @@ is an item in flight when the runner was killed: a suspect. Read next: `choose.p
 import json
 import os
 import time
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
 
 from ckptd.batch.place import Batch, newest_run
 from ckptd.batch.refusal import BAD_DATA, Refused
@@ -27,7 +29,43 @@ from ckptd.storage.untrusted import Damaged, NotTrusted
 
 _FRAME_BYTES: Final = 2 << 20  # of facts, by estimate; a frame takes twice that
 _FACT_BYTES: Final = 20_000  # of one without its result, at most: a long key in escapes, a text
+_SHOWN_CHARS: Final = 200
 BOUNDS: Final = Bounds(4 << 30, 16 << 30)
+
+
+_At = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class _Item(msgspec.Struct):
+    """What is read of a result, beside its value: the types that every version wrote."""
+
+    at_ns: _At
+    status: Literal["pass", "fail", "error", "skipped", "quarantined"]
+    text: str = ""
+    tries: int = 0
+    lane: int = -1
+    seconds: float | None = None
+
+
+class _Start(msgspec.Struct):
+    """What is read of an item in flight."""
+
+    tries: int = 0
+    lane: int = -1
+    run_deaths: int = 0
+    alone_deaths: int = 0
+
+
+class _Run(msgspec.Struct):
+    """What is read of an event of a run."""
+
+    at_ns: _At
+    event: str
+    task: int | None = None
+    until_ns: _At = 0
+    waited_s: float = 0.0
+    to: str | None = None
+    accepted_ns: int | None = None
 
 
 class Waits(NamedTuple):
@@ -61,7 +99,28 @@ def read(path: str, batch: Batch, *, is_acted_on: bool = False) -> Facts:
         ) from bad
     if found.problem:
         raise Refused(f"the ledger of {batch.name}: {found.problem}", code=BAD_DATA)
+    _refuse_strange(found, batch.name)
     return found
+
+
+def _refuse_strange(found: Facts, name: str) -> None:
+    """Refuse facts whose frames check, and whose members mean nothing here: of a newer version.
+
+    Who reads on, or prints them, relies on their types, and on texts that can be shown.
+    """
+    kinds = ((_Item, found.items.values()), (_Start, found.flying.values()), (_Run, found.runs))
+    for kind, some in kinds:
+        for fact in some:
+            try:
+                msgspec.convert(fact, kind)
+                msgspec.json.encode(fact)
+            except (msgspec.ValidationError, UnicodeEncodeError) as bad:
+                shown = json.dumps(fact)[:_SHOWN_CHARS]
+                raise Refused(
+                    f"the ledger of {name} holds what cannot be read: {bad}: {shown}",
+                    "nothing was changed; a newer ckptd may have written it",
+                    code=BAD_DATA,
+                ) from bad
 
 
 def begin(path: str, *, fresh: bool = False) -> int:

@@ -13,10 +13,11 @@ from zlib import crc32
 
 import pytest
 
-from ckptd.batch import place
+from ckptd.batch import ledger, place, report
 from ckptd.batch import prepare as preparing
 from ckptd.batch.refusal import Refused
 from ckptd.sdk.rate import Bucket
+from ckptd.storage.facts import item_done
 from tests.batch_world import BATCH, BatchWorld
 from tests.waiting import until
 
@@ -292,3 +293,28 @@ def test_results_are_found_again_whatever_number_lies_beside_them(
     world.run()
     assert world.statuses() == {"a": "pass"}
     assert [path.name for path in (world.dir / "journal").glob("*1.j")] == ["000001.j"]
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"status": "flaky"},
+        {"status": ["pass"]},
+        {"tries": None},
+        {"text": "\ud800"},
+        {"seconds": "x"},
+    ],
+)
+def test_a_result_of_a_later_version_is_refused_and_hides_no_other_batch(
+    world: BatchWorld, monkeypatch: pytest.MonkeyPatch, strange: dict[str, object]
+) -> None:
+    world.prepare(argv=["true"], items=["a"])
+    batch = place.load(str(world.dir))
+    later = ledger.Ledger(str(world.dir), batch, ledger.begin(str(world.dir)))
+    later.append([{**item_done("a", "pass", tries=1), **strange}])
+    later.close()
+
+    with pytest.raises(Refused, match="cannot be read"):
+        ledger.read(str(world.dir), batch)
+    monkeypatch.setenv("CKPTD_BATCH_DIR", str(world.dir.parent))
+    assert "cannot be read" in report.summary(world.name)["problem"]
