@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from ckptctl.files import lasting
 from ckptctl.units import nearest
 from ckptd.protocol.errors import Busy, CkptdError, Internal, NotFound, all_errors
 
@@ -150,7 +151,7 @@ def become(words: Sequence[str]) -> NoReturn:
 
 def runner(directory: str) -> list[str]:
     """Return the command that runs a prepared batch."""
-    return _command(["run", directory])
+    return [lasting(sys.executable), *_command(["run", directory])[1:]]
 
 
 def _command(words: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
-"""Files that a command line names: the text of one, or of stdin; one of variables."""
+"""Files that a command line names: the text of one, or of stdin; one of variables; our own."""
 
+import os
 import sys
 from collections.abc import Iterable
 
@@ -29,3 +30,19 @@ def read_env_file(path: str) -> list[str]:
 def _unquoted(value: str) -> str:
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     return value[1:-1] if is_quoted else value
+
+
+def lasting(path: str) -> str:
+    """Return a path into the installation that runs us as one that outlives its upgrades.
+
+        .../lib/ckptd/venv-0.1.0-5f3a9c01/bin/ckptd-python -> .../lib/ckptd/venv/bin/ckptd-python
+
+    `make install` removes old trees, and a task may wait for longer. Who starts by the link
+    goes over to the tree behind it, see `in_its_tree` in `ckptd/sdk/run.py`.
+    """
+    tree = os.path.dirname(os.path.dirname(sys.executable))
+    above, name = os.path.split(tree)
+    link = os.path.join(above, "venv")
+    is_current = os.path.islink(link) and os.readlink(link) == name
+    is_ours = path.startswith(f"{tree}/")
+    return f"{link}{path.removeprefix(tree)}" if is_current and is_ours else path

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ckptd
 from ckptctl import units
-from ckptctl.files import read_text
+from ckptctl.files import lasting, read_text
 from ckptctl.words import clean
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest
@@ -109,7 +109,7 @@ def checked_command(target: str, given: Any, interpreter: str | None, cwd: str) 
 
 def _runner() -> str:
     assert ckptd.__file__ is not None
-    return os.path.join(os.path.dirname(os.path.abspath(ckptd.__file__)), "sdk", "run.py")
+    return lasting(os.path.join(os.path.dirname(os.path.abspath(ckptd.__file__)), "sdk", "run.py"))
 
 
 def _interpreter(given: str | None) -> str:

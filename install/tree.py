@@ -6,7 +6,8 @@
 
 Scripts name the interpreter by the directory of their version, so that a running process keeps to
 the version that it began with, in whatever it imports later, and nobody sees half an installation.
-A directory that was replaced is removed by a later install, once no process names it.
+A directory that was replaced is removed by a later install, once no process names it. Tasks that
+wait name the link instead (`lasting` in `ckptctl/files.py`), and go over to a tree as they start.
 """
 
 import contextlib

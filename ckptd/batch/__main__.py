@@ -84,6 +84,7 @@ def _prepare(asked: argparse.Namespace) -> int:
 
 
 def _run(asked: argparse.Namespace) -> int:
+    _keep_to_this_tree()
     from ckptd.batch.run import dry_run, run  # noqa: PLC0415 (this verb alone)
 
     names = ("jobs", "rate", "limit", "max_errors", "shuffle")
@@ -139,6 +140,15 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         hint = "what was recorded before is kept; run it again once that is mended"
         return tell(Refused(str(error), hint, code=TRANSIENT))
+
+
+def _keep_to_this_tree() -> None:
+    """Run again by the tree itself, if we came through an installation's link to it."""
+    from ckptd.sdk.run import in_its_tree  # noqa: PLC0415 (`run` alone)
+
+    wanted = in_its_tree(sys.executable)
+    if wanted != sys.executable:
+        os.execv(wanted, [wanted, *sys.orig_argv[1:]])  # noqa: S606 (no shell)
 
 
 def _open_what_is_closed() -> None:

@@ -37,6 +37,30 @@ def make_importable() -> None:
     spec.loader.exec_module(module)
 
 
+def in_its_tree(path: str) -> str:
+    """Return a path that leads through the link of an installation as one below the tree itself.
+
+        .../lib/ckptd/venv/bin/ckptd-python -> .../lib/ckptd/venv-0.1.0-5f3a9c01/bin/ckptd-python
+
+    A waiting task names the link, which an upgrade switches. One that runs must keep to the tree
+    that it began with, and name it, so that `make install` leaves that tree alone.
+    """
+    above, _, below = path.rpartition("/venv/")
+    try:
+        tree = os.readlink(f"{above}/venv")
+    except OSError:
+        return path
+    return f"{above}/{tree}/{below}" if tree.startswith("venv-") else path
+
+
+def _keep_to_this_tree() -> None:
+    here = os.path.abspath(__file__)
+    wanted = in_its_tree(here)
+    if wanted != here:
+        words = [wanted if word == sys.argv[0] else word for word in sys.orig_argv[1:]]
+        os.execv(sys.executable, [sys.executable, *words])  # noqa: S606 (no shell)
+
+
 class NoSuchFunction(Exception):
     """`module:function` names nothing that can be run."""
 
@@ -199,6 +223,7 @@ def main(argv: list[str]) -> int:
             sys.stdout.write(json.dumps({"error": error}) + "\n")
             return 0
         return _say(error, _BAD_DATA)
+    _keep_to_this_tree()
     make_importable()
     text = None
     if argv[-2:-1] == ["--input"]:
