@@ -190,18 +190,35 @@ def uninstall(where: Places) -> None:
     scope = ["--user"] if where.is_private else []
     if is_live and os.path.isdir("/run/systemd/system"):
         _try(["systemctl", *scope, "disable", "--now", "ckptd.socket", "ckptd.service"])
-    for path in sorted(path for path in listing if not path.endswith("/")):
-        _remove(where.staged(path))
-    shutil.rmtree(where.staged(where.libdir))
-    for path in sorted((path for path in listing if path.endswith("/")), reverse=True):
-        with contextlib.suppress(OSError):  # gone with libdir, or somebody else's file is in it
-            os.rmdir(where.staged(path))
+    in_use = take_away(where, listing)
     if is_live:
         _try(["systemctl", "--user", "daemon-reload"]) if where.is_private else _look_again()
     kept = f"{where.confdir}, ~/.local/state/ckptd"
     if not where.is_private:
         kept = f"{where.confdir}, /var/lib/ckptd and the group ckptd"
     print(f"ckptd: removed; {kept} are kept, and tasks that run are left alone")
+    for name in in_use:
+        print(f"ckptd: {where.libdir}/{name} stays for them; uninstall again after their end")
+
+
+def take_away(where: Places, listing: set[str]) -> list[str]:
+    """Remove what is in the list and all of libdir but the trees in use; return those.
+
+    What a task runs by (`ckpt`, modules that it imports later) stays, and the list of the
+    directories with it: so an uninstall after its end removes the rest.
+    """
+    directories = {path for path in listing if path.endswith("/")}
+    for path in sorted(listing - directories):
+        _remove(where.staged(path))
+    in_use = [] if where.destdir else tree.prune(where, keep=set())
+    if in_use:
+        _write_list(where, directories)
+    else:
+        shutil.rmtree(where.staged(where.libdir))
+    for path in sorted(directories, reverse=True):
+        with contextlib.suppress(OSError):  # gone with libdir, or something is in it
+            os.rmdir(where.staged(path))
+    return in_use
 
 
 def _remove(path: str) -> None:

@@ -205,9 +205,15 @@ def test_uninstall_takes_the_program_and_leaves_tasks_and_data(fresh_machine: Bo
 
     assert "are kept" in make(machine, "uninstall")
 
-    left = machine.sh("find /usr/local /etc/systemd -name '*ckpt*'").split()
+    code = "/usr/local/lib/ckptd"  # what the task runs by
+    left = machine.sh(f"find /usr/local /etc/systemd -name '*ckpt*' -not -path '{code}*'").split()
     assert left == []
+    assert machine.exists(code)
     assert machine.exists("/etc/ckptd/ckptd.toml")
     assert machine.exists("/var/lib/ckptd/wal")
     assert machine.show(f"ckptd-task-{task}-1.service", "ActiveState") == "active"
     assert machine.failed_units() == []
+
+    machine.sh(f"systemctl stop ckptd-task-{task}-1.service")
+    make(machine, "uninstall")
+    assert not machine.exists(code)

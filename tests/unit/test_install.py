@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from install import payload, tree
-from install.__main__ import put, uninstall
+from install.__main__ import LIST, put, take_away, uninstall
 from install.payload import Item
 from install.places import Places, Unfit, places
 from tests.waiting import until
@@ -251,3 +251,30 @@ def test_a_link_that_lies_in_the_way_is_not_followed(tmp_path: Path) -> None:
     put(where, [Item("/usr/share/page", "text")], set(), set())
     assert prey.read_text() == "not ours"
     assert (tmp_path / "dest/usr/share/page").read_text() == "text"
+
+
+def test_an_uninstall_leaves_what_running_tasks_run_by_and_a_later_one_removes_it(
+    tmp_path: Path,
+) -> None:
+    where = places({"PREFIX": str(tmp_path / "usr")}, 1000)
+    made: set[str] = set()
+    items = [Item(f"{where.mandir}/man1/ckpt.1", "text"), Item(f"{where.libdir}/file", "text")]
+    listing = put(where, items, set(), made) | made
+    for name in ("venv-1-used", "venv-2-idle"):
+        os.makedirs(f"{where.libdir}/{name}/bin")
+    path = f"{os.environ['PATH']}:{where.libdir}/venv-1-used/bin"  # as every task has it
+    process = subprocess.Popen(
+        ["sh", "-c", "echo; read _"], env={"PATH": path}, stdin=-1, stdout=-1
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()  # it executes what it says
+
+    assert take_away(where, listing) == ["venv-1-used"]
+    left = {file for file in (tmp_path / "usr").rglob("*") if not file.is_dir()}
+    assert left == {Path(where.libdir, LIST)}
+    assert os.path.isdir(f"{where.libdir}/venv-1-used/bin")
+
+    process.communicate(b"\n")
+    assert take_away(where, set(Path(where.libdir, LIST).read_text().split())) == []
+    assert os.listdir(tmp_path) == []
