@@ -5,17 +5,20 @@ Read next: `ckptd/core/records.py` (what there is to hear of).
 """
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
+
+import msgspec
 
 from ckptctl import units, words
 from ckptctl.call import Call
 from ckptctl.render import Column, Listing, json_line
 from ckptctl.units import SECOND_NS, duration_text
 from ckptd.protocol import limits
-from ckptd.protocol.errors import BadRequest
+from ckptd.protocol.errors import BadRequest, NotFound
 from ckptd.protocol.messages import DaemonStatus, Empty, Event, EventPage, Events
 
 SHOWN: Final = 40  # of the past, where nobody says how many
@@ -25,6 +28,7 @@ TYPES: Final = (
     "freeze_intent", "checkpoint_asked", "marked", "ended", "group_changed", "group_removed",
 )  # fmt: skip
 RECORDS_PER_EVENT: Final = 20  # looked through at most for one that is shown
+_RETIRED: Final = re.compile(r"before LSN (\d+) is retired")  # PROTOCOL.md, "Events and offsets"
 
 
 def events_options(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +48,13 @@ def events(call: Call) -> int:
     args = call.args
     types = _types(args.type)
     since, from_ns, last = _since(call)
+    is_named = (args.since or "").isdecimal() and int(args.since) > 0
     kept: list[Event] = []
     while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
         hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
         asked = Events(since, limits.EVENTS_PER_PAGE_MAX, args.task, hold_s)
-        page = call.wait_for("events", asked, EventPage)
+        page = _page(call, asked, is_named=is_named)
+        is_named = True  # from here on nothing may be passed over
         fits = [
             event for event in page.events
             if event.at_ns >= from_ns and (not types or event.type.lower() in types)
@@ -63,6 +69,18 @@ def events(call: Call) -> int:
         _print_events(call, fits)
         if is_end and not args.follow:
             return 0
+
+
+def _page(call: Call, asked: Events, *, is_named: bool) -> EventPage:
+    """Ask for a page; from the earliest event that is kept, where nobody named an LSN."""
+    while True:  # Bound: a turn for each cut of the log meanwhile
+        try:
+            return call.wait_for("events", asked, EventPage)
+        except NotFound as gone:
+            earliest = _RETIRED.search(gone.message)
+            if is_named or earliest is None or int(earliest[1]) <= asked.since + 1:
+                raise
+            asked = msgspec.structs.replace(asked, since=int(earliest[1]) - 1)
 
 
 def _types(text: str) -> set[str]:
