@@ -208,10 +208,7 @@ def config_diff(call: Call) -> int:
         if not call.is_for_people:
             call.out([json_text({"path": None, "changes": []})])
         return 0
-    try:
-        wanted = tomllib.loads(files.read_text(path))
-    except tomllib.TOMLDecodeError as bad:
-        raise BadConfig(f"{path}: not TOML: {bad}", f"ckptctl config check {path}") from bad
+    wanted = _toml(path)
     now = flat(found.config)
     changes = [(key, now.get(key), value) for key, value in flat(wanted).items()]
     changes = [(key, old, new) for key, old, new in changes if old != new]
@@ -221,6 +218,13 @@ def config_diff(call: Call) -> int:
     else:
         call.out(f"{key}: {old!r} in force, {new!r} in {path}" for key, old, new in changes)
     return 1 if changes else 0
+
+
+def _toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(files.read_text(path))
+    except tomllib.TOMLDecodeError as bad:
+        raise BadConfig(f"{path}: not TOML: {bad}", f"ckptctl config check {path}") from bad
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -260,18 +264,43 @@ def wal(call: Call) -> int:
 
 
 def _state_dir(call: Call) -> str:
-    """Return what a running daemon reports, else where one of this user would keep its state."""
+    """Return where a daemon of this user would keep its state. Raises Busy where one runs."""
     try:
         found = call.ask("daemon", Empty(), DaemonStatus)
     except Unreachable:
+        if configured := configured_state_dir(_config_path(call)):
+            return configured
         if os.geteuid() == 0:
             return "/var/lib/ckptd"
         home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         return os.path.join(home, "ckptd")
+    stop = stop_command(_cgroup(found.pid))
     raise Busy(
         f"a daemon (pid {found.pid}) holds the log in {found.state_dir}",
-        "first `ckptctl daemon shutdown` (tasks live on); for another log say --state DIR",
+        f"first `{stop}` (tasks live on); for another log say --state DIR",
     )
+
+
+def configured_state_dir(path: str) -> str:
+    """Return the state directory that a configuration names; "" for the usual one, or no file."""
+    daemon = _toml(path).get("daemon") if path else None
+    return str(daemon.get("state_dir") or "") if isinstance(daemon, dict) else ""
+
+
+def _cgroup(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def stop_command(cgroup: str) -> str:
+    """Return what keeps a daemon down: a service that was shut down is started again at once."""
+    if "/ckptd.service" not in cgroup:
+        return "ckptctl daemon shutdown"
+    scope = " --user" if "/user@" in cgroup else ""
+    return f"systemctl{scope} stop ckptd.socket ckptd"
 
 
 def doctor_options(parser: argparse.ArgumentParser) -> None:

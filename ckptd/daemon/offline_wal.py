@@ -12,6 +12,8 @@ It takes the lock, so it works while no daemon runs. Exit: 0 ok, 2 a daemon runs
 """
 
 import argparse
+import os
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -24,6 +26,7 @@ import msgspec
 from ckptd.core.records import AnyRecord
 from ckptd.daemon.engine import decode
 from ckptd.daemon.recovery import replay
+from ckptd.host import paths
 from ckptd.host.clock import Clock
 from ckptd.protocol.errors import CkptdError, Corrupt, Denied
 from ckptd.storage import examine, frame, rebuild, segment, snapshot, store
@@ -142,9 +145,10 @@ def _verify(args: argparse.Namespace) -> int:
         lines.append(f"a start is refused: {bad.message}")
         if findings:
             last = min(found.lsn for found in findings) - 1
-            cut = f"ckptctl wal repair --truncate-after {max(0, last)}"
+            where = _where(args.state)
+            cut = f"ckptctl wal repair{where} --truncate-after {max(0, last)}"
+            lines.append(f"  to go on around it: ckptctl wal salvage{where}")
             lines.append(f"  to drop everything from the damage on: {cut}")
-            lines.append("  to go on around it: ckptctl wal salvage")
     else:
         lines.append(f"a start works, up to LSN {report['last_lsn']}")
     row = {
@@ -155,6 +159,12 @@ def _verify(args: argparse.Namespace) -> int:
     }
     _show(args, row, lines)
     return Corrupt.exit_code if is_damaged else 0
+
+
+def _where(state: str) -> str:
+    """Return the option that names a state directory, where it is not the usual one."""
+    usual = paths.resolve(os.geteuid(), os.environ).state
+    return "" if state == usual else f" --state {shlex.quote(state)}"
 
 
 def _dump(args: argparse.Namespace) -> int:

@@ -170,7 +170,8 @@ def _lock(disk: Disk, root: str, *, create: bool) -> File:
         holder = _holder(f"{root}/LOCK")
         raise Busy(
             f"{root} is in use: {holder or 'another process'} holds {root}/LOCK",
-            "a daemon: `ckptctl daemon shutdown` (tasks live on); else wait until it ends",
+            "the daemon: `systemctl stop ckptd.socket ckptd`, your own: `ckptctl daemon shutdown`"
+            " (tasks live on); else wait until it ends",
         ) from bad
     except OSError as bad:
         raise _unusable(root, bad) from bad

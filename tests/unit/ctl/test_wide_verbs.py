@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptctl.admin import configured_state_dir, stop_command
 from ckptctl.events import TYPES
 from ckptctl.refusals import out_of_range
 from ckptctl.words import state_text
@@ -211,3 +212,28 @@ def test_the_help_of_repair_says_which_lsn_to_take(scripted: Scripted) -> None:
     out = ctl(scripted({}).endpoint, "wal", "repair", "-h")[1]
     assert "--truncate-after LSN" in out
     assert "one less than the LSN that `ckptctl wal verify` names" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "command"),
+    [
+        ("0::/system.slice/ckptd.service\n", "systemctl stop ckptd.socket ckptd"),
+        (
+            "0::/user.slice/user-0.slice/user@0.service/app.slice/ckptd.service\n",
+            "systemctl --user stop ckptd.socket ckptd",
+        ),
+        ("0::/user.slice/user-1000.slice/session-2.scope\n", "ckptctl daemon shutdown"),
+        ("", "ckptctl daemon shutdown"),
+    ],
+)
+def test_a_daemon_is_stopped_by_what_does_not_start_it_again(cgroup: str, command: str) -> None:
+    assert stop_command(cgroup) == command
+
+
+def test_the_log_is_looked_for_where_the_configuration_says(tmp_path: Path) -> None:
+    file = tmp_path / "ckptd.toml"
+    file.write_text('[daemon]\nstate_dir = "/srv/ckptd"\n')
+    assert configured_state_dir(str(file)) == "/srv/ckptd"
+    file.write_text("[wal]\nidle_mark_ms = 100\n")
+    assert configured_state_dir(str(file)) == ""
+    assert configured_state_dir("") == ""

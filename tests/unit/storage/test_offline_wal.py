@@ -80,6 +80,8 @@ def test_a_flipped_bit_is_named(state: Path, capsys: pytest.CaptureFixture[str])
     assert code == 65
     assert "bit 6 of byte 4300 is flipped" in out
     assert "a start is refused" in out
+    assert f"ckptctl wal repair --state {state} --truncate-after 5" in out
+    assert f"ckptctl wal salvage --state {state}" in out
 
 
 def test_salvage_and_repair_bring_a_damaged_log_back(
