@@ -77,6 +77,8 @@ def _system(places: Places) -> Iterator[Item]:
 
 def _documents(places: Places) -> Iterator[Item]:
     yield Item(f"{places.docdir}/{CONFIG}", (ROOT / "etc" / CONFIG).read_text())
+    drop_in = (ROOT / "systemd/user/fork-runner.conf").read_text()
+    yield Item(f"{places.docdir}/fork-runner-user.conf", drop_in)
     pages = [ROOT / name for name in DOCUMENTS] + sorted((ROOT / "docs").glob("*.md"))
     for page in pages:
         yield Item(f"{places.docdir}/{page.name}", page.read_text())

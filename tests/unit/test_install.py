@@ -44,6 +44,7 @@ SYSTEM = {
     "usr/share/man/man8/ckptd.8",
     "usr/share/doc/ckptd/ckptd.toml",
     "usr/share/doc/ckptd/fork-runner.conf",
+    "usr/share/doc/ckptd/fork-runner-user.conf",
 }
 
 

@@ -135,6 +135,14 @@ def test_the_drop_in_for_the_fork_runner_takes_the_whole_sandbox_away() -> None:
     assert (undone["KillMode"], undone["Delegate"]) == ("process", "yes")
 
 
+def test_the_drop_in_for_a_users_fork_runner_takes_that_sandbox_away() -> None:
+    text = rendered("user", "ckptd.service")
+    sandbox = text.partition("# No sandbox of mounts")[2].partition("[Install]")[0]
+    undone = directives((SYSTEMD / "user/fork-runner.conf").read_text())
+    assert set(directives(sandbox)) <= undone.keys()
+    assert undone["TasksMax"] == "infinity"
+
+
 def test_the_directories_that_tasks_pass_through_are_made_passable() -> None:
     text = (SYSTEMD / "tmpfiles.conf").read_text()
     lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
