@@ -348,7 +348,8 @@ def pruned(task_fd: int, ckpt_fd: int, uid: int, keep: int = KEPT) -> list[int]:
     for fd in (ckpt_fd, task_fd):
         for name in names_in(fd):
             if name.startswith(LEFTOVER):
-                remove_tree(name, fd)
+                with contextlib.suppress(OSError):  # one that cannot go keeps no other
+                    remove_tree(name, fd)
     return removed
 
 

@@ -236,10 +236,12 @@ def is_fit(path: str) -> bool:
 def remove_tree(name: str, dir_fd: int) -> None:
     """Delete a directory with all that is in it, however deep; follows no link.
 
+    A directory of our own that refuses us (a cache copied with its mode 0555) is made to let us.
+
     Durable: no; what is left after a crash is deleted by the next call.
     """
     try:
-        root_fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+        root_fd = _open_to_empty(name, dir_fd)
     except FileNotFoundError:
         return
     except NotADirectoryError:
@@ -265,14 +267,36 @@ def _flatten(root_fd: int, stem: str) -> bool:
 
 
 def _lift(name: str, root_fd: int, stem: str) -> None:
-    sub_fd = os.open(name, _DIRECTORY, dir_fd=root_fd)
+    sub_fd = _open_to_empty(name, root_fd)
     try:
         for serial, inner in enumerate(os.listdir(sub_fd)):
             if not _unlinked(inner, sub_fd):
+                _unlock(inner, sub_fd)  # its "..", too, is changed by what follows
                 os.rename(inner, f"{stem}-{serial}", src_dir_fd=sub_fd, dst_dir_fd=root_fd)
     finally:
         os.close(sub_fd)
     os.rmdir(name, dir_fd=root_fd)
+
+
+def _open_to_empty(name: str, dir_fd: int) -> int:
+    _unlock(name, dir_fd)
+    return os.open(name, _DIRECTORY, dir_fd=dir_fd)
+
+
+def _unlock(name: str, dir_fd: int) -> None:
+    """Let the owner of a directory list and change it, where we are that owner; follows no link.
+
+    Says nothing where that cannot be: whatever needed it does.
+    """
+    with contextlib.suppress(OSError):
+        # O_PATH opens what may not be read; such a descriptor has no fchmod, but a name in /proc.
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            found = os.fstat(fd)
+            if found.st_uid == os.geteuid() and found.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+                os.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
+        finally:
+            os.close(fd)
 
 
 def _unlinked(name: str, dir_fd: int) -> bool:

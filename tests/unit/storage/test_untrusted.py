@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptd.runner.files import TaskFiles
 from ckptd.sdk.save import save
 from ckptd.storage import blobs, facts
 from ckptd.storage.copy import copy_out
@@ -245,6 +246,88 @@ def test_a_tree_of_any_depth_is_removed_and_no_link_followed(tmp_path: Path) -> 
     os.close(parent)
     assert not top.exists()
     assert keep.read_text() == "x"
+
+
+def opened_up(tmp_path: Path) -> Path:
+    """Return a directory in which any user may make something."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if "pytest" in str(folder):
+            folder.chmod(0o711)
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    return state
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [0o555, 0o300, 0])
+def test_generations_with_closed_directories_are_given_back_to_a_user_without_privileges(
+    tmp_path: Path, mode: int
+) -> None:
+    state, uid, boot_id = str(opened_up(tmp_path)), 4711, blobs.this_boot_id()
+
+    def save_often_and_forget() -> None:
+        files = TaskFiles(state, boot_id)
+        task = Path(files.directory(12))
+        blobs.prepare(str(task), 1, uid, -1, fresh=False)
+        for number in range(1, 7):
+            closed = task / "stage" / "x" / "cache" / "module" / "deep"
+            closed.mkdir(parents=True)
+            (closed / "a").write_text("x")
+            for folder in (closed, closed.parent, closed.parent.parent):
+                folder.chmod(0o555 if number > 4 else mode)
+            (task / "stage" / "x").rename(task / "ckpt" / str(number))
+            files.mark(12, 1, uid)
+        assert {name for name in os.listdir(task / "ckpt") if not name.isdigit()} == set()
+        assert sorted(os.listdir(task / "ckpt")) == ["5", "6"]
+        files.deletion(12)()
+        assert not task.exists()
+
+    as_user(uid, save_often_and_forget)
+
+
+@pytest.mark.root
+def test_a_closed_directory_of_somebody_else_stays_as_it_is_and_keeps_no_other(
+    tmp_path: Path,
+) -> None:
+    state, uid = opened_up(tmp_path), 4711
+    task_dir = str(state / "12")
+    blobs.prepare(task_dir, 1, uid, uid, fresh=False)
+    foreign = state / "12" / "ckpt" / ".leftover-1" / "foreign"
+    own = state / "12" / ".leftover-2"
+    foreign.mkdir(parents=True)
+    (foreign / "a").write_text("x")
+    foreign.chmod(0o511)
+    own.mkdir()
+    for path in (foreign.parent, own):
+        os.chown(path, uid, uid)
+
+    as_user(uid, lambda: blobs.prune(task_dir, uid) and None)
+
+    assert (foreign.stat().st_mode & 0o777, os.listdir(foreign)) == (0o511, ["a"])
+    assert not own.exists()
+
+
+@pytest.mark.root
+def test_a_link_is_not_followed_by_what_opens_closed_directories(tmp_path: Path) -> None:
+    state, uid = opened_up(tmp_path), 4711
+
+    def remove_a_tree_of_links() -> None:
+        kept = state / "kept"
+        kept.mkdir()
+        (kept / "a").write_text("x")
+        kept.chmod(0o500)
+        (state / "top" / "in").mkdir(parents=True)
+        for folder in ("top", "top/in"):
+            (state / folder / "link").symlink_to(kept)
+        (state / "top" / "in").chmod(0)
+        fd = os.open(state, os.O_RDONLY)
+        remove_tree("top", fd)
+        os.close(fd)
+        assert not (state / "top").exists()
+        assert (kept.stat().st_mode & 0o777, os.listdir(kept)) == (0o500, ["a"])
+
+    as_user(uid, remove_a_tree_of_links)
 
 
 @pytest.mark.parametrize("depth", [65, 500, 980, 5_000, 200_000])
