@@ -15,7 +15,7 @@ import time
 from functools import partial
 
 from ckptd.core.port import Deliver, EndSeen, Identity, Start, StartSeen
-from ckptd.runner import attempt, cgroup, environment, identity
+from ckptd.runner import attempt, cgroup, environment, identity, spawn
 from ckptd.runner.backend import Backend
 from ckptd.runner.cgroup import Group
 from ckptd.runner.claims import Claims
@@ -89,10 +89,15 @@ class ForkRunner(Backend[Supervised]):
         self._hand_over(one)
 
     def _hand_over(self, one: Supervised) -> None:
+        if one.orders_left == 0:  # its forks are refused, or somebody kills them
+            self._refuse(one, "spawn_error", "its supervisors died unborn", spawn.shortage())
+            return
         one.orders_left -= 1
-        one.link = self._pool.hand_over(one.key, one.order)
-        if one.link is None:
-            self._refuse(one, "spawn_error", "no supervisor process can be made")
+        try:
+            one.link = self._pool.hand_over(one.key, one.order)
+        except OSError as error:  # its number tells whether another try is worth it
+            text = f"no supervisor process can be made: {error.strerror}"
+            self._refuse(one, "spawn_error", text, error)
 
     def _refuse(
         self, one: Supervised, cause: str, text: str, error: Exception | None = None
@@ -228,7 +233,7 @@ class ForkRunner(Backend[Supervised]):
         """Its exit record, or the death of its whole tree, comes before the end is told."""
         found = self._claims.read(*one.key)
         claim = began_of(found.claim) if found else None
-        if found is None and one.order and one.orders_left and not one.is_dying:
+        if found is None and one.order and not one.is_dying:
             self._hand_over(one)  # nobody has read it, nobody else ever can
         elif found is None or found.exit is not None or claim is None or claim.is_refusal:
             self._take_up(one)

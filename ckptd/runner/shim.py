@@ -331,10 +331,18 @@ def main() -> None:
         if not data:
             os._exit(0)
         link = int.from_bytes(rights[0][2][:DESCRIPTOR_BYTES], sys.byteorder)
-        if os.fork() == 0:
+        if _is_child():
             control.close()
             _supervise(link, f"{state_dir}/attempts", boot_id, roots)
         os.close(link)
+
+
+def _is_child() -> bool:
+    """Fork. Where no process is left, the link's end tells the daemon so: the parent lives on."""
+    try:
+        return os.fork() == 0
+    except OSError:
+        return False
 
 
 def _supervise(link: int, attempts_dir: str, boot_id: str, roots: Roots) -> None:

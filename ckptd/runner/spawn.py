@@ -6,6 +6,7 @@ supervisors it made do not notice.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -88,23 +89,26 @@ class Pool:
 
     def warm(self, count: int) -> None:
         """Make supervisors before they are needed; they come up by themselves."""
-        self._idle += [self._make() for _ in range(count)]
+        with contextlib.suppress(OSError):  # they are made when they are needed
+            for _ in range(count):
+                self._idle.append(self._make())
 
-    def hand_over(self, key: Key, order: bytes) -> Link | None:
-        """Give an order to a supervisor with nothing to do; None where none can be had.
+    def hand_over(self, key: Key, order: bytes) -> Link:
+        """Give an order to a supervisor with nothing to do.
 
         One that is just being made reads it once it is up.
+
+        Raises:
+            OSError: none can be had now, and none has the order: no descriptors or no processes
+                are left.
         """
         for _ in range(IDLE_MAX + 1):  # Bound: all idle ones may have died
-            try:
-                link = self._idle.pop() if self._idle else self._make()
-            except OSError:  # no descriptors or no processes left
-                return None
+            link = self._idle.pop() if self._idle else self._make()
             link.key = key
             if link.send(order):
                 return link
             self._drop(link)
-        return None
+        raise shortage()
 
     def signal_stopped(self, number: int, spared: Container[int]) -> None:
         """Signal the parent and its supervisors that stand still, but none of the `spared`.
@@ -191,3 +195,8 @@ class Pool:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._parent.wait(_PARENT_ENDS_S)
             self._parent = None
+
+
+def shortage() -> OSError:
+    """Return what fork(2) says where no process is left; it is worth another try later."""
+    return OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
