@@ -51,7 +51,10 @@ _SHOWN: Final[dict[str, dict[str, str]]] = {
         "rss_kb.plateau": "kB resident", "rss_kb.max": "at most",
         "rss_kb.grown_in_a_life_max": "kB more in its last third than in its second",
     },
-    "fuzz": {"executions": "inputs", "targets": "targets", "kept_inputs": "inputs kept"},
+    "fuzz": {
+        "executions": "inputs", "targets": "targets", "inputs_min": "inputs of the one with fewest",
+        "kept_inputs": "inputs kept",
+    },
     "mutants": {"mutants": "mistakes", "killed": "noticed", "canaries": "canaries"},
     "golden": {
         "files": "files", "files_kept": "files kept", "tests": "tests of them",
@@ -70,7 +73,7 @@ _LEAST: Final[dict[str, dict[str, int]]] = {
     "calm": {"seconds": 1800, "lives_judged": 1},
     "fuzz": {"executions": 1_000_000, "targets": 20},
     "mutants": {"mutants": 25},
-    "golden": {"files": 45},
+    "golden": {"files_kept": 45},
 }  # fmt: skip
 """How much a run must have done to be published."""
 

@@ -43,21 +43,23 @@ def main() -> int:
         print("fuzz: no atheris for this Python; by chance alone, without coverage")
     run = _guided if is_guided else _by_chance
     rows = {}
+    shares_s = shared_s(targets, asked.seconds)
     for target in targets:
-        rows[target.name] = row = run(target, asked)
+        seconds = shares_s[target.name]
+        rows[target.name] = row = {"seconds": seconds, **run(target, asked.seed, seconds)}
         print(f"{target.name:12} {row['executions']:9,} inputs  {row['finds']} finds  {row}")
         if asked.keep and is_guided and not row["finds"]:
             _keep(target)
     tidy()
     finds = sum(row["finds"] for row in rows.values())
-    figures.write("fuzz", _summed(rows, asked), command=_command(asked))
+    figures.write("fuzz", summed(rows, asked.seed), command=_command(asked))
     return 1 if finds else 0
 
 
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__)
     parser.add_argument("--target", action="append", default=[], choices=sorted(TARGETS))
-    parser.add_argument("--seconds", type=int, default=10, help="of each target")
+    parser.add_argument("--seconds", type=int, default=10, help="of a target, on average")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--keep", action="store_true", help="grow the kept corpus")
     parser.add_argument("--replay", metavar="FILE", help="run one input alone")
@@ -70,17 +72,27 @@ def _command(asked: argparse.Namespace) -> str:
     return f"python -m tests.fuzz{some} --seconds {asked.seconds} --seed {asked.seed}"
 
 
-def _summed(rows: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
+def shared_s(targets: list[Target], seconds: int) -> dict[str, int]:
+    """Return the seconds of each target, by their weights; on average they have `seconds`."""
+    each = seconds * len(targets) / sum(target.weight for target in targets)
+    return {target.name: max(1, round(each * target.weight)) for target in targets}
+
+
+def summed(rows: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Return the figures of a run; `inputs_min` are those of the target that got the fewest."""
+    fewest = min(rows, key=lambda name: rows[name]["executions"])
     return {
-        "seed": asked.seed,
+        "seed": seed,
         "executions": sum(row["executions"] for row in rows.values()),
+        "inputs_min": rows[fewest]["executions"],
+        "inputs_min_target": fewest,
         "finds": sum(row["finds"] for row in rows.values()),
         "kept_inputs": sum(len(kept(TARGETS[name])) for name in rows),
         "targets": rows,
     }
 
 
-def _guided(target: Target, asked: argparse.Namespace) -> dict[str, Any]:
+def _guided(target: Target, seed: int, seconds: int) -> dict[str, Any]:
     """Run libFuzzer over a target; its own bounds on time and memory are ours."""
     grown, finds = BUILD / target.name, BUILD / "finds"
     grown.mkdir(parents=True, exist_ok=True)
@@ -89,13 +101,13 @@ def _guided(target: Target, asked: argparse.Namespace) -> dict[str, Any]:
         (grown / f"seed-{number}").write_bytes(data)
     corpus = [str(grown), *_directory(CORPUS / target.name)]
     options = [
-        f"-max_total_time={asked.seconds}", f"-seed={asked.seed % (1 << 31) + 1}",
+        f"-max_total_time={seconds}", f"-seed={seed % (1 << 31) + 1}",
         f"-max_len={target.input_bytes_max}", f"-timeout={INPUT_S_MAX}",
         f"-rss_limit_mb={RSS_MIB_MAX}", f"-artifact_prefix={finds}/{target.name}-",
         "-print_final_stats=1",
     ]  # fmt: skip
     before = set(finds.iterdir())
-    code, said = _fuzzer(target, [*corpus, *options], asked.seconds + START_S_MAX)
+    code, said = _fuzzer(target, [*corpus, *options], seconds + START_S_MAX)
     found = sorted(set(finds.iterdir()) - before)
     stats = {name: int(value) for name, value in _STAT.findall(said)}
     covered = _COVERED.findall(said) or [("0", "0")]
@@ -140,10 +152,10 @@ def _keep(target: Target) -> None:
             path.unlink()
 
 
-def _by_chance(target: Target, asked: argparse.Namespace) -> dict[str, Any]:
-    found = hunt(target, asked.seed, asked.seconds)
+def _by_chance(target: Target, seed: int, seconds: int) -> dict[str, Any]:
+    found = hunt(target, seed, seconds)
     for find in found.finds:
-        path = BUILD / "finds" / f"{target.name}-{asked.seed}"
+        path = BUILD / "finds" / f"{target.name}-{seed}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(find.data)
         print(f"{find.error!r}\nagain: python -m tests.fuzz --target {target.name} --replay {path}")

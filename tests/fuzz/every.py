@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.fuzz import files, handed, log, requests, wire, words
+from tests.fuzz import files, handed, ledger, log, requests, wire, words
 from tests.fuzz.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,6 +14,7 @@ TARGETS: dict[str, Target] = {
         requests.TARGETS,
         files.TARGETS,
         handed.TARGETS,
+        ledger.TARGETS,
         words.TARGETS,
         wire.TARGETS,
     )
@@ -29,4 +30,5 @@ def kept(target: Target) -> list[bytes]:
 def tidy() -> None:
     """Remove what the targets of this process have made."""
     files.forget()
+    ledger.forget()
     wire.close()

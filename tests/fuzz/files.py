@@ -23,10 +23,12 @@ from ckptd.storage import blobs, frame, manifest
 from ckptd.storage.facts import Facts, item_done, set_value, step_done
 from ckptd.storage.journal import Fact, Journal, JournalDamaged, read
 from ckptd.storage.untrusted import Damaged, NotTrusted, open_directory
-from tests.fuzz.target import Script, Target, damaged
+from tests.fuzz.target import DEEP, LIGHT, Script, Target, damaged
 
 UID = os.getuid()
 TASK = 12
+_ONE_MORE = set_value("after", {"n": 1})
+_GROWN_BYTES_MAX = 4 << 10  # one small fact, and what a damage may have inserted
 
 
 @functools.cache
@@ -59,30 +61,44 @@ def _journal() -> tuple[bytes, tuple[Fact, ...]]:
 
 
 def run_journal(data: bytes) -> None:
-    """Damage a journal anywhere; read it, then append to it."""
+    """Damage a journal anywhere; read it, then append to it and read it again."""
     whole, facts = _journal()
     changed = damaged(whole, Script(data))
     path = _place() / "journal" / "000001.j"
     path.write_bytes(changed)
-    promised = _promised(whole, changed)
+    least = promised(whole, changed)
     try:
         found = [fact for _, fact in read(str(_place()), TASK, UID, 1)]
     except (JournalDamaged, NotTrusted):
         return
     assert found == list(facts[: len(found)]), "facts that nobody wrote, or in another order"
-    assert len(found) >= promised, f"{len(found)} facts, {promised} were promised"
+    assert len(found) >= least, f"{len(found)} facts, {least} were promised"
+    _append_to(path, found)
 
 
-def _promised(whole: bytes, changed: bytes) -> int:
+def _append_to(path: Path, found: list[Fact]) -> None:
+    """Record one fact more: it stands behind those that were found, and nothing else has grown."""
+    journal = Journal(str(_place()), TASK, 1, epoch=2)
+    last = journal.append([_ONE_MORE])
+    journal.close()
+    again = [fact for _, fact in read(str(_place()), TASK, UID, 1)]
+    opening = 0 if found else 1  # of a file in which nothing was left
+    assert again[opening : opening + len(found)] == found, "what was found"
+    assert again[-1] == {**_ONE_MORE, "at_ns": again[-1]["at_ns"]}, "what was appended"
+    assert last == len(again) == len(found) + opening + 1, "nothing else"
+    assert path.stat().st_size <= len(_journal()[0]) + _GROWN_BYTES_MAX, "it has grown"
+
+
+def promised(whole: bytes, changed: bytes) -> int:
     """Return how many facts the frames that still stand in their place had promised."""
-    promised, offset, view = 0, 0, memoryview(whole)
+    most, offset, view = 0, 0, memoryview(whole)
     while head := frame.peek(view, offset):  # Bound: the file
         if not head.size or head.kind != frame.NOTE:
             break
         if changed[offset : offset + head.size] == whole[offset : offset + head.size]:
-            promised = max(promised, head.durable_lsn)
+            most = max(most, head.durable_lsn)
         offset += head.size
-    return promised
+    return most
 
 
 def script_seeds() -> list[bytes]:
@@ -225,10 +241,10 @@ def spec_seeds() -> list[bytes]:
 
 
 TARGETS = (
-    Target("journal", run_journal, script_seeds, 256),
+    Target("journal", run_journal, script_seeds, 256, DEEP),
     Target("facts", run_facts, fact_seeds),
     Target("exit", run_exit, exit_seeds),
     Target("manifest", run_manifest, manifest_seeds),
     Target("source", run_source, source_seeds),
-    Target("spec", run_spec, spec_seeds),
+    Target("spec", run_spec, spec_seeds, weight=LIGHT),
 )

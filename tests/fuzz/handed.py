@@ -21,7 +21,7 @@ from ckptd.batch.spec import parse
 from ckptd.offline import checkpoint
 from ckptd.storage import manifest
 from ckptd.storage.untrusted import open_directory
-from tests.fuzz.target import Target
+from tests.fuzz.target import DEEP, Target
 
 _SHM: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
 _CODES: Final = {0, 65, 77}  # done; does not check; a name that no file can have
@@ -108,6 +108,6 @@ def batch_seeds() -> list[bytes]:
 
 
 TARGETS = (
-    Target("import", run_import, import_seeds, 8_192),
+    Target("import", run_import, import_seeds, 8_192, DEEP),
     Target("batch", run_batch, batch_seeds),
 )

@@ -17,7 +17,7 @@ from ckptd.storage import frame, segment
 from ckptd.storage.segment import BLOCK_BYTES
 from tests.fakes.log_model import ROOT, Writer, open_store, replay
 from tests.fakes.memory_disk import MemoryDisk
-from tests.fuzz.target import Script, Target, damaged
+from tests.fuzz.target import DEEP, LIGHT, Script, Target, damaged
 from tests.unit.core.world import World
 
 SEED = 0x5EED
@@ -151,8 +151,8 @@ def record_seeds() -> list[bytes]:
 
 
 TARGETS = (
-    Target("frame", run_frame, frame_seeds),
-    Target("damage", run_damage, damage_seeds, 128),
-    Target("store", run_store, store_seeds, 256),
-    Target("records", run_records, record_seeds),
+    Target("frame", run_frame, frame_seeds, weight=LIGHT),
+    Target("damage", run_damage, damage_seeds, 128, LIGHT),
+    Target("store", run_store, store_seeds, 256, DEEP),
+    Target("records", run_records, record_seeds, weight=LIGHT),
 )

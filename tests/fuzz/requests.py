@@ -16,7 +16,7 @@ from ckptd.daemon.engine import decode
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import CkptdError
-from tests.fuzz.target import Target
+from tests.fuzz.target import DEEP, LIGHT, Target
 from tests.unit.core.world import ME, ROOT, World
 
 _encoder = msgspec.msgpack.Encoder()
@@ -103,6 +103,6 @@ def reply_seeds() -> list[bytes]:
 
 
 TARGETS = (
-    Target("requests", run_requests, request_seeds),
-    Target("reply", run_reply, reply_seeds),
+    Target("requests", run_requests, request_seeds, weight=DEEP),
+    Target("reply", run_reply, reply_seeds, weight=LIGHT),
 )

@@ -11,6 +11,12 @@ from typing import NamedTuple
 Run = Callable[[bytes], None]
 
 
+# Shares of a run's time. What has few branches is exhausted within a second, at tens of thousands
+# of inputs; what has hundreds, or waits for files and sockets, is far from it after a minute.
+LIGHT, PLAIN, DEEP = 1, 4, 12
+SLOW = 24  # deep, and below a hundred inputs a second
+
+
 class Target(NamedTuple):
     """One entrance of the product for bytes that it did not write itself."""
 
@@ -18,6 +24,7 @@ class Target(NamedTuple):
     run: Run
     seeds: Callable[[], list[bytes]]  # valid inputs, to start from
     input_bytes_max: int = 4_096
+    weight: int = PLAIN
 
 
 class Script:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.__main__ import shared_s, summed
 from tests.fuzz.chance import hunt
 from tests.fuzz.every import CORPUS, ROOT, TARGETS, kept, tidy
 from tests.fuzz.target import Script, Target, damaged
@@ -47,6 +48,17 @@ def test_the_kept_corpus_is_small_and_of_targets_that_are_there() -> None:
     files = [path for path in CORPUS.rglob("*") if path.is_file()]
     assert {path.parent.name for path in files} <= TARGETS.keys()
     assert sum(path.stat().st_size for path in files) < CORPUS_BYTES_MAX
+
+
+def test_the_time_goes_by_weight_and_the_target_with_the_fewest_inputs_is_told() -> None:
+    shares_s = shared_s(list(TARGETS.values()), 25)
+    assert shares_s["pipe"] > 2 * shares_s["config"] > 4 * shares_s["frame"] > 0
+    assert abs(sum(shares_s.values()) - 25 * len(TARGETS)) < len(TARGETS)
+    assert shared_s([TARGETS["pipe"]], 25) == {"pipe": 25}
+
+    rows = {name: {"executions": at + 5, "finds": 0} for at, name in enumerate(("wire", "pipe"))}
+    found = summed(rows, 1)
+    assert (found["inputs_min"], found["inputs_min_target"]) == (5, "wire")
 
 
 def _fails_on_zero(data: bytes) -> None:

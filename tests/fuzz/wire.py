@@ -8,7 +8,7 @@ import functools
 import socket
 from contextlib import ExitStack
 
-from tests.fuzz.target import Target
+from tests.fuzz.target import SLOW, Target
 from tests.raw_client import RawClient
 from tests.unit.daemon.desk import Desk, open_desk
 
@@ -56,4 +56,4 @@ def wire_seeds() -> list[bytes]:
     return [met + message, met, GREETING, message, met + b"\x01\x00" + message, met + b"\x02"]
 
 
-TARGETS = (Target("wire", run_wire, wire_seeds, 512),)
+TARGETS = (Target("wire", run_wire, wire_seeds, 512, SLOW),)

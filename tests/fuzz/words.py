@@ -19,7 +19,7 @@ from ckptd.sdk.pipe import Pipe
 from ckptd.sdk.surroundings import Surroundings
 from ckptd.sdk.values import decode, encode
 from ckptd.storage import blobs
-from tests.fuzz.target import Target
+from tests.fuzz.target import SLOW, Target
 
 ROOT = Path(__file__).resolve().parents[2]
 _SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -158,5 +158,5 @@ TARGETS = (
     Target("quantities", run_quantities, quantity_seeds, 64),
     Target("notify", run_notify, notify_seeds),
     Target("values", run_values, value_seeds),
-    Target("pipe", run_pipe, pipe_seeds),
+    Target("pipe", run_pipe, pipe_seeds, weight=SLOW),
 )
