@@ -61,7 +61,9 @@ _SHOWN: Final[dict[str, dict[str, str]]] = {
         "records": "kinds of record",
     },
 }  # fmt: skip
-"""What the table tells of each rig, by the name in its file, which has all; old files lack some."""
+"""What the table tells of each rig, by the name in its file; the file has all."""
+CHANGED: Final = frozenset(("files", "files_kept", "tests", "inputs_min"))
+"""What files of before have not, or not any more."""
 RIGS: Final = tuple(_SHOWN)
 _LEAST: Final[dict[str, dict[str, int]]] = {
     "sim": {"lives": 200},
@@ -112,7 +114,7 @@ def table() -> str:
 
 def _row(name: str, found: dict[str, Any]) -> str:
     zeros = [f"**0 {key.replace('_', ' ')}**" for key in BROKEN if key in found]
-    told = {key: words for key, words in _SHOWN[name].items() if key.partition(".")[0] in found}
+    told = {key: words for key, words in _SHOWN[name].items() if key in found or key not in CHANGED}
     shown = [f"{_text(_at(found, key))} {words}" for key, words in told.items()]
     when = f"{found['finished'][:10]}, {found['commit']}"
     figures = ", ".join(zeros + shown)
