@@ -22,7 +22,7 @@ from ckptd.sdk.surroundings import Surroundings
 from ckptd.storage import blobs, examine, journal, taskdir
 from ckptd.storage.disk import File, RealDisk
 from ckptd.storage.facts import item_done, item_start, set_value
-from tests.fakes.engine_model import Reign
+from tests.fakes.engine_model import Reign, judge, picture
 from tests.fakes.log_model import Writer, open_store, replay
 
 UID, GID = os.getuid(), os.getgid()
@@ -37,6 +37,7 @@ class Promise(NamedTuple):
     kept: int = 0
     tried: int = 0
     acts: tuple[tuple[int, int], ...] = ()
+    ends: tuple[tuple[int, int, int], ...] = ()  # task, attempt, when in ns
 
 
 Mark = Callable[[Promise], None]
@@ -189,13 +190,14 @@ class LogLife:
 
 
 class EngineLife:
-    """State over the log: submits are acknowledged, attempts ordered after their intent."""
+    """State over the log: submits and ends are acknowledged, an attempt follows its intent."""
 
     name = "engine"
     adds = 0
 
     def live(self, top: Path, dice: random.Random, mark: Mark) -> None:
         at_ns, acked, acts, tried = AT_NS, set[int](), set[tuple[int, int]](), 0
+        ends: dict[tuple[int, int], int] = {}
         for _ in range(2):
             reign = Reign(Below(top), at_ns)
             for _ in range(dice.randint(5, 12)):
@@ -203,7 +205,9 @@ class EngineLife:
                 acked |= reign.acked
                 acts |= set(reign.ordered)
                 tried = max(acked)
-                mark(Promise(len(acked), tried, tuple(sorted(acts))))
+                ends |= reign.ended
+                told = tuple((*key, ended_ns) for key, ended_ns in ends.items())
+                mark(Promise(len(acked), tried, tuple(sorted(acts)), told))
                 if dice.random() < 0.1:
                     reign.snapshot()
             at_ns = reign.at_ns
@@ -218,11 +222,13 @@ class EngineLife:
             run = tasks[task].run
             assert run is not None, f"attempt {attempt} of task {task} has no intent"
             assert run.attempt >= attempt, f"attempt {attempt} of {task}, intent {run.attempt}"
+        judge(reign.engine.state, least.ends)
         reign.store.close()
         if not works_on:
             return
         again = Reign(Below(top), AT_NS * 3)
-        assert {task.id for task in again.engine.state.tasks.ascending(0)} == tasks.keys()
+        found, first = picture(again.engine.state), picture(reign.engine.state)
+        assert found == first, f"a second look finds {found}, the first found {first}"
         again.store.close()
 
 
