@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FRESH = ROOT / "build" / "figures"
 
 
+def begin(name: str) -> None:
+    """A run begins: what the one before wrote goes, so that a run that crashes leaves nothing."""
+    (FRESH / f"{name}.json").unlink(missing_ok=True)
+
+
 def write(name: str, figures: Mapping[str, Any], *, command: str) -> Path:
     """Write the figures of one run beside when, where and how it ran; return the file."""
     FRESH.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,8 @@ MOMENTS_MIN = 10
 def main() -> int:
     """Run it all; return 1 where a promise was broken, or where something was left out."""
     asked = asked_for(sys.argv[1:])
+    if not (asked.only or asked.matrix or asked.life):
+        figures.begin("crashdisk")
     skipped = {fs: why for fs in asked.fs.split(",") if (why := missing(KINDS[fs]))}
     wanted = [fs for fs in asked.fs.split(",") if fs not in skipped]
     began = time.monotonic()

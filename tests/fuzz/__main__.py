@@ -38,6 +38,7 @@ def main() -> int:
     if asked.replay:
         targets[0].run(Path(asked.replay).read_bytes())
         return 0
+    figures.begin("fuzz")
     is_guided = importlib.util.find_spec("atheris") is not None
     if not is_guided:
         print("fuzz: no atheris for this Python; by chance alone, without coverage")

@@ -25,6 +25,7 @@ TESTS = (
 
 def main() -> int:
     """Run the tests, count what is kept; 0 if all was opened, and nothing refused or changed."""
+    figures.begin("golden")
     found = {**told_by(TESTS), **_kept()}
     figures.write("golden", found, command="python -m tests.golden")
     return 1 if found["violations"] else 0

@@ -92,6 +92,8 @@ def main() -> int:
         print("\n".join(f"{one.id:45} {one.breaks}" for one in chosen))
         return 0
     began_s = time.monotonic()
+    if not asked.ids:
+        figures.begin("mutants")
     try:
         tried = run(chosen, jobs=asked.jobs, say=_say)
     except Unsound as unsound:

@@ -11,6 +11,7 @@ import random
 import sys
 from pathlib import Path
 
+from tests import figures
 from tests.torture.run import Options, judged, run, told
 
 
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.audit:
         return told(judged(args.audit), keeps=True)
+    figures.begin(args.kind)
     return told(run(Options(args.seconds, args.seed, args.kind)), keeps=args.keep)
 
 
