@@ -1,9 +1,13 @@
 """What a power cut may leave at one moment, each state recovered by the real code and judged.
 
 A moment is a MemoryDisk before any of its operations; it is not disturbed. `CrashStates.look` takes
-the states that `cuts.py` finds and checks of each: acknowledged <= recovered <= appended; State is
-what a fold of the records up to there gives; a second recovery, also one that was cut off in its
-middle, gives the same.
+the states that `cuts.py` finds and checks of each: acknowledged <= recovered <= appended; the bytes
+hold just that, read by `log_reader.py`, which knows FORMAT.md and no code of ckptd; State is what a
+fold of the records up to there gives, which are those that were submitted, where whoever lives
+tells what he submits; a second recovery, also one that was cut off in its middle, gives the same.
+
+The records come from the bytes too, by `log_reader.py`. Their fold is that of `core/apply.py`;
+after every frame its tasks must be those of `plain_state.py`, where the log is known from LSN 1.
 
 A recovery is a function of the files that it reads, so contents that an earlier moment had are
 judged from the remembered result, by the bounds of their own moment. Counts: `examined` states
@@ -13,6 +17,7 @@ recovered once more to see that the memory is right, `armed`, `inside` states wi
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -25,11 +30,13 @@ from ckptd.core.state import State
 from ckptd.daemon.engine import decode
 from ckptd.daemon.recovery import replay
 from ckptd.protocol.errors import CkptdError
-from ckptd.storage.frame import Frame
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.store import Store
 from tests.fakes.memory_disk import Inode, MemoryDisk
+from tests.sim import log_reader
 from tests.sim.cuts import Book, Cuts, Layout
+from tests.sim.log_reader import Log, Piece, Segment, Snapshot, Unreadable
+from tests.sim.plain_state import PlainState, picture_of
 
 STATES_MAX = 1024  # of one moment
 INSIDE_MAX = 8  # of one moment within a recovery
@@ -63,68 +70,136 @@ def is_read(name: str) -> bool:
 def digest(state: State) -> bytes:
     """Return a digest of all that a snapshot of State holds.
 
-    The order of environments tells only whether one was out of use for a while.
+    The order of environments tells only whether one was out of use for a while. The picture is
+    there for what a snapshot might leave out, of all States alike.
     """
     state.envs = dict(sorted(state.envs.items()))
-    return blake2b(b"".join(image.chunks(state)), digest_size=12).digest()
+    told = b"".join(image.chunks(state)) + repr(picture_of(state)).encode()
+    return blake2b(told, digest_size=12).digest()
 
 
 class History:
-    """The records as they were written, and the digest of State after every frame."""
+    """The records as they were written, and the digest of State after every frame.
 
-    def __init__(self) -> None:
+    `submitted`: what was given to append, by first LSN, where somebody tells; records that the log
+    holds are none but these.
+    """
+
+    def __init__(self, submitted: dict[int, Piece] | None) -> None:
         self.digests: dict[int, bytes] = {}
+        self.folded = 0  # frames of which both folds agreed
+        self._submitted = submitted
         self._base: list[bytes] = []  # chunks of the snapshot that the fold begins with
-        self._frames: list[tuple[int, int, bytes]] = []  # first LSN, last LSN, payload
+        self._frames: list[Piece] = []
         self._state = State()
+        self._plain: PlainState | None = None
         self._acked = 0
         self._fold()
 
-    def learn(self, chunks: list[bytes], frames: list[Frame], last_lsn: int, acked: int) -> None:
+    def learn(self, log: Log, acked: int) -> None:
         """Take in what the log holds now; what a cut took away makes room for other records."""
-        news = [(one.first_lsn, one.first_lsn + one.count - 1, one.payload) for one in frames]
-        begin = news[0][0] if news else last_lsn + 1
+        news = log.pieces()
+        begin = news[0].first if news else log.last + 1
         old = self._frames
-        now = [one for one in old if one[0] < begin] + news
-        if not self._is_whole(now, last_lsn):
-            now, old, self._base = news, [], chunks
+        now = [one for one in old if one.first < begin] + news
+        if not self._is_whole(now, log.last):
+            if self._submitted is not None:
+                raise Broken(f"records before LSN {begin} are in no snapshot and in no segment")
+            now, old = news, []
+            self._base = list(log.snapshot.chunks) if log.snapshot else []
             self._fold()
-        same = sum(1 for one in old if one[1] <= self._acked)  # by then, not by now
+            now = [one for one in now if one.last > self._state.lsn]
+        same = sum(1 for one in old if one.last <= self._acked)  # by then, not by now
         acked, self._acked = self._acked, acked
         if now[:same] != old[:same]:
             raise Broken(f"records up to LSN {acked} are acknowledged, and changed")
         if now[: len(old)] != old:
             old = []
             self._fold()
-        for first, last, payload in now[len(old) :]:
-            self._take(first, last, payload)
+        for one in now[len(old) :]:
+            self._take(one)
         self._frames = now
 
-    def _is_whole(self, frames: list[tuple[int, int, bytes]], last_lsn: int) -> bool:
+    def _is_whole(self, frames: list[Piece], last_lsn: int) -> bool:
         """Tell whether the frames lead from what the fold begins with to the end of the log."""
         base = image.load(self._base).lsn if self._base else 0
-        ends = [base, *(last for _, last, _ in frames)]
-        follow = all(first == end + 1 for end, (first, _, _) in zip(ends, frames, strict=False))
+        ends = [base, *(one.last for one in frames)]
+        follow = all(one.first == end + 1 for end, one in zip(ends, frames, strict=False))
         return follow and ends[-1] == last_lsn
 
     def _fold(self) -> None:
         """Begin anew; indexed, because a replay drops what only the indexes know to be unused."""
         self._state = image.load(self._base) if self._base else State(indexed=False)
         self._state.index()
+        self._plain = None if self._base else PlainState()
         self.digests = {self._state.lsn: digest(self._state)}
 
-    def _take(self, first: int, last: int, payload: bytes) -> None:
-        for lsn, record in enumerate(decode(payload), first):
+    def _take(self, one: Piece) -> None:
+        if self._submitted is not None and self._submitted.get(one.first) != one:
+            raise Broken(f"the log holds records {one.first} to {one.last} that nobody submitted")
+        for lsn, record in enumerate(decode(one.payload), one.first):
             apply(self._state, lsn, record)
-        assert self._state.lsn == last, f"frame {first} to {last}"
-        self.digests[last] = digest(self._state)
+        assert self._state.lsn == one.last, f"frame {one.first} to {one.last}"
+        self.digests[one.last] = digest(self._state)
+        if self._plain is not None:
+            for plain in log_reader.records(one.payload):
+                self._plain.take(plain)
+            ours, theirs = self._plain.picture(), picture_of(self._state)
+            if ours != theirs:
+                raise Broken(f"at LSN {one.last} the tasks are {theirs}, the records give {ours}")
+            self.folded += 1
+
+
+class KnownFiles:
+    """Segments and snapshots by content: each is read once, by `log_reader.py`."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._format, self._store = -1, b""
+        self._read: dict[tuple[str, int], Segment | Snapshot | None] = {}
+
+    def log(self, files: Iterable[tuple[str, int, Inode]]) -> Log | None:
+        """Return the log in these files, None where no store was made yet. Raises Unreadable.
+
+        Each is its path, a number of its own for each content, the file as a start would read it.
+        """
+        found = {path: (number, file) for path, number, file in files}
+        if (told := found.pop(f"{self._root}/FORMAT", None)) is None:
+            return None
+        if told[0] != self._format:
+            store = log_reader.read_store(bytes(told[1].data))
+            self._format, self._store, self._read = told[0], store, {}
+        segments, snapshots = [], []
+        for path, (number, file) in found.items():
+            key = path, number
+            if key not in self._read:
+                self._read[key] = self._file(path, bytes(file.data))
+            one = self._read[key]
+            if isinstance(one, Segment):
+                segments.append(one)
+            elif one is not None:
+                snapshots.append(one)
+        return log_reader.read_log(segments, snapshots)
+
+    def _file(self, path: str, data: bytes) -> Segment | Snapshot | None:
+        folder, _, name = path.rpartition("/")
+        if folder == f"{self._root}/wal" and name.endswith(".wal"):
+            return log_reader.read_segment(name, data, self._store)
+        if folder == f"{self._root}/snap" and name.endswith(".snap"):
+            return log_reader.read_snapshot(name, data, self._store)
+        return None
 
 
 class CrashStates:
     """Looks at the moments of one life. `root` and `segment_bytes` are those of its store."""
 
     def __init__(
-        self, root: str, segment_bytes: int, dice: random.Random, states_max: int = STATES_MAX
+        self,
+        root: str,
+        segment_bytes: int,
+        dice: random.Random,
+        states_max: int = STATES_MAX,
+        submitted: dict[int, Piece] | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._root = root
@@ -133,7 +208,10 @@ class CrashStates:
         self._states_max = states_max
         self._book = Book()
         self._known: dict[tuple[int, tuple[int, ...]], Found] = {}
-        self._history = History()
+        self._history = History(submitted)
+        self._files = KnownFiles(root)  # as a cut leaves them
+        self._cached = KnownFiles(root)  # as the page cache has them
+        self._cached_numbers: dict[tuple[int, int], tuple[int, Inode]] = {}
         self._learnt: tuple[dict[str, dict[str, Inode]], list[int]] = {}, []
         self._replays: dict[Told, bytes] = {}
         self._bench = MemoryDisk()
@@ -175,15 +253,42 @@ class CrashStates:
         if (cached, written) == self._learnt:
             return
         self._learnt = cached, written
-        store = self._open(disk.clone())
+        self._bench.dirs = disk.clone().dirs
+        self._bench.locked.clear()
+        found = self._benched()
+        if found.refused:
+            raise Broken(f"after a kill the log is refused: {found.refused}")
+        log = self._log(self._cached, self._in_cache(disk))
+        if log is not None:
+            self._history.learn(log, acked)
+        self._agree(found, log)
+        self.counts["folded"] += self._history.folded
+        self._history.folded = 0
+
+    def _in_cache(self, disk: MemoryDisk) -> list[tuple[str, int, Inode]]:
+        """Return the files as a start after kill -9 reads them."""
+        numbers = self._cached_numbers
+        return [
+            # Holding the inode keeps its id from being given to another one.
+            (f"{path}/{name}", *numbers.setdefault((id(i), i.writes), (len(numbers), i)))
+            for path, one in disk.dirs.items()
+            for name, i in one.names.items()
+            if is_read(name)
+        ]
+
+    @staticmethod
+    def _log(files: KnownFiles, found: Iterable[tuple[str, int, Inode]]) -> Log | None:
         try:
-            recovery = store.recover()
-            chunks, frames = list(recovery.chunks()), list(recovery.frames())
-        except CkptdError as bad:
-            raise Broken(f"after a kill the log is refused: {bad.message}") from bad
-        finally:
-            store.close()
-        self._history.learn(chunks, frames, recovery.last_lsn, acked)
+            return files.log(found)
+        except Unreadable as bad:
+            raise Broken(f"by FORMAT.md there is no log: {bad}") from bad
+
+    @staticmethod
+    def _agree(found: Found, log: Log | None) -> None:
+        """What was recovered is what the bytes hold."""
+        last = log.last if log else 0
+        if found.lsn != last:
+            raise Broken(f"recovered up to LSN {found.lsn}, by FORMAT.md the log ends at {last}")
 
     def _open(self, disk: MemoryDisk) -> Store:
         return Store.open(self._root, disk, segment_bytes=self._segment_bytes, has_threads=False)
@@ -237,6 +342,8 @@ class CrashStates:
         """Recover a state by the real code, and a part of the states further than that."""
         layout.put(contents, self._bench)
         found = self._benched()
+        if not found.refused:
+            self._agree(found, self._log(self._files, layout.files_read(contents)))
         if before is not None:
             self.counts["again"] += 1
             if before != found:

@@ -168,7 +168,8 @@ class Layout:
                 self.read = len(self.axes)
         spelled = tuple((f"{path}/{name}", at) for path, name, at in self._files)
         self.number = book.layout(spelled)
-        self.read_number = book.layout(tuple(one for one in spelled if one[1] < self.read))
+        self._read_paths = tuple(one for one in spelled if one[1] < self.read)
+        self.read_number = book.layout(self._read_paths)
         self.count = prod(len(axis.ids) for axis in self.axes)
 
     def states(self, most: int, dice: random.Random) -> Iterator[tuple[int, ...]]:
@@ -189,6 +190,11 @@ class Layout:
             names[path][name] = files[at]
         disk.dirs = {path: Directory(found, dict(found)) for path, found in names.items()}
         disk.locked.clear()
+
+    def files_read(self, contents: tuple[int, ...]) -> Iterator[tuple[str, int, Inode]]:
+        """Yield the files that a recovery reads: path, number of the content, the file itself."""
+        for path, at in self._read_paths:
+            yield path, contents[at], self.axes[at].build(contents[at])
 
     def describe(self, contents: tuple[int, ...]) -> str:
         """Return the state in words."""

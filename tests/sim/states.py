@@ -26,7 +26,9 @@ from ckptd.storage.store import Store
 from ckptd.storage.wal import Wal
 from tests import figures
 from tests.fakes.memory_disk import MemoryDisk
+from tests.sim.broken import ENDS, words
 from tests.sim.crash_states import STATES_MAX, Broken, CrashStates
+from tests.sim.log_reader import Piece
 
 ROOT = "/state"
 ADMIN = Caller(0, 0, admin=True)
@@ -34,6 +36,8 @@ POLICY = Policy(slots=2)
 SEGMENT_BYTES = (8 << 10, 12 << 10, 16 << 10)
 TASKS_MAX = 6  # more are cancelled and cleaned away
 AT_NS = 1_700_000_000_000_000_000
+STATES, LIVES, FOR_EVER_S = 1_000_000, 1_000_000, float("inf")  # where nothing else is asked for
+BROKEN_MAX = 20  # lives; more of them tell nothing new
 
 
 class LogLife:
@@ -43,7 +47,10 @@ class LogLife:
         self.dice = random.Random(seed)
         self.disk = MemoryDisk(seed=seed)
         self.segment_bytes = self.dice.choice(SEGMENT_BYTES)
-        self.states = CrashStates(ROOT, self.segment_bytes, random.Random(seed), states_max)
+        self.submitted: dict[int, Piece] = {}  # by first LSN; counted here, not by the log
+        self.states = CrashStates(
+            ROOT, self.segment_bytes, random.Random(seed), states_max, self.submitted
+        )
         self.acked = self.appended = 0
         self._wal: Wal | None = None
         self._state = State()
@@ -61,7 +68,6 @@ class LogLife:
     def _before(self, _kind: str, _path: str) -> None:
         if self._wal is not None:
             self.acked = max(self.acked, self._wal.durable_lsn)
-            self.appended = max(self.appended, self._wal.next_lsn - 1)
         self.states.look(self.disk, self.acked, self.appended)
 
     def _begin(self) -> tuple[Store, Wal]:
@@ -69,12 +75,28 @@ class LogLife:
         recovery = store.recover()
         self._taken = 0, []
         self._state = replay(recovery.chunks(), recovery.frames()).state
+        self._judge(recovery.last_lsn)
         self.acked = self.appended = recovery.last_lsn  # what was shown stays
         epoch = recovery.epoch + 1
         wal = self._wal = store.arm(recovery, epoch=epoch, boot_id="b" * 36, at_ns=AT_NS)
         self._append(wal, [DaemonStarted(AT_NS, epoch, "b", "0", 1, clean=True)])
-        wal.sync()
+        self._sync(wal)
         return store, wal
+
+    def _judge(self, last_lsn: int) -> None:
+        """What a start found lies between what was acknowledged and what was submitted."""
+        if not self.acked <= last_lsn <= self.appended:
+            raise Broken(
+                f"recovered up to LSN {last_lsn}: acknowledged were {self.acked}, "
+                f"submitted {self.appended}"
+            )
+        for first in [first for first in self.submitted if first > last_lsn]:
+            del self.submitted[first]
+
+    def _sync(self, wal: Wal) -> None:
+        """Have acknowledged what was submitted: by the return of sync, whatever the log says."""
+        wal.sync()
+        self.acked = self.appended
 
     def _work(self, store: Store, wal: Wal) -> None:
         """One group of frames, or a marker; now and then a snapshot in the middle of a group."""
@@ -86,7 +108,7 @@ class LogLife:
             self._append(wal, self._decided())
         if is_snapshot_due:
             self._snapshot(store)
-        wal.sync()
+        self._sync(wal)
         if self.dice.random() < 0.5:
             self._taken = self._state.lsn, self._chunks()
 
@@ -107,8 +129,12 @@ class LogLife:
         if not records:
             return
         payload = msgspec.msgpack.encode(records)
-        first = wal.append(payload, len(records))
-        self.appended = wal.next_lsn - 1
+        first = self.appended + 1
+        self.appended += len(records)
+        self.submitted[first] = Piece(first, self.appended, payload)
+        given = wal.append(payload, len(records))
+        if given != first:
+            raise Broken(f"record {first} was given LSN {given}")
         for lsn, record in enumerate(records, first):
             apply(self._state, lsn, record)
 
@@ -138,7 +164,7 @@ class LogLife:
             self.disk.watch = None
             self.disk = self.disk.crash(self.dice, self.dice.random())
             self.disk.watch = self._before
-        self.acked, self.appended = wal.durable_lsn, wal.next_lsn - 1
+        self.acked = max(self.acked, wal.durable_lsn)
         self.disk.locked.clear()
         self._wal = None
 
@@ -146,40 +172,59 @@ class LogLife:
 def run(states: int, seconds: float, seed: int, lives: int) -> dict[str, object]:
     """Look at lives from `seed` on until one of the bounds is met; return the figures."""
     counts: Counter[str] = Counter()
+    broken: list[int] = []
     begun = time.process_time()
     for number in range(seed, seed + lives):
         if counts["examined"] >= states or time.process_time() - begun >= seconds:
             break
-        life = LogLife(number)
+        life: LogLife | None = None
         try:
+            life = LogLife(number)
             life.run()
-        except Broken as broken:
-            print(f"seed {number}: {broken}")
+        except ENDS as bad:
+            broken.append(number)
+            print(f"seed {number}: VIOLATION: {words(bad)}")
             print(f"again: python -m tests.sim.states --lives 1 --seed {number}")
-            return {"violations": 1, "seed": number, **counts}
-        counts.update(life.states.counts)
+        counts.update(life.states.counts if life else {})
         counts["lives"] += 1
+        if len(broken) >= BROKEN_MAX:
+            break
     cpu_s = time.process_time() - begun
     each_us = cpu_s / max(1, counts["examined"]) * 1e6
+    if not counts["folded"]:
+        print("VIOLATION: no record was looked at: the run proves nothing")
     return {
-        "violations": 0, "seed": seed, **counts,
-        "cpu_s": round(cpu_s, 1), "us_per_state": round(each_us, 1),
+        "violations": len(broken) + (not counts["folded"]), "seed": seed, "broken_seeds": broken,
+        **counts, "cpu_s": round(cpu_s, 1), "us_per_state": round(each_us, 1),
     }  # fmt: skip
 
 
-def main() -> int:
+def command(chosen: argparse.Namespace, lives: int) -> str:
+    """Return the line that does the same again: a time is told as the lives that it came to."""
+    parts = ["python -m tests.sim.states", f"--seed {chosen.seed}"]
+    if chosen.states != STATES:
+        parts.append(f"--states {chosen.states}")
+    if chosen.lives != LIVES or chosen.seconds != FOR_EVER_S:
+        parts.append(f"--lives {lives}")
+    return " ".join(parts)
+
+
+def main(argv: list[str]) -> int:
     """Run as told on the command line."""
     options = argparse.ArgumentParser(prog="python -m tests.sim.states", description=__doc__)
-    options.add_argument("--states", type=int, default=1_000_000)
-    options.add_argument("--seconds", type=float, default=float("inf"), help="of processor time")
+    options.add_argument("--states", type=int, default=STATES)
+    options.add_argument("--seconds", type=float, default=FOR_EVER_S, help="of processor time")
     options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--lives", type=int, default=1_000_000)
-    chosen = options.parse_args()
+    options.add_argument("--lives", type=int, default=LIVES)
+    chosen = options.parse_args(argv)
+    figures.begin("states")
     found = run(chosen.states, chosen.seconds, chosen.seed, chosen.lives)
     print(" ".join(f"{name}={value}" for name, value in found.items()))
-    figures.write("states", found, command=f"python -m tests.sim.states --seed {chosen.seed}")
+    lives = found.get("lives", 0)
+    assert isinstance(lives, int)
+    figures.write("states", found, command=command(chosen, lives))
     return 1 if found["violations"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,25 @@
 """What a cut may leave is counted exactly, a good log survives all of it, a bad one is found."""
 
 import random
+from collections.abc import Callable, Iterator
 
 import pytest
+from msgspec.structs import replace
 
+from ckptd.core import image
+from ckptd.core.apply import apply
+from ckptd.core.records import AnyRecord, Moved, Phase
+from ckptd.core.state import State, TaskTable
+from ckptd.storage import segment
+from ckptd.storage.frame import Head
 from ckptd.storage.store import Store
+from ckptd.storage.wal import Wal
+from tests import figures
 from tests.fakes.memory_disk import SECTOR, MemoryDisk
+from tests.sim import log_reader
 from tests.sim.crash_states import Broken, CrashStates
 from tests.sim.cuts import Book, Cuts
+from tests.sim.log_reader import Log
 from tests.sim.states import ROOT, LogLife
 
 LIVES_MAX = 24  # a mistake must be found within so many
@@ -151,3 +163,107 @@ def _live_on(kind: type[LogLife], deaf: str = "") -> None:
         life = kind(seed, FEW)
         life.disk.deaf |= {deaf} if deaf else set()
         life.run()
+
+
+def forgetful_apply(patch: pytest.MonkeyPatch) -> None:
+    """That a task is held is passed over, by whoever folds records with the daemon's own code."""
+
+    def skip(state: State, lsn: int, record: AnyRecord) -> None:
+        if isinstance(record, Moved) and record.phase is Phase.HELD:
+            state.lsn = lsn
+        else:
+            apply(state, lsn, record)
+
+    for where in ("ckptd.daemon.recovery", "tests.sim.crash_states", "tests.sim.states"):
+        patch.setattr(f"{where}.apply", skip)
+
+
+def rewriting_append(patch: pytest.MonkeyPatch) -> None:
+    """The log takes other records than it was given, and keeps these well."""
+    append = Wal.append
+
+    def other(wal: Wal, payload: bytes, count: int) -> int:
+        return append(wal, payload.replace(b"xxxxx", b"yxxxx"), count)
+
+    patch.setattr(Wal, "append", other)
+
+
+def modest_recovery(patch: pytest.MonkeyPatch) -> None:
+    """Where the end of the log was not promised yet, a recovery does not read its last frame."""
+    frames = segment.frames
+
+    def fewer(*args: object) -> Iterator[tuple[int, Head]]:
+        found = list(frames(*args))  # type: ignore[arg-type]
+        is_last_promised = len(found) < 2 or found[-1][1].durable_lsn >= found[-2][1].last_lsn
+        yield from found if is_last_promised else found[:-1]
+
+    patch.setattr(segment, "frames", fewer)
+
+
+def blind_image(patch: pytest.MonkeyPatch) -> None:
+    """A snapshot says of no task why it is where it is."""
+    chunks = image.chunks
+
+    def without(state: State) -> Iterator[bytes]:
+        bare = State(indexed=False)
+        bare.__dict__.update(state.__dict__, tasks=TaskTable())
+        for task in state.tasks.ascending(0):
+            bare.tasks.put(replace(task, priority=0, reason=""))
+        return chunks(bare)
+
+    patch.setattr(image, "chunks", without)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (forgetful_apply, "the records give"),
+        (rewriting_append, "that nobody submitted"),
+        (modest_recovery, r"by FORMAT\.md the log ends at"),
+        (blind_image, "is not what the records before it give"),
+    ],
+)
+def test_a_mistake_that_writer_and_reader_share_is_found(
+    mistake: Callable[[pytest.MonkeyPatch], None], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistake(monkeypatch)
+    with pytest.raises(Broken, match=told):
+        _live_on(LogLife)
+
+
+def test_a_start_that_finds_less_than_was_acknowledged_is_found() -> None:
+    life = LogLife(3, FEW)
+    life.run(reigns=1)
+    life.acked = life.appended = life.appended + 1
+    with pytest.raises(Broken, match="acknowledged were"):
+        life._judge(life.acked - 1)
+
+
+def _golden_log(damage: int = 0) -> Log:
+    """Return the kept log as `log_reader` reads it; a bit may be flipped in its last segment."""
+    root = figures.ROOT / "tests" / "golden" / "format_1"
+    store = log_reader.read_store((root / "FORMAT").read_bytes())
+    segments = []
+    for path in sorted(root.glob("wal/*.wal")):
+        data = bytearray(path.read_bytes())
+        if damage and "31-" in path.name:
+            data[damage] ^= 4
+        segments.append(log_reader.read_segment(path.name, bytes(data), store))
+    (path,) = root.glob("snap/*.snap")
+    snapshot = log_reader.read_snapshot(path.name, path.read_bytes(), store)
+    assert snapshot is not None
+    return log_reader.read_log(segments, [snapshot])
+
+
+def test_the_kept_log_of_format_1_is_read_by_its_description_alone() -> None:
+    log = _golden_log()
+    assert log.snapshot is not None
+    assert (log.last, log.snapshot.lsn, log.snapshot.until) == (48, 45, 45)
+    assert log.snapshot.chunks == (b"chunk 0", bytes(range(100)))
+    assert log.pieces()[-1].payload == b"after the snapshot"
+
+
+@pytest.mark.parametrize("at", [0, 40, 4_095, 4_096 + 4, 4_096 + 40])
+def test_a_bit_that_flipped_makes_the_kept_log_unreadable(at: int) -> None:
+    with pytest.raises(log_reader.Unreadable):
+        _golden_log(at or 1)
