@@ -33,6 +33,8 @@ JUMP_S_MAX = 7_200  # of the wall clock, to either side of the truth
 STEPS_MAX = 400_000
 SPINS_MAX = 3_000  # turns in a row without rest
 TURN_S = 0.0002
+ROOM_TOLD_S = 60  # until then an answer may be of before: a disk that stalls holds it up
+KEPT_PER_ACTIVE_BYTES, ASKED_BYTES_MAX, HEADER_BYTES = 2 << 10, 2 << 10, 4 << 10
 KEPT_FOR_EVER = 10_000  # ended tasks: more than there are in any life
 FIRST_RECORDS_MAX = 64  # of a reign, before it serves anybody
 NO_DISK = frozenset({"reply", "adopt", "order"})
@@ -89,6 +91,8 @@ class Life:
         self._appended_lsn = 0
         self._is_stalled = False
         self._has_trouble = False  # the disk failed or was full in this reign
+        self._is_stop_asked = False  # by SIGTERM, of this reign
+        self._full_until_ns = 0  # until then a daemon may not know yet that there is room again
         self._watch_dice = random.Random(self.dice.random())  # looking on changes nothing
         self._states = CrashStates(
             ROOT, self.climate.segment_bytes, random.Random(self.dice.random())
@@ -136,6 +140,7 @@ class Life:
         self.counts.update(self.machine.happened)
         self.counts.update({f"messages_{what}": n for what, n in self.network.counts.items()})
         self.counts["tasks"] = len(self.model.unique_of)
+        self.counts["accepted"] = len(self.model.acknowledged)
         self.counts["attempts"] = len(self.machine.begun)
         self.counts["checks"] = self.model.checks
         self.counts["simulated_s"] = self.agenda.elapsed_ns // S
@@ -153,7 +158,8 @@ class Life:
         self.tell("the faults stop")
         self.is_quiet = True
         self._due.clear()
-        self.disk.capacity, self.disk.faults = AMPLE_BYTES, []
+        self._room()
+        self.disk.faults = []
         self.clock.skew_ns = 0
         self.model.jumped()
         self.network.weather = Weather()
@@ -193,6 +199,7 @@ class Life:
         self.tell(f"daemon {self._reigns} starts")
         self._look_at_log()
         self._draw_reign()
+        self._is_stop_asked = False
         self._has_trouble = self.disk.capacity < AMPLE_BYTES
         number, told = self._reigns, Told(self.tell)
         daemon = Daemon(self.climate, self.disk, self.clock, self.machine.boot_id, told, number)
@@ -431,6 +438,8 @@ class Life:
 
     def _room(self) -> None:
         self.tell("the disk has room again")
+        if self.disk.capacity < AMPLE_BYTES:
+            self._full_until_ns = self.agenda.elapsed_ns + ROOM_TOLD_S * S
         self.disk.capacity = AMPLE_BYTES
 
     def _reboot_idle(self) -> None:
@@ -450,6 +459,7 @@ class Life:
             assert daemon.wake is not None
             self.counts["sigterm"] += 1
             self.tell("SIGTERM")
+            self._is_stop_asked = True
             daemon.wake.stop_asked = True
             daemon.wake.up()
             self._poke()
@@ -486,6 +496,26 @@ class Life:
     def _take_reply(self, frame: bytes) -> None:
         reply = codec.decode_reply(frame)
         self.model.issued(reply.id, bytes(reply.result), is_ok=reply.ok)
+        if reply.error is not None:
+            self.model.refused(
+                reply.id,
+                reply.error.code,
+                is_full=self._may_be_full(),
+                is_stopping=self._is_stop_asked,
+            )
+
+    def _may_be_full(self) -> bool:
+        """Tell whether there may be no room in the log for what a client asks.
+
+        Half a segment is kept for what is to be recorded in any case, and more for each task that
+        runs: in the smallest segments, which no configuration may ask for, that can be all.
+        """
+        assert self.daemon is not None
+        if self.disk.capacity < AMPLE_BYTES or self.agenda.elapsed_ns < self._full_until_ns:
+            return True
+        segment_bytes = self.climate.segment_bytes
+        kept = segment_bytes // 2 + KEPT_PER_ACTIVE_BYTES * len(self.daemon.engine.state.active)
+        return kept + ASKED_BYTES_MAX > segment_bytes - HEADER_BYTES
 
     def _check_intent(self, one: SimAttempt) -> None:
         """At the start of a process its intent must be on the disk, whatever a power cut leaves."""

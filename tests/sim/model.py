@@ -5,7 +5,7 @@ answered (as plain JSON values), what the machine's world did, and what a client
 recovery. What a request may have done is bounded by when it was sent and when it was answered.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,12 @@ class Job:
     fresh: bool = False  # its checkpoints were given up since its last instance
 
 
+def _named(args: dict[str, Any], specs: Iterable[dict[str, Any]]) -> list[int]:
+    """Return the tasks that a request names."""
+    needs = [need["task"] for spec in specs for need in spec.get("after", ())]
+    return [*args.get("select", {}).get("ids", ()), *needs]
+
+
 class Model:
     """All that was said and done, in order; `now` counts events."""
 
@@ -133,6 +139,31 @@ class Model:
         )
         if is_ok:
             self._issued[request] = wire
+
+    def refused(self, request: str, code: str, *, is_full: bool, is_stopping: bool) -> None:
+        """The daemon refuses a mutating request: the climate, or the request itself, is why."""
+        one = self.asked.get(request)
+        if one is None:
+            return
+        specs = one.args.get("tasks", ()) if one.verb == "submit" else ()
+        causes = {
+            "disk_full": is_full,
+            "shutting_down": is_stopping or any(a.verb == "shutdown" for a in self.asked.values()),
+            "not_found": any(self._may_be_unknown(task) for task in _named(one.args, specs)),
+            "conflict": any(self._is_key_of_another(spec) for spec in specs),
+            "bad_request": any(spec.get("deadline_ns") for spec in specs),  # it may have passed
+        }
+        hold(causes.get(code, False), f"{one.verb} {request} was refused as {code}: nothing is why")
+
+    def _may_be_unknown(self, task: int) -> bool:
+        return task not in self.unique_of or self._may_be_forgotten(task)
+
+    def _is_key_of_another(self, spec: dict[str, Any]) -> bool:
+        """Tell whether its key was submitted with another spec."""
+        key = spec.get("key")
+        return bool(key) and any(
+            one.get("key") == key and one != spec for one in self.submitted.values()
+        )
 
     def answered(self, request: str, wire: bytes, result: dict[str, Any] | None) -> None:
         """A reply arrived; None: the daemon refused. A second reply must be the same."""

@@ -13,7 +13,7 @@ from ckptd.core.port import EndSeen, Sighting
 from ckptd.core.records import Phase, StopIntent, Verdict
 from ckptd.core.state import State
 from ckptd.daemon.engine import Engine
-from ckptd.protocol.errors import Internal
+from ckptd.protocol.errors import DiskFull, Internal, NotFound
 from tests.fakes.memory_disk import Directory, Inode
 from tests.fakes.sim_runner import SimMachine, SimRunner, Step
 from tests.sim.crash_states import Broken
@@ -198,6 +198,24 @@ def overlooking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "see", see_no_signal)
 
 
+def refusing(patch: pytest.MonkeyPatch) -> None:
+    """Every submit is refused, as if the disk were full."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise DiskFull("no room")
+
+    patch.setattr(Engine, "admit", refuse)
+
+
+def unwilling(patch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked, it is answered that there is no such task."""
+
+    def find_none(*_: object) -> None:
+        raise NotFound("no task")
+
+    patch.setattr("ckptd.daemon.requests.decide", find_none)
+
+
 DEADLY = Climate(
     busy_s=60, people=4, acts=20, pause_s=0.5, segment_bytes=16 << 10,
     snapshot_every_bytes=16 << 10, finished_max=100_000, checkpoints_age_s=86_400.0,
@@ -215,7 +233,8 @@ CALM = replace(DEADLY, people=1, cut_short=0.0, kinds=())
         (deaf_sync, None), (deaf_directory, None), (hasty, None), (unfenced, DEADLY),
         (twice, None), (forgetful, None), (flattering, None), (restless, None),
         (deaf_to_cancel, None), (overlooking, CALM), (praising, CALM), (harsh, CALM),
-        (resigning, CALM), (unrecorded_stop, CALM),
+        (resigning, CALM), (unrecorded_stop, CALM), (refusing, CALM), (refusing, None),
+        (unwilling, CALM),
     ],
 )  # fmt: skip
 def test_a_seeded_mistake_is_found_within_few_lives(
