@@ -7,7 +7,7 @@ once; no effect without a record that says so. Read next: `ckptd/daemon/loop.py`
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -44,6 +44,7 @@ from ckptd.core.submit import entry, needs_fate
 _env = msgspec.msgpack.Decoder(dict[str, str])
 _NOBODY = Caller(-1, -1, admin=True)
 REMOVED_PER_TURN_MAX = 500
+LAST_RUNG = 2  # SIGKILL to all of it
 KEPT_PER_TURN_MAX = 1_000  # ended tasks that others wait for, looked at in one pass
 ADOPTED_GRACE_S = 30.0  # before an adopted attempt can time out: it may have asked for more
 SAVE_S = 5.0  # beyond the grace: the machine's stop signal is the first that a task hears of it
@@ -287,10 +288,13 @@ def wake_ns(state: State) -> int:
 
 
 def effects(
-    state: State, observed: Observed, touched: Iterable[int], news: Iterable[AnyRecord]
+    state: State, observed: Observed, touched: Iterable[int], news: Sequence[AnyRecord]
 ) -> list[Effect | Adopt]:
     """Return the orders that State wants and Observed has not had; Observed then has them."""
     orders: list[Effect | Adopt] = []
+    for record in news:
+        if isinstance(record, StopIntent) and record.by >= 0:
+            _insist(observed, record)
     for number in touched:
         task = state.tasks.get(number)
         if task is not None and task.phase in ACTIVE and task.run is not None:
@@ -307,6 +311,13 @@ def effects(
         elif isinstance(record, CheckpointsDropped):
             orders += _drop(state.tasks.get(record.task))
     return orders
+
+
+def _insist(observed: Observed, record: StopIntent) -> None:
+    """Have the last rung climbed once more for a person who asks again: nothing follows it."""
+    instance = observed.of(record.task, record.attempt)
+    if instance is not None and instance.rung == record.rung == LAST_RUNG:
+        instance.rung -= 1
 
 
 def _drop(task: Task | None) -> list[Effect | Adopt]:

@@ -257,3 +257,17 @@ def test_a_start_of_the_daemon_renews_no_patience() -> None:
     before = world.task(number)
     world.put([DaemonStarted(world.at_ns, 2, "boot", "0", 1, clean=False)])
     assert world.task(number) == before
+
+
+def test_a_second_kill_by_hand_is_delivered_where_the_first_was_lost() -> None:
+    world = World()
+    number = world.submit()
+    world.begins(number)
+    world.ask(m.Kill(ids(number)))
+    first = world.ordered(Deliver)
+    world.turn()
+    assert not world.ordered(Deliver)
+
+    world.ask(m.Kill(ids(number)))
+
+    assert world.ordered(Deliver) == first == [Deliver(number, 1, 9, tree=True)]
