@@ -205,6 +205,8 @@ class Unit(Instance):
         # An earlier daemon ordered it. Invariant: never one whose checkpoint we are looking for.
         self.is_taken_up = False
         self.has_left_frozen = False  # adopted: nobody has told us
+        self.wish: bool | None = None  # to be frozen or thawed; None: the manager has heard it
+        self.is_dying_whole = False  # SIGKILL is for all of it: nothing will follow that
 
     @property
     def may_be_frozen(self) -> bool:

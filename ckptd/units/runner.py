@@ -13,7 +13,6 @@ Read next: `launch.py`, `recorder.py`, `systemd.py`.
 import contextlib
 import errno
 import os
-import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -77,7 +76,7 @@ class UnitRunner(Backend[Unit]):
             on_new_job=self._job_new, on_reloaded=self._reloaded, on_shutdown=on_shutdown,
         )  # fmt: skip
         self.inhibit = self._manager.inhibit  # asks for a delay lock; `on_shutdown` tells of it
-        self._steering = Steering(self._manager)
+        self._steering = Steering(self._manager, self._watch)
 
     def _is_known(self, unit: str) -> bool:
         key = launch.key_of(unit) or (0, 0)
@@ -119,12 +118,13 @@ class UnitRunner(Backend[Unit]):
                 self._order(one)
             elif one.stage in {Stage.ORDERED, Stage.RUNNING}:
                 self._look(one)
-            self._steering.catch_up(one)
+            self._steering.renew(one)
 
     def _reloaded(self) -> None:
         """The manager was reloaded or replaced: a job may have ended unheard."""
         for one in list(self._instances.values()):
             self._look_for_start(one)
+            self._steering.renew(one)
 
     # --- starting -----------------------------------------------------------------------------
 
@@ -433,9 +433,7 @@ class UnitRunner(Backend[Unit]):
     def _deliver(self, effect: Deliver) -> None:
         one = self._running(effect.task, effect.attempt)
         if one is not None:
-            one.is_dying = one.is_dying or effect.signal == signal.SIGKILL
-            one.keep_for_start(effect.signal, tree=effect.tree)
-            self._steering.catch_up(one)
+            self._steering.signal(one, effect.signal, tree=effect.tree)
 
     def _freeze(self, one: Unit, *, frozen: bool) -> None:
         self._steering.freeze(one, frozen=frozen)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jeepney import DBusAddress, Message, new_method_call
 
 from ckptd.runner.watch import Watch
-from ckptd.units.bus import DISCONNECTED, Bus, Reply, Rule, owner_rule
+from ckptd.units.bus import DISCONNECTED, NO_REPLY, Bus, Reply, Rule, owner_rule
 
 OUR_UNITS = "ckptd-task-"
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
@@ -317,10 +317,32 @@ _ERRNO = {
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": errno.EPERM,
 }
 
+_BUS_ERROR = "org.freedesktop.DBus.Error"
+_LOST = frozenset(
+    {
+        DISCONNECTED,
+        NO_REPLY,
+        f"{_BUS_ERROR}.NoReply",  # executed anew before it answered
+        f"{_BUS_ERROR}.Disconnected",
+        f"{_BUS_ERROR}.Timeout",
+        f"{_BUS_ERROR}.TimedOut",
+        f"{_BUS_ERROR}.NameHasNoOwner",
+        f"{_BUS_ERROR}.ServiceUnknown",
+        f"{_BUS_ERROR}.Spawn.ChildExited",  # the bus tried to start it: it can be asked to
+        f"{_BUS_ERROR}.LimitsExceeded",
+        f"{_BUS_ERROR}.NoMemory",
+    }
+)
+
 
 def errno_of(error: str) -> int:
     """Return what a refusal of the manager's means in errors of the system."""
     return _ERRNO.get(error, errno.EINVAL)
+
+
+def is_lost(reply: Reply) -> bool:
+    """Tell whether the manager may never have got the order; else it is carried out, or refused."""
+    return reply.error in _LOST
 
 
 def unit_path(unit: str) -> str:
