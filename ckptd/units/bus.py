@@ -41,6 +41,7 @@ class Reply(NamedTuple):
     body: tuple[Any, ...] = ()
     error: str = ""  # "": it succeeded; else the D-Bus name of what went wrong, or one of the above
     text: str = ""  # the same for people
+    number: int = 0  # errno of what this side had not enough of, to send it
 
 
 class Rule(NamedTuple):
@@ -221,7 +222,8 @@ class Bus:
             data, fds = serialised(message, self._serial)
         except (ValueError, struct.error, OSError) as error:
             if then is not None:
-                self._answer_soon(then, Reply((), UNSENDABLE, str(error)))
+                number = getattr(error, "errno", None) or 0
+                self._answer_soon(then, Reply((), UNSENDABLE, str(error), number))
             return
         self._waiting.append(_Call(self._serial, data, fds, then))
         self._pump()

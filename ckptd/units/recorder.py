@@ -182,11 +182,9 @@ class Records:
         """
         line = f"started at={began.at_ns} pid={began.pid} from={began.resumed_from}"
         with contextlib.suppress(OSError):  # then the next daemon asks for more
-            path = f"{self._began}/{key[0]}.{key[1]}"
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             record = os.path.basename(self.path(key))
-            os.write(fd, f"{line} inv={began.invocation} record={record}\n".encode())
-            os.close(fd)
+            text = f"{line} inv={began.invocation} record={record}\n"
+            _write(f"{self._began}/{key[0]}.{key[1]}", text, os.O_TRUNC)
 
     def refuse(self, key: tuple[int, int]) -> None:
         """Shut the fence: an order that is still under way runs nothing from here on."""
@@ -228,11 +226,15 @@ class Records:
         path = self.path(key)
         if path:
             with contextlib.suppress(OSError):  # the block is there; a disk that fails shows later
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-                flags |= os.O_NONBLOCK | os.O_CLOEXEC
-                fd = os.open(path, flags, 0o600)
-                os.write(fd, line.encode())
-                os.close(fd)
+                _write(path, line, os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _write(path: str, text: str, flags: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def _read(path: str) -> tuple[str, int]:

@@ -84,7 +84,8 @@ class UnitRunner(Backend[Unit]):
 
     def knows(self, task: int, attempt: int) -> bool:
         """Tell whether the attempt was ordered from, or refused by, a runner of this kind."""
-        return (task, attempt) in self._records
+        key = (task, attempt)
+        return key in self._instances or key in self._records  # the record is made late
 
     def _made(self, task: int, attempt: int, uid: int) -> Unit:
         return Unit(task, attempt, uid)
@@ -166,7 +167,7 @@ class UnitRunner(Backend[Unit]):
         elif reply.error == UNIT_EXISTS or reply.error in _NO_REPLY:
             self._look(one)
         elif reply.error != DISCONNECTED:  # then `_listed` orders it again
-            number = errno_of(reply.error)
+            number = reply.number or errno_of(reply.error)
             text = f"systemd refuses the unit: {reply.text or reply.error}"
             self._refuse(one, "spawn_error", text, OSError(number, reply.text))
 
