@@ -48,8 +48,12 @@ class Steering:
             self._manager.kill(one.name, "all" if tree else "main", number, answered)
 
     def renew(self, one: Unit) -> None:
-        """The manager is there again: nothing follows a SIGKILL, so that it is sent once more."""
-        if one.is_dying_whole and (signal.SIGKILL, True) not in one.pending:
+        """The manager is there again: nothing follows a SIGKILL, so that it is sent once more.
+
+        Not where the main process is gone: the manager ends the rest, and the recorder runs.
+        """
+        is_alive = one.pidfd >= 0
+        if one.is_dying_whole and is_alive and (signal.SIGKILL, True) not in one.pending:
             one.keep_for_start(signal.SIGKILL, tree=True)
         self.catch_up(one)
 

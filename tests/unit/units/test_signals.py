@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ class OneUnit:
         self.signals: list[tuple[str, int]] = []
         self.is_deaf = False  # it reads a signal, does nothing, and does not answer
         self.heard = threading.Event()
+        self.main = 0
+        self.subscribers = 0
 
     def answer(self, message: Message) -> Answer | None:
         fields, body = message.header.fields, message.body
@@ -42,6 +45,8 @@ class OneUnit:
                 return "a(ssssssouso)", ([row],)
             case "Get":
                 return self._value(body[1])
+            case "Subscribe":
+                self.subscribers += 1
             case "KillUnit" if self.is_deaf:
                 self.heard.set()
                 return None
@@ -54,7 +59,7 @@ class OneUnit:
             "LoadState": ("s", "loaded"),
             "ActiveState": ("s", "active"),
             "InvocationID": ("ay", bytes.fromhex(INVOCATION)),
-            "ExecMainPID": ("u", os.getpid()),
+            "ExecMainPID": ("u", self.main),
             "ExecMainStartTimestamp": ("t", 5),
             "Job": ("(uo)", (0, "/")),
         }
@@ -66,15 +71,16 @@ class OneUnit:
 class Bench:
     """A runner that has taken up attempt 1 of task 7; the bus and systemd come and go."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, main: int = 0) -> None:
         self.bus = PrivateBus(directory)
         self.bus.start()
         self.systemd = OneUnit()
+        self.systemd.main = main or os.getpid()
         self.service = self.bus.service(SYSTEMD, self.systemd.answer)
         self._dirs = f"{directory}/state", f"{directory}/run"
         records = Records(*self._dirs, BOOT)
         records.make((7, 1))
-        records.note_start((7, 1), Began(5, os.getpid(), 0, INVOCATION))
+        records.note_start((7, 1), Began(5, self.systemd.main, 0, INVOCATION))
         os.makedirs(f"{directory}/state/output")
         self.seen: list[Sighting] = []
         self.runner = self.make()
@@ -173,6 +179,24 @@ def test_a_kill_that_was_answered_is_sent_again_to_a_systemd_that_comes_back(
     bench.systemd_comes()
 
     bench.got(("all", KILL), ("all", KILL))
+
+
+def test_a_kill_that_is_sent_again_does_not_end_who_records_the_end(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    bench = Bench(tmp_path, ended.pid)
+    bench.is_running()
+    bench.do(deliver(KILL, tree=True))
+    bench.got(("all", KILL))
+    bench.systemd_goes()
+    bench.systemd_comes()
+    bench.turn_until(lambda: bench.systemd.subscribers == 2)
+    bench.turn_until(lambda: not bench.runner._manager._bus._in_flight)
+
+    bench.do(deliver(TERM, tree=False))
+
+    bench.got(("all", KILL), ("main", TERM))
+    bench.close()
 
 
 def test_a_unit_that_was_resumed_while_the_bus_was_away_stayed_stopped_for_ever(
