@@ -196,7 +196,8 @@ class Requests:
         caller, last = self._caller(request), since
         found: list[m.Event] = []
         for frame in self._engine.wal.read(since, EVENT_BYTES_MAX):
-            for offset, record in enumerate(decode(frame.payload)):
+            records = decode(frame.payload) if frame.payload else ()  # none: lost to a salvage
+            for offset, record in enumerate(records):
                 lsn = frame.first_lsn + offset
                 if lsn <= since:
                     continue
@@ -208,6 +209,7 @@ class Requests:
                     continue
                 if may_follow(self._engine.state, told, caller):
                     found.append(told)
+            last = max(last, frame.first_lsn + frame.count - 1)
         return m.EventPage(tuple(found), last)
 
     def _may_park(self, request: Incoming, hold_s: float) -> bool:

@@ -220,7 +220,11 @@ class Wal:
         """Return durable frames with records after `since_lsn`, about `bytes_max` of payload.
 
         One frame at least where there is one; its first records may be at or below `since_lsn`.
-        Raises NotFound where that part of the log is retired, Corrupt where it does not check.
+        What lies before damage is given first.
+
+        Raises:
+            NotFound: that part of the log is retired.
+            Corrupt: the very next frame does not check; what comes after it is not affected.
         """
         found: list[Frame] = []
         if since_lsn >= self.durable_lsn:
@@ -231,12 +235,31 @@ class Wal:
                 f"the log before LSN {earliest} is retired, {want} was asked for",
                 f"start again from LSN {earliest - 1}",
             )
-        at = bisect_right(self._segments, want, key=lambda known: known.name.first_lsn) - 1
-        for known in self._segments[at:]:
-            want, bytes_max = self._read_segment(known, want, bytes_max, found)
+        first = bisect_right(self._segments, want, key=lambda known: known.name.first_lsn) - 1
+        for at in range(first, len(self._segments)):
+            want, bytes_max = self._read_segment(self._segments[at], want, bytes_max, found)
             if bytes_max <= 0 or want > self.durable_lsn:
                 break
+            # Invariant: a segment ends where the next one begins. Replay has seen only its tail.
+            if want <= (last_lsn := self._last_lsn(at)):
+                if found:
+                    break
+                raise self._damaged(at, want, last_lsn)
         return found
+
+    def _last_lsn(self, at: int) -> int:
+        """Return the last durable LSN of the segment at this place in the list."""
+        is_current = at == len(self._segments) - 1
+        return self.durable_lsn if is_current else self._segments[at + 1].name.first_lsn - 1
+
+    def _damaged(self, at: int, want: int, last_lsn: int) -> Corrupt:
+        go_on = f"tasks are not affected, and `ckptctl events --since {last_lsn}` goes on behind it"
+        if at == len(self._segments) - 1:
+            go_on = "but a restart needs this segment: look at the disk before"
+        return Corrupt(
+            f"{self._segments[at].name} does not check any more at LSN {want}; it held {last_lsn}",
+            f"nothing was changed; {go_on}",
+        )
 
     def retire(self, keep_lsn: int) -> int:
         """Remove the segments wholly at or below `keep_lsn`, oldest first; return how many.
@@ -385,7 +408,7 @@ class Wal:
                     data = memoryview(file.read(head.size, offset))
                 used, want, budget = self._take(data, want, budget, found)
                 if not used:
-                    raise Corrupt(f"{known.name} does not check any more at offset {offset}")
+                    break  # it does not check: `read` finds that it ends too soon
                 offset += used
         finally:
             if not is_current:
@@ -409,10 +432,13 @@ class Wal:
     def _walk(self, known: Segment, file: File) -> None:
         """Index a segment that was not walked at the start."""
         data = memoryview(file.read(file.size(), 0))
-        block = segment.decode_block(
-            data[:BLOCK_BYTES], segment.WAL_MAGIC, self._place.store, str(known.name)
-        )
         known.end = BLOCK_BYTES
+        try:
+            block = segment.decode_block(
+                data[:BLOCK_BYTES], segment.WAL_MAGIC, self._place.store, str(known.name)
+            )
+        except Corrupt:
+            return  # `read` finds that it ends too soon
         link = Link(block.first_lsn, block.prev_crc)
         for offset, head in segment.frames(data, link, self._place.seed):
             known.note(head.first_lsn, offset)

@@ -1,6 +1,7 @@
 """What the desk answers to a request that comes twice, and on a full disk."""
 
 import io
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,8 @@ from ckptd.door.zap import Access, Peer
 from ckptd.host.journal import Journal, StreamSink
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
+from ckptd.storage import rebuild
+from ckptd.storage.segment import BLOCK_BYTES
 from ckptd.storage.store import Store
 from tests.fakes.memory_disk import MemoryDisk
 
@@ -30,16 +33,17 @@ class Desk:
 
     OWN_UID = 1_000
 
-    def __init__(self, state: State | None = None) -> None:
-        self.disk = MemoryDisk()
+    def __init__(self, state: State | None = None, disk: MemoryDisk | None = None) -> None:
+        self.disk = disk or MemoryDisk()
         store = Store.open("/state", self.disk, segment_bytes=8 << 20, has_threads=False)
-        wal = store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1)
+        found = store.recover()
+        wal = store.arm(found, epoch=found.epoch + 1, boot_id="b", at_ns=1)
         self.engine = Engine(state or State(), wal, Policy())
         journal = Journal(StreamSink(io.StringIO(), prefixed=True))
         roles = Roles(self.OWN_UID, Access(self.OWN_UID, ""))
         self.requests = Requests(self.engine, self, Files("/state"), journal, roles)
 
-    def ask(self, request_id: str, verb: str, args: m.Message, uid: int = 0) -> object:
+    def ask(self, request_id: str, verb: str, args: m.Message, uid: int = 0) -> Any:
         """Return the answer to one request, committed."""
         reply = self.reply(request_id, verb, args, uid)
         assert reply.ok, reply
@@ -155,3 +159,36 @@ def test_steering_on_a_full_disk_without_end_leaves_room_for_the_ends_of_tasks()
     task = desk.engine.state.tasks.get(1)
     assert task is not None
     assert task.phase.word == "failed"
+
+
+def test_damage_in_the_log_is_told_to_whoever_reads_events_and_all_else_goes_on() -> None:
+    desk = Desk()
+    for name in "ab":
+        desk.ask(name, "submit", m.Submit((m.TaskSpec(("true",)),)))
+    wal_dir = "/state/wal"
+    (name,) = (name for name in desk.disk.names(wal_dir) if name.endswith(".wal"))
+    desk.disk.inode(f"{wal_dir}/{name}").data[BLOCK_BYTES + 60] ^= 4
+    refused = desk.reply("c", "events", m.Events(0)).error
+    assert refused is not None
+    assert (refused.code, refused.exit_code, refused.retryable) == ("corrupt", 65, False)
+    assert "a restart needs this segment" in refused.hint
+    assert desk.reply("d", "submit", m.Submit((m.TaskSpec(("true",)),))).ok
+
+
+def test_events_go_on_behind_what_a_salvage_could_not_save() -> None:
+    desk = Desk()
+    for name in "abc":
+        desk.ask(name, "submit", m.Submit((m.TaskSpec(("true",)),)))
+    wal_dir = "/state/wal"
+    (name,) = (name for name in desk.disk.names(wal_dir) if name.endswith(".wal"))
+    desk.disk.inode(f"{wal_dir}/{name}").data[BLOCK_BYTES + 60] ^= 4
+    desk.disk.locked.clear()
+    lost = rebuild.salvage(Store.open("/state", desk.disk, has_threads=False).place, 5).lost
+    desk.disk.locked.clear()
+    again = Desk(disk=desk.disk)
+    page = again.ask("d", "events", m.Events(0))
+    assert lost[0][0] == 1
+    assert [told["task"] for told in page["events"]] == [2, 3]
+    assert page["next"] == again.engine.wal.durable_lsn
+    one = again.ask("e", "events", m.Events(0, limit=1))
+    assert [told["task"] for told in one["events"]] == [2]

@@ -87,6 +87,48 @@ def test_reading_bytes_that_rotted_is_an_error_and_not_an_end() -> None:
         writer.wal.read(0, 1 << 20)
 
 
+@pytest.mark.parametrize("offset", [segment.BLOCK_BYTES + 300, segment.BLOCK_BYTES + 60])
+def test_damage_where_replay_did_not_look_is_an_error_each_time_and_hides_nothing_else(
+    offset: int,
+) -> None:
+    writer = long_log()
+    disk = writer.store.place.disk
+    assert isinstance(disk, MemoryDisk)
+    names = segment.newest_names(disk.names(f"{ROOT}/wal"))[0]
+    writer.snapshot()
+    writer.close()
+    disk.inode(f"{ROOT}/wal/{names[1]}").data[offset] ^= 4
+    again = Writer(disk, writer.acked, writer.acked)
+    last_bad = names[2].first_lsn - 1
+
+    found = [n for one in again.wal.read(0, 1 << 20) for n in numbers_in(one)]
+
+    bad = found[-1] + 1
+    assert found == list(range(1, bad))
+    assert names[1].first_lsn <= bad <= last_bad
+    for since in (bad - 1, bad - 1, last_bad - 1):
+        with pytest.raises(Corrupt, match=f"it held {last_bad}") as told:
+            again.wal.read(since, 1 << 20)
+        assert f"--since {last_bad}`" in told.value.hint
+    assert read_all(again, last_bad, 300) == list(range(last_bad + 1, again.recovered + 1))
+
+
+def test_a_damaged_header_where_replay_did_not_look_hides_only_its_own_segment() -> None:
+    writer = long_log()
+    disk = writer.store.place.disk
+    assert isinstance(disk, MemoryDisk)
+    names = segment.newest_names(disk.names(f"{ROOT}/wal"))[0]
+    writer.snapshot()
+    writer.close()
+    disk.inode(f"{ROOT}/wal/{names[1]}").data[20] ^= 4
+    again = Writer(disk, writer.acked, writer.acked)
+    for _ in range(2):
+        with pytest.raises(Corrupt, match=f"at LSN {names[1].first_lsn}"):
+            again.wal.read(names[1].first_lsn - 1, 1 << 20)
+    begin = names[2].first_lsn
+    assert read_all(again, begin - 1, 300) == list(range(begin, again.recovered + 1))
+
+
 def test_retiring_keeps_the_segment_that_holds_the_next_record() -> None:
     writer = long_log()
     disk = writer.store.place.disk
