@@ -1,6 +1,7 @@
 """`events`: what happened, in order, as a durable stream whose offset is the LSN.
 
-A follower that passes the last LSN it saw as --since misses nothing, whatever restarted meanwhile.
+A follower that passes the last LSN it saw as --since misses nothing, whatever restarted meanwhile;
+where the log was cut behind that LSN it is told so. Who names no LSN gets what there is.
 Read next: `ckptd/core/records.py` (what there is to hear of).
 """
 
@@ -27,8 +28,8 @@ TYPES: Final = (
     "checkpoints_dropped", "start_intent", "started", "stop_intent", "signal_intent",
     "freeze_intent", "checkpoint_asked", "marked", "ended", "group_changed", "group_removed",
 )  # fmt: skip
+_EARLIEST: Final = re.compile(r"LSN (\d+)")  # Source: PROTOCOL.md, events that are not_found
 RECORDS_PER_EVENT: Final = 20  # looked through at most for one that is shown
-_RETIRED: Final = re.compile(r"before LSN (\d+) is retired")  # PROTOCOL.md, "Events and offsets"
 
 
 def events_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def events_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     parser.add_argument(
         "--since", metavar="LSN|TIME",
-        help="after this LSN (0: all that is kept), or from 2h ago, or a time",
+        help="after this LSN (0: all that is still in the log), or from 2h ago, or a time",
     )  # fmt: skip
     parser.add_argument("--type", metavar="T[,T]", default="", help="only these types")
     parser.add_argument("--task", metavar="ID", type=int, default=0, help="only of this task")
@@ -48,19 +49,18 @@ def events(call: Call) -> int:
     args = call.args
     types = _types(args.type)
     since, from_ns, last = _since(call)
-    is_named = (args.since or "").isdecimal() and int(args.since) > 0
+    is_exact = (args.since or "").isdecimal() and since > 0
     kept: list[Event] = []
     while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
         hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
         asked = Events(since, limits.EVENTS_PER_PAGE_MAX, args.task, hold_s)
-        page = _page(call, asked, is_named=is_named)
-        is_named = True  # from here on nothing may be passed over
+        page = _page(call, asked, is_exact=is_exact)
         fits = [
             event for event in page.events
             if event.at_ns >= from_ns and (not types or event.type.lower() in types)
         ]  # fmt: skip
-        is_end = page.next == since or not page.events
-        since = page.next
+        is_end = page.next == since  # a page may be empty before: much of others was looked through
+        since, is_exact = page.next, True
         if last is not None:
             kept = (kept + fits)[-last:] if last else []
             fits = kept if is_end else []
@@ -71,16 +71,22 @@ def events(call: Call) -> int:
             return 0
 
 
-def _page(call: Call, asked: Events, *, is_named: bool) -> EventPage:
-    """Ask for a page; from the earliest event that is kept, where nobody named an LSN."""
-    while True:  # Bound: a turn for each cut of the log meanwhile
+def _page(call: Call, asked: Events, *, is_exact: bool) -> EventPage:
+    """Return the next page; where the log was cut, from where it begins, unless `is_exact`.
+
+    Raises:
+        NotFound: what comes next is no longer in the log.
+    """
+    while True:  # Bound: each time the log begins at a later LSN
         try:
             return call.wait_for("events", asked, EventPage)
         except NotFound as gone:
-            earliest = _RETIRED.search(gone.message)
-            if is_named or earliest is None or int(earliest[1]) <= asked.since + 1:
+            named = _EARLIEST.search(gone.message)
+            if is_exact or named is None or int(named[1]) - 1 <= asked.since:
                 raise
-            asked = msgspec.structs.replace(asked, since=int(earliest[1]) - 1)
+            asked = msgspec.structs.replace(asked, since=int(named[1]) - 1)
+            if call.args.since is not None or call.args.task:
+                call.note(f"the log begins at LSN {named[1]}: what was before is not kept")
 
 
 def _types(text: str) -> set[str]:

@@ -1,0 +1,123 @@
+"""`events` against the daemon's own desk: pages without an event, and a log that was cut."""
+
+import json
+
+import msgspec
+import pytest
+
+from ckptd.protocol import messages as m
+from ckptd.protocol.errors import Corrupt, NotFound
+from tests.fakes.scripted_daemon import Said
+from tests.unit.ctl.conftest import Scripted, ctl
+from tests.unit.daemon.test_requests import Desk
+
+ERRORS = {kind.code: kind for kind in (NotFound, Corrupt)}
+
+
+class BusyDesk(Desk):
+    """A desk with more than a page of other tasks' records around those of one task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+        self.first = self.submit("first")
+        for _ in range(10):
+            self.submit(*["x" * 100_000] * 10)
+        self.last = self.submit("last")
+
+    def submit(self, *argv: str) -> int:
+        self._count += 1
+        task = m.TaskSpec(argv, hold=True)
+        submitted = self.ask(f"s{self._count}", "submit", m.Submit((task,)))
+        return int(submitted["ids"][0])
+
+    def events(self, asked: m.Message) -> Said:
+        reply = self.reply("e", "events", asked)
+        if reply.error is not None:
+            return ERRORS[reply.error.code](reply.error.message, reply.error.hint)
+        return msgspec.json.decode(reply.result, type=m.EventPage)
+
+    def status(self, _: m.Message) -> Said:
+        return m.DaemonStatus(
+            "0", 1, 0, 1, "b", 1, "/state", self.engine.wal.durable_lsn, 0, "ok", "fork", "", {},
+            {}, {},
+        )  # fmt: skip
+
+    def cut(self) -> int:
+        """Retire what can be retired; return the first LSN that is left."""
+        assert self.engine.wal.retire(self.engine.wal.durable_lsn)
+        return self.engine.wal.earliest_lsn
+
+
+@pytest.fixture(scope="module")
+def whole() -> BusyDesk:
+    return BusyDesk()
+
+
+@pytest.fixture(scope="module")
+def cut() -> BusyDesk:
+    desk = BusyDesk()
+    assert desk.cut() > 1
+    return desk
+
+
+def tasks_told(scripted: Scripted, desk: BusyDesk, *words: str) -> list[int]:
+    daemon = scripted({"events": desk.events, "daemon": desk.status})
+    code, out, err = ctl(daemon.endpoint, "events", "-o", "jsonl", *words)
+    assert code == 0, err
+    return [json.loads(line)["task"] for line in out.splitlines()]
+
+
+def test_events_of_a_task_come_also_behind_a_page_full_of_other_tasks(
+    scripted: Scripted, whole: BusyDesk
+) -> None:
+    assert tasks_told(scripted, whole, "--task", str(whole.last)) == [whole.last]
+    assert tasks_told(scripted, whole, "--task", str(whole.first)) == [whole.first]
+    last_of_all = tasks_told(scripted, whole, "--task", str(whole.last), "-n", "1")
+    assert last_of_all == [whole.last]
+
+
+def test_a_follower_goes_on_behind_a_page_full_of_other_tasks(
+    scripted: Scripted, whole: BusyDesk
+) -> None:
+    ended = Corrupt("enough", "")  # a follower has no end of its own
+
+    def events(asked: m.Message) -> Said:
+        assert isinstance(asked, m.Events)
+        is_read = asked.since >= whole.engine.wal.durable_lsn
+        return ended if is_read else whole.events(msgspec.structs.replace(asked, hold_s=0.0))
+
+    daemon = scripted({"events": events})
+    words = "events", "-f", "-o", "jsonl", "--task", str(whole.last)
+    code, out, _ = ctl(daemon.endpoint, *words)
+    assert code == Corrupt.exit_code
+    assert [json.loads(line)["task"] for line in out.splitlines()] == [whole.last]
+
+
+@pytest.mark.parametrize("words", [["--since", "0"], ["--since", "2001-01-01"], ["-n", "1000"], []])
+def test_events_begin_where_the_log_begins_that_was_cut(
+    scripted: Scripted, cut: BusyDesk, words: list[str]
+) -> None:
+    told = tasks_told(scripted, cut, *words)
+    assert told
+    assert cut.first not in told
+    assert told[-1] == cut.last
+
+
+def test_events_of_a_task_are_those_that_are_left_and_a_person_is_told_where_they_begin(
+    scripted: Scripted, cut: BusyDesk
+) -> None:
+    assert tasks_told(scripted, cut, "--task", str(cut.last)) == [cut.last]
+    daemon = scripted({"events": cut.events})
+    code, out, err = ctl(daemon.endpoint, "events", "--task", str(cut.first))
+    assert (code, out) == (0, "")
+    assert f"the log begins at LSN {cut.engine.wal.earliest_lsn}" in err
+
+
+def test_an_lsn_that_a_follower_names_and_that_is_gone_is_refused(
+    scripted: Scripted, cut: BusyDesk
+) -> None:
+    daemon = scripted({"events": cut.events})
+    code, out, err = ctl(daemon.endpoint, "events", "--since", "1")
+    assert (code, out) == (4, "")
+    assert f"start again from LSN {cut.engine.wal.earliest_lsn - 1}" in err
