@@ -309,7 +309,9 @@ def batch_logs(call: Call) -> int:
 def batch_gc_options(parser: argparse.ArgumentParser) -> None:
     """Add which batches."""
     parser.add_argument("names", metavar="NAME", nargs="*", help="these; all without a name")
-    parser.add_argument("--older", metavar="TIME", help="unchanged for so long (default: 30d)")
+    parser.add_argument(
+        "--older", metavar="TIME", help="unchanged for so long (default: 30d; 0 for named ones)"
+    )
     parser.add_argument("--force", action="store_true", help="named ones that are unfinished, too")
     parser.add_argument("--archives", action="store_true", help="only what --fresh put away")
     parser.add_argument("--dry-run", action="store_true", help="only tell which")

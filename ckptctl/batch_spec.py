@@ -123,7 +123,7 @@ def add_pace(parser: argparse.ArgumentParser) -> None:
         (("--scope",), "NAME", "share rate and waits with all that name this scope"),
         (("--preflight",), "CMD", "asked before start: 0 go, 75 wait, else stop; or module:f"),
         (("--item-retries", "--retries"), "N", "more tries of an item that ends in error"),
-        (("--max-errors",), "N|N%", "stop after so many fails and errors"),
+        (("--max-errors",), "N|N%", "stop after more fails, errors and quarantined than that"),
         (("--park-after",), "TIME", "give the slot back where all must wait longer (10s)"),
     ):
         group.add_argument(*names, metavar=metavar, help=text)
