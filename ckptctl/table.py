@@ -30,7 +30,7 @@ SECTIONS: Final[dict[str, tuple[Verb, ...]]] = {
             examples="""\
 ckptctl submit -- rsync -a src/ dst/
 ckptctl submit -n nightly -k nightly-2026-11-20 --at 02:00 ./backup.sh
-ckptctl submit --retries 5 --backoff 5s..10m --on-exit 3=retry ./flaky
+ckptctl submit --retries 2 --backoff 5s..10m --on-exit 3=retry ./flaky
 ckptctl submit --after 3,4 --memory 2G -- python3 report.py
 id=$(ckptctl submit -q make all) && ckptctl wait "$id"
 ckptctl submit --python work:ingest --input '{"path": "data.csv"}'
