@@ -93,7 +93,7 @@ def main() -> int:
         return 0
     began_s = time.monotonic()
     if not asked.ids:
-        figures.begin("mutants")
+        figures.begin("mutants-part" if asked.part or asked.promises else "mutants")
     try:
         tried = run(chosen, jobs=asked.jobs, say=_say)
     except Unsound as unsound:
