@@ -171,7 +171,7 @@ def run(options: Options) -> Outcome:
     done = {
         "name": options.kind,
         "command": options.command(),
-        "violations": violations + stage.deaths + grown.violations + striker.unreachable(),
+        "violations": violations + stage.deaths + grown.violations + striker.marks.unreachable(),
         "figures": {
             "commit": commit(),
             "seed": options.seed,
@@ -179,7 +179,8 @@ def run(options: Options) -> Outcome:
             "settled_s": round(settled_s, 1),
             "kills": striker.kills,
             "strikes": dict(sorted(striker.counts.items())),
-            "marks_missed": striker.missed(),
+            "marks": striker.marks.told(),
+            "marks_missed": striker.marks.missed(),
             "daemon_starts": stage.starts,
             "boots": stage.boots,
             "batches": sum(one.finished for one in traffic.batches),

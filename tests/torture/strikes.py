@@ -1,36 +1,29 @@
-"""Who dies next, and how: at any moment, in company, or just before a chosen system call."""
+"""Who dies next, and how: at any moment, in company, or just before or after a chosen call."""
 
 import contextlib
+import json
 import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Final
 
 from tests.daemon_fixture import ROOT, kill_quietly
 from tests.torture.clients import Story
-from tests.torture.marked import CHILD, IS_POSSIBLE
+from tests.torture.marked import IS_POSSIBLE, below
+from tests.torture.marks import Marks
 from tests.torture.stage import Stage, identity, role
 from tests.waiting import until
 
-_WITHIN_S: Final = 2.5
-_AT_ONCE: Final = 3  # processes of a kind that are waited for
+_WITHIN_S: Final = 4.0
+_BORN_WITHIN_S: Final = 7.0  # a daemon that has to start first
 _HEARD_S: Final = 10.0
-_TRIES_MAX: Final = 100  # to meet a mark, some by 1 in 20; one that is never met is none
-_MARKS: Final = {  # the calls at which a kill can hurt, and that come often enough to be met
-    "daemon": ("sync", "write", "unlink", "open", "send"),
-    "shim": ("fork", "write", "link", "sync", "send", "open"),
-    "parent": ("fork",),
-    "task": tuple(
-        CHILD + call for call in ("exec", "sync", "rename", "write", "open", "fork", "lock", "exit")
-    ),
-    # It forks in its first moments, before a tracer is there. As a task it is met at child-fork.
-    "batch": ("sync", "write", "open"),
-}
-_ONCE: Final = {f"{CHILD}exec", f"{CHILD}exit"}
-_BY: Final = {"task": "shim"}
-"""Short lives are traced from their birth: as children of whoever will fork them."""
-_WAYS: Final = {"daemon": 6, "one": 6, "several": 4, "marked": 14, "daemon and some": 3, "power": 1}
+_SHIMS_MAX, _FAMILIES_MAX, _BATCHES_MAX = 3, 5, 2  # that are traced at once
+_OF_DAEMON_SHARE: Final = 0.4
+_LIVES: Final = 3  # of daemons that are killed one after the other
+_NTH: Final = (1, 1, 1, 2, 3, 4)
+_WAYS: Final = {"daemon": 6, "one": 6, "several": 4, "marked": 24, "daemon and some": 3, "power": 1}
 
 _OF_DAEMON: Final = {"daemon", "daemon and some", "power"}
 
@@ -43,7 +36,7 @@ class Striker:
         self.chance = random.Random(f"{seed} strikes")
         self.counts: Counter[str] = Counter()
         self.kills = 0
-        self.tried: Counter[tuple[str, str]] = Counter()
+        self.marks = Marks(self.chance)
         self._spared: set[int] = set()
 
     def strike(self, *, spares_daemon: bool = False) -> None:
@@ -95,54 +88,63 @@ class Striker:
         self.stage.note_strike(pid, who, how)
 
     def _marked(self) -> None:
-        """Kill before chosen calls, one for each kind of process: those hit least so far."""
+        """Kill at marks: some daemons one after the other, or tasks while the daemon lives."""
         if not IS_POSSIBLE:
             return
-        there = {pid: identity(pid) for pid in sorted(self.stage.processes())}
-        tracers, taken = [], set(self._spared)
-        for kind in self.chance.sample(list(_MARKS), len(_MARKS)):
-            of = _BY.get(kind, kind)
-            free = there.keys() - taken  # a process has one tracer
-            pids = [pid for pid in sorted(free) if role(there[pid]) == of]
-            chances = self.chance.sample(_MARKS[kind], len(_MARKS[kind]))
-            call = min(chances, key=lambda one: self._hits(kind, one))
-            self.tried[kind, call] += bool(pids)
-            for pid in self._likely(pids, there):
-                how = f"{kind} before {call}"
-                taken.add(pid)
-                tracers.append((how, pid, self._tracer(pid, call)))
-        for how, pid, tracer in tracers:
-            victim = int(tracer.communicate()[0] or 0)
-            if victim:
-                self._note(victim, there[pid] if victim == pid else {}, how)
-                self.kills += 1
-                self.counts[how] += 1
+        is_of_daemon = not self._spared and self.chance.random() < _OF_DAEMON_SHARE
+        chosen = [*self._servants(is_of_daemon=is_of_daemon)]
+        tracers = [self._tracer(pid, self.marks.aims(parts)) for pid, parts in chosen]
+        for life in range(_LIVES if is_of_daemon else 0):
+            pid = self.stage.daemon.pid
+            within_s = _BORN_WITHIN_S if life else _WITHIN_S
+            if self._take(self._tracer(pid, self.marks.aims(("daemon",)), within_s)):
+                self.stage.kill_daemon()  # it may still be dying
+            else:
+                self._kill([pid], "daemon")
+            self.stage.revive()  # the next one is traced from its first moments
+        for tracer in tracers:
+            self._take(tracer)
 
-    def _hits(self, kind: str, call: str) -> tuple[int, int]:
-        """Return how often such a mark was hit, and tried."""
-        return self.counts[f"{kind} before {call}"], self.tried[kind, call]
+    def _servants(self, *, is_of_daemon: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Yield whom to trace beside the daemon, and as what; nobody twice: one has one tracer."""
+        for pid in self._of("parent")[:1]:
+            yield pid, ("parent",)
+        busy = self._busy()
+        for pid in busy[:_SHIMS_MAX]:  # without a daemon it ends after the attempt that it is in
+            yield pid, ("shim before exit",) if is_of_daemon else ("shim",)
+        if is_of_daemon:
+            return
+        for pid in busy[_SHIMS_MAX:][:_FAMILIES_MAX]:
+            yield pid, ("task", "batch")
+        batches = [pid for pid in self._of("batch") if not identity(pid).get("task")]
+        for pid in batches[:_BATCHES_MAX]:
+            yield pid, ("task", "batch")
 
-    def _likely(self, pids: list[int], there: dict[int, dict[str, Any]]) -> list[int]:
-        """Draw some, of those that make every kind of call where there are any."""
-        own = [pid for pid in pids if "ckptd" in there[pid].get("line", "")] or pids
-        half = (len(own) + 1) // 2  # the rest is for another kind that is traced by these
-        return self.chance.sample(own, min(half, _AT_ONCE))
+    def _take(self, tracer: subprocess.Popen[str]) -> int:
+        """Wait for a tracer and write down what it did; return how many it killed."""
+        told = [json.loads(line) for line in tracer.communicate()[0].splitlines()]
+        victims = [one for one in told if "pid" in one]
+        for one in victims:
+            self.stage.note("strikes", one)
+            self.marks.met[one["how"]] += 1
+        for one in told:
+            self.marks.vain.update(one.get("tried", ()))
+        self.kills += len(victims)
+        self.counts["marked"] += len(victims)
+        return len(victims)
 
-    def _tracer(self, pid: int, call: str) -> subprocess.Popen[bytes]:
-        nth = 1 if call in _ONCE else self.chance.choice((1, 1, 1, 2, 3, 4))
-        words = [str(pid), call, str(nth), str(_WITHIN_S)]
-        line = [sys.executable, "-m", "tests.torture.marked", *words]
-        return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
+    def _of(self, kind: str) -> list[int]:
+        return [pid for pid in sorted(self.stage.processes()) if role(identity(pid)) == kind]
 
-    def missed(self, tries: int = 0) -> list[str]:
-        """Return the marks at which nobody was killed, though it was tried so often."""
-        known = [(kind, call) for kind, calls in _MARKS.items() for call in calls]
-        return [
-            f"{kind} before {call}"
-            for kind, call in known
-            if not self.counts[f"{kind} before {call}"] and self.tried[kind, call] >= tries
-        ]
+    def _busy(self) -> list[int]:
+        """Return the supervisors in any order, but those that have a task first."""
+        shims = self._of("shim")
+        self.chance.shuffle(shims)
+        return sorted(shims, key=lambda pid: not any(below(pid)))
 
-    def unreachable(self) -> list[str]:
-        """Return what is wrong with the marks: a run that is long enough meets each of them."""
-        return [f"tried {_TRIES_MAX} times, never met: {one}" for one in self.missed(_TRIES_MAX)]
+    def _tracer(
+        self, pid: int, aims: list[str], within_s: float = _WITHIN_S
+    ) -> subprocess.Popen[str]:
+        nth = str(self.chance.choice(_NTH))
+        line = [sys.executable, "-m", "tests.torture.marked", str(within_s), nth, str(pid), *aims]
+        return subprocess.Popen(line, cwd=ROOT, text=True, stdout=subprocess.PIPE)

@@ -3,18 +3,14 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.daemon_fixture import ROOT
 from tests.torture import samples
 from tests.torture.audit import audit
-from tests.torture.marked import IS_POSSIBLE
 from tests.torture.run import RUN, Options, judged, run
 
 Doctor = Callable[["Notes"], None]
@@ -29,16 +25,6 @@ def test_whoever_is_killed_for_some_seconds_nothing_is_lost_and_nothing_done_twi
     assert outcome.figures["kills"] >= 1, again
     assert outcome.figures["tasks"] >= 10, again
     shutil.rmtree(outcome.root)
-
-
-@pytest.mark.skipif(not IS_POSSIBLE, reason="needs root on x86-64 (ptrace)")
-def test_a_task_that_has_forked_is_followed_to_its_later_calls() -> None:
-    tasks = 'while :; do sh -c "/bin/true; /bin/true; exit 3"; done'
-    with subprocess.Popen(["/bin/sh", "-c", tasks]) as parent:
-        line = [sys.executable, "-m", "tests.torture.marked", str(parent.pid), "child-exit"]
-        done = subprocess.run([*line, "1", "20"], cwd=ROOT, check=False, capture_output=True)
-        parent.kill()
-    assert done.returncode == 0, "what the task forks waits for us for ever, and the task for that"
 
 
 class Notes:
