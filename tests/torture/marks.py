@@ -27,7 +27,9 @@ MARKS: Final = tuple(
 )
 ALONE: Final = frozenset({"shim before exit"})
 """Aimed at only where it is asked for: while the daemon lives no supervisor ends."""
-VAIN_MAX: Final = 40
+RARE: Final = frozenset({"daemon before link", "daemon after link"})
+"""Made only where somebody was killed within a moment of it: three times in a minute, or never."""
+VAIN_MAX: Final = 60
 _LEAST: Final = 0.7
 
 
@@ -62,5 +64,5 @@ class Marks:
         return [
             f"unreachable: {mark}, aimed at in vain {self.vain[mark]} times"
             for mark in self.missed()
-            if self.vain[mark] >= VAIN_MAX
+            if self.vain[mark] >= VAIN_MAX and mark not in RARE
         ]
