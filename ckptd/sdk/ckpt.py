@@ -214,13 +214,14 @@ def _last(around: Surroundings, words: list[str]) -> int:
 def _restore(around: Surroundings, words: list[str]) -> int:
     """Durable: the files in DIR."""
     from ckptd.storage.copy import copy_out  # noqa: PLC0415  (only this verb)
+    from ckptd.storage.taskdir import kept  # noqa: PLC0415
 
     (into,) = _exactly(words, 1, "ckpt restore DIR")
-    seq, _ = _newest(around)
-    if not seq:
-        return _fail("there is no valid checkpoint to restore", NO)
-    copy_out(around.dir, os.getuid(), seq, into)
-    return YES
+    with kept(around.dir, os.getuid()):
+        seq, _ = _newest(around)
+        if seq:
+            copy_out(around.dir, os.getuid(), seq, into)
+    return YES if seq else _fail("there is no valid checkpoint to restore", NO)
 
 
 def _newest(around: Surroundings) -> tuple[int, str]:

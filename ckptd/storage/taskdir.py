@@ -298,6 +298,19 @@ def opened(task_dir: str, owner_uid: int) -> Iterator[tuple[int, int]]:
         os.close(task_fd)
 
 
+@contextlib.contextmanager
+def kept(task_dir: str, owner_uid: int) -> Iterator[None]:
+    """Keep every generation until the end of the block: savers wait, and `prune` steps back.
+
+    Waits for a save that is under way. Where nothing was ever saved there is nothing to keep.
+    """
+    with contextlib.ExitStack() as until_end:
+        with contextlib.suppress(FileNotFoundError):
+            _, ckpt_fd = until_end.enter_context(opened(task_dir, owner_uid))
+            fcntl.flock(ckpt_fd, fcntl.LOCK_SH)
+        yield
+
+
 def sync_names(task_fd: int, ckpt_fd: int) -> None:
     """Make durable which generations there are: who published one may have died before its sync.
 

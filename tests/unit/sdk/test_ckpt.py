@@ -2,14 +2,18 @@
 
 import json
 import os
+import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from ckptd.sdk import ckpt
-from ckptd.storage import facts
-from tests.task_world import TaskWorld
+from ckptd.sdk.save import begin, save
+from ckptd.storage import blobs, facts
+from tests.task_world import CKPT, TaskWorld
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -123,6 +127,63 @@ def test_save_last_and_restore_go_together(world: TaskWorld, tmp_path: Path) -> 
     assert manifest["progress"] == {"done": 3, "total": 10}
     assert (manifest["steps"], manifest["results"]) == (["fetch"], {"k": 1})
     assert (manifest["task"], manifest["attempt"], manifest["parent"]) == (12, 1, 0)
+
+
+def restoring(world: TaskWorld, into: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*CKPT, "restore", str(into)], env=world.environ())
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    return any(
+        fields[1:3] == ["->", "FLOCK"] and fields[5] == str(pid)
+        for fields in map(str.split, Path("/proc/locks").read_text().splitlines())
+    )
+
+
+def test_a_generation_does_not_vanish_by_quick_saves_while_it_is_restored(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    names = [f"{n:03d}" for n in range(500)]
+    for name in names:
+        world.path("stage", name).write_text(name)
+    header = {"task": 12, "attempt": 1}
+    save(world.dir, [], header)
+    out = tmp_path / "out"
+    restore = restoring(world, out)
+    try:
+        until(lambda: out.exists() and os.listdir(out))
+        restore.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, restore.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert len(os.listdir(out)) < len(names), "it was stopped before its end"
+
+        with pytest.raises(BlockingIOError):
+            begin(world.dir, [], 1, waits=False)
+        assert blobs.prune(world.dir, world.uid, keep=1) == []
+    finally:
+        restore.send_signal(signal.SIGCONT)
+    for _ in range(3):  # these wait
+        save(world.dir, [], header)
+
+    assert restore.wait() == 0
+    assert {name: (out / name).read_text() for name in os.listdir(out)} == {n: n for n in names}
+
+
+def test_a_restore_takes_its_turn_behind_a_save_and_gives_what_that_saved(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    for text in ("old", "new"):
+        world.path("stage", "x").write_text(text)
+        saving = begin(world.dir, [], 1)
+        if text == "old":
+            saving.finish({"task": 12, "attempt": 1})
+    restore = restoring(world, tmp_path / "out")
+    until(lambda: waits_for_a_lock(restore.pid) or restore.poll() is not None)
+    assert restore.returncode is None, "it waits"
+
+    saving.finish({"task": 12, "attempt": 1})
+
+    assert restore.wait() == 0
+    assert (tmp_path / "out" / "x").read_text() == "new"
 
 
 def test_saving_what_is_not_there_exits_74_and_keeps_the_checkpoint_before(
