@@ -37,11 +37,14 @@ from ckptd.core.select import selected
 from ckptd.core.state import Group, Run, State, Task
 from ckptd.core.submit import check_limits, check_spec, entry, submit
 from ckptd.protocol import messages as m
-from ckptd.protocol.errors import BadRequest, Conflict, NotFound, Rejected
-from ckptd.protocol.limits import REQUEST_BYTES_MAX
+from ckptd.protocol.errors import BadRequest, Conflict, ErrorReply, NotFound, Rejected
+from ckptd.protocol.limits import REPLY_BYTES_MAX, REQUEST_BYTES_MAX
+from ckptd.protocol.on_oom import EXAMPLES, parse_on_oom
 
 SIGKILL = 9
 STARVES_S = 10.0  # without memory; who lives then is killed
+EDIT_BYTES_MAX = 2 * REQUEST_BYTES_MAX  # of specs, which an edit writes anew: half a segment
+_REASONS_BYTES_MAX = 3 * REPLY_BYTES_MAX // 8  # in one answer; its other half are the rows
 _LIMITS = ("memory_bytes", "cpus", "tasks_max", "io_weight", "nice", "on_oom")
 _pack = msgspec.msgpack.Encoder(order="sorted")
 
@@ -78,7 +81,9 @@ def _each(case: Case, command: Any) -> tuple[list[AnyRecord], m.Changed]:
     change = _CHANGES[type(command)]
     records: list[AnyRecord] = []
     rows: list[m.TaskChange] = []
-    for task in selected(case.state, command.select, case.caller, may_change):
+    chosen = selected(case.state, command.select, case.caller, may_change)
+    reason_bytes = _REASONS_BYTES_MAX // max(1, len(chosen))
+    for task in chosen:
         error = None
         try:
             check_task(task, command, case.caller, case.policy.rules)
@@ -86,10 +91,18 @@ def _each(case: Case, command: Any) -> tuple[list[AnyRecord], m.Changed]:
         except Rejected as refused:
             if isinstance(command, m.Clean) and _is_wide(command.select):
                 continue  # `clean --all` means: all that can be cleaned
-            error, made = refused.reply(), []
+            error, made = _short(refused.reply(), reason_bytes), []
         records += made
         rows.append(m.TaskChange(task.id, _phase_after(task, made).word, error))
     return records, m.Changed(tuple(rows))
+
+
+def _short(error: ErrorReply, most: int) -> ErrorReply:
+    """Return the error with a reason of at most about `most` bytes: every task may have one."""
+    message = error.message.encode()
+    if len(message) <= most:
+        return error
+    return replace(error, message=message[:most].decode(errors="ignore") + "...")
 
 
 def _is_wide(select: m.Selector) -> bool:
@@ -294,10 +307,18 @@ def _check_edit(case: Case, command: m.Edit) -> None:
     check_spec(m.TaskSpec(argv=command.argv or ("x",), cwd=command.cwd or "/"))
     if command.cwd == "":
         raise BadRequest("cwd is empty; it must be an absolute path")
-    count = len(selected(case.state, command.select, case.caller, may_change))
-    size = len(_pack.encode(command)) * count
-    if size > REQUEST_BYTES_MAX:
-        raise BadRequest(f"{size} bytes of changes over all tasks are too many", "edit fewer tasks")
+    try:
+        parse_on_oom(command.on_oom or "")
+    except ValueError as bad:
+        raise BadRequest(f"on_oom: {bad}", EXAMPLES) from bad
+    chosen = selected(case.state, command.select, case.caller, may_change)
+    change = len(_pack.encode(replace(command, select=m.Selector())))
+    size = sum(len(task.spec) + change for task in chosen)
+    if size > EDIT_BYTES_MAX and len(chosen) > 1:
+        raise BadRequest(
+            f"{size} bytes of specs are too many to write anew at once, over {EDIT_BYTES_MAX}",
+            "edit fewer tasks at a time: by ids, a group or a label",
+        )
 
 
 def _edit(case: Case, task: Task, command: m.Edit) -> list[AnyRecord]:
@@ -306,6 +327,12 @@ def _edit(case: Case, task: Task, command: m.Edit) -> list[AnyRecord]:
         raise _conflict(task, "edit", "only a task that is not running can be edited")
     group = command.group if command.group is not None else task.group
     spec = _edited_spec(task.unpacked(), command)
+    packed = _pack.encode(spec)
+    if len(packed) > max(REQUEST_BYTES_MAX, len(task.spec)):
+        raise BadRequest(
+            f"task {task.id} would have a spec of {len(packed)} bytes, over {REQUEST_BYTES_MAX}",
+            "pass big input by a file",
+        )
     if any(getattr(command, name) is not None for name in _LIMITS):
         # What the daemon's default says of an oom need not fit the limits of this task.
         check_limits(replace(spec, on_oom=command.on_oom or ""), task.uid)
@@ -316,7 +343,7 @@ def _edit(case: Case, task: Task, command: m.Edit) -> list[AnyRecord]:
             group,
             task.priority if command.priority is None else command.priority,
             task.deadline_ns if command.deadline_ns is None else command.deadline_ns,
-            msgspec.Raw(_pack.encode(spec)),
+            msgspec.Raw(packed),
         )
     ]
 

@@ -27,7 +27,7 @@ from ckptd.core.records import AnyRecord, StartIntent
 from ckptd.core.state import State
 from ckptd.core.stepped import stepped
 from ckptd.protocol.codec import UNREADABLE
-from ckptd.protocol.errors import Corrupt, DiskFull, Internal
+from ckptd.protocol.errors import BadRequest, Busy, Corrupt, DiskFull, Internal
 from ckptd.storage.frame import COUNT_MAX
 from ckptd.storage.wal import Wal
 
@@ -35,7 +35,9 @@ FRAME_BYTES_GOAL = 1 << 20
 PASSES_MAX = 10_000  # of planning in one turn; each pass that continues has made progress
 RESERVE_BYTES_MAX = 2 << 20  # kept for ends and stops when the disk is full
 RESERVE_PER_ACTIVE_BYTES = 2 << 10
+RESERVE_PER_ACTIVE_BYTES_MIN = 384  # a stop and an end: with less for each, no more are started
 
+RECORD_MARGIN_BYTES = 64 << 10  # below a frame: what a task has beside its spec, in a snapshot
 TURN_BYTES_GOAL = 1 << 20
 
 _encoder = msgspec.msgpack.Encoder()
@@ -97,18 +99,43 @@ class Engine:
     def admit(self, records: list[AnyRecord], *, is_small: bool) -> None:
         """Stage what a client asked for, all or nothing.
 
-        Raises DiskFull where the log has no room for it: then nothing was changed. `is_small`
-        marks what must stay possible on a full disk and may use a part of the reserve.
+        Raises DiskFull or Busy where the log has no room for it, BadRequest where it never would
+        have: then nothing was changed. `is_small` marks what must stay possible on a full disk
+        and may use a part of the reserve.
         """
         encoded = [(record, _encoder.encode(record)) for record in records]
         size = sum(len(data) for _, data in encoded)
         kept = self._reserve_bytes() // 4 if is_small else self._reserve_bytes()
+        self._check_size(max((len(data) for _, data in encoded), default=0), size)
         if not self._fits(size, kept):
+            if self.wal.has_spare and not self.wal.is_tight:
+                raise Busy(
+                    f"the log takes no {size} bytes more at this moment: nothing was accepted",
+                    "try again in a moment, or ask for less at once",
+                )
             raise DiskFull(
                 f"no room in the log for {size} bytes more: nothing was accepted, tasks go on",
                 "free space on the file system of the state directory, then run this again",
             )
         self._take(encoded)
+
+    def _check_size(self, largest: int, size: int) -> None:
+        """Refuse what no log would take. Raises BadRequest."""
+        most = self.wal.payload_bytes_max
+        most -= min(RECORD_MARGIN_BYTES, most // 8)  # small segments keep less
+        if largest > most:
+            raise BadRequest(
+                f"one record of {largest} bytes is over {most}, the most that the log takes:"
+                " nothing was changed",
+                "pass big input by a file",
+            )
+        most = self.wal.spare_bytes - self._base_bytes
+        if size > most:
+            raise BadRequest(
+                f"{size} bytes at once are over {most}, the most that the log takes at once:"
+                " nothing was changed",
+                "narrow the selection, or ask in several steps",
+            )
 
     def _take(self, encoded: Iterable[tuple[AnyRecord, bytes]]) -> None:
         for record, data in encoded:
@@ -152,14 +179,15 @@ class Engine:
             instance.extended_ns = seen.at_ns + int(seen.extend_s * 1e9)
 
     def step_clock(self, step_ns: int, now: Now) -> None:
-        """Take in that the wall clock was set by `step_ns`; on a full disk, delays stay late."""
-        with contextlib.suppress(DiskFull):
+        """Take in that the wall clock was set by `step_ns`; without room, delays stay late."""
+        with contextlib.suppress(DiskFull, Busy, BadRequest):
             self.admit(stepped(self.state, self.observed, step_ns, now), is_small=False)
 
     def plan(self, now: Now) -> None:
         """Stage what is to be done now, until there is nothing more to do."""
         touched = self._take_touched()
-        room = self.policy.active_max - len(self.state.active)
+        most = min(self.policy.active_max, self._ends_bytes // RESERVE_PER_ACTIVE_BYTES_MIN)
+        room = most - len(self.state.active)
         starts_left = max(0, min(self.policy.starts_per_turn_max, room))
         self.has_more = False
         for _ in range(PASSES_MAX):
@@ -231,9 +259,18 @@ class Engine:
             self.wal.await_spare()  # a burst may be faster than the filling: that is no full disk
         return self.wal.room_bytes >= need
 
+    @property
+    def _base_bytes(self) -> int:
+        return min(RESERVE_BYTES_MAX, self.wal.payload_bytes_max // 2)  # small segments keep less
+
+    @property
+    def _ends_bytes(self) -> int:
+        """Return what is kept for the ends of active attempts at most: new work has its part."""
+        return self.wal.spare_bytes * 3 // 8
+
     def _reserve_bytes(self) -> int:
-        kept = min(RESERVE_BYTES_MAX, self.wal.payload_bytes_max // 2)  # small segments keep less
-        return kept + RESERVE_PER_ACTIVE_BYTES * len(self.state.active)
+        ends = RESERVE_PER_ACTIVE_BYTES * len(self.state.active)
+        return self._base_bytes + min(ends, self._ends_bytes)
 
     # --- snapshots ----------------------------------------------------------------------------
 

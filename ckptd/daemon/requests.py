@@ -115,12 +115,7 @@ class Requests:
                 found = self._queries[request.verb](request, request.args, now)
                 if found is None:
                     return
-                answer = codec.encode_answer(found)
-            if len(answer) > REPLY_BYTES_MAX:
-                raise BadRequest(  # noqa: TRY301 - the one way out for all refusals
-                    f"the answer to {request.verb} has {len(answer)} bytes, over {REPLY_BYTES_MAX}",
-                    "narrow the selection or the limit",
-                )
+                answer = _encoded(request.verb, found)
             self.outbox.append((request, codec.encode_reply(request.request_id, answer)))
         except CkptdError as refused:
             self.outbox.append((request, codec.encode_error(request.request_id, refused)))
@@ -139,7 +134,7 @@ class Requests:
             raise ShuttingDown("the daemon is shutting down", "it takes requests after its start")
         case = Case(engine.state, self._author(request), now, engine.policy)
         records, result = decide(case, request.args)
-        answer = codec.encode_answer(result)
+        answer = _encoded(request.verb, result)  # refused before anything is changed
         if not _is_dry(request.args):
             # Also "nothing was changed" is an answer: a copy that comes later must not change it.
             records.append(Answered(request.request_id, uid, answer))
@@ -296,6 +291,17 @@ class Requests:
     def close(self) -> None:
         """Let the worker go."""
         self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _encoded(verb: str, result: m.Answer) -> bytes:
+    """Return the bytes of an answer. Raises BadRequest where no reply can carry them."""
+    answer = codec.encode_answer(result)
+    if len(answer) > REPLY_BYTES_MAX:
+        raise BadRequest(
+            f"the answer to {verb} has {len(answer)} bytes, over {REPLY_BYTES_MAX}",
+            "narrow the selection or the limit",
+        )
+    return answer
 
 
 def _is_dry(args: m.Message) -> bool:

@@ -29,6 +29,7 @@ Bytes = bytes | bytearray | memoryview
 
 HEADER_BYTES = 40
 PAYLOAD_BYTES_MAX = 5 << 20  # a request of 4 MiB and what its record adds
+CHUNK_BYTES_MAX = 6 << 20  # of a snapshot: one task, so the largest record and what came after it
 COUNT_MAX = 0xFFFF
 
 RECORDS, IDLE, LOST, NOTE, CHUNK, END = 1, 2, 3, 4, 8, 9
@@ -122,7 +123,7 @@ def decode(data: memoryview, offset: int, seed: int) -> Head | None:
     if offset + HEADER_BYTES > len(data):
         return None
     head = Head(*_HEAD.unpack_from(data, offset))
-    if head.length > PAYLOAD_BYTES_MAX:
+    if head.length > (CHUNK_BYTES_MAX if head.kind == CHUNK else PAYLOAD_BYTES_MAX):
         return None
     end = offset + HEADER_BYTES + (head.length + 7 & ~7)
     if end > len(data) or crc32(data[offset + 4 : end], seed) != head.crc:

@@ -133,10 +133,10 @@ def _frames(file: File, seed: int) -> Iterator[tuple[frame.Head, bytes]]:
             yield head, frame.payload_of(data, used, head)
             used += head.size
         torn = frame.peek(data, used)
-        if not used and (not torn or torn.size <= size or torn.length > frame.PAYLOAD_BYTES_MAX):
+        if not used and (not torn or torn.size <= size or torn.length > frame.CHUNK_BYTES_MAX):
             return
         offset += used
-        size = max(READ_BYTES, min(torn.size if torn else 0, frame.PAYLOAD_BYTES_MAX << 1))
+        size = max(READ_BYTES, min(torn.size if torn else 0, frame.CHUNK_BYTES_MAX << 1))
 
 
 class Owner(Protocol):
@@ -181,11 +181,11 @@ class SnapshotWriter:
             self._thread.start()
 
     def add(self, chunk: Bytes) -> None:
-        """Hand over the next chunk, of `frame.PAYLOAD_BYTES_MAX` at most; returns at once.
+        """Hand over the next chunk, of `frame.CHUNK_BYTES_MAX` at most; returns at once.
 
         Bound: on a slow disk all chunks wait in memory, packed: less than the State they are of.
         """
-        assert len(chunk) <= frame.PAYLOAD_BYTES_MAX, f"a chunk of {len(chunk)} bytes"
+        assert len(chunk) <= frame.CHUNK_BYTES_MAX, f"a chunk of {len(chunk)} bytes"
         self._queue.put(bytes(chunk))
 
     def finish(self, end_lsn: int = 0) -> None:

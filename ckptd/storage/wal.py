@@ -121,6 +121,11 @@ class Wal:
         return min(frame.PAYLOAD_BYTES_MAX, room & ~7)
 
     @property
+    def spare_bytes(self) -> int:
+        """Return the bytes of frames that a whole segment takes."""
+        return self._place.segment_bytes - BLOCK_BYTES - TAIL_BYTES
+
+    @property
     def segment_room_bytes(self) -> int:
         """Return the bytes of frames that fit into this segment."""
         return max(0, self._file_bytes - TAIL_BYTES - self._offset)
@@ -132,8 +137,7 @@ class Wal:
         On a full disk the spare does not count: the next start needs one to copy its tail to.
         """
         room = self.segment_room_bytes
-        spare = self._place.segment_bytes - BLOCK_BYTES - TAIL_BYTES
-        return room + spare if self.has_spare and not self.is_tight else room
+        return room + self.spare_bytes if self.has_spare and not self.is_tight else room
 
     def look_at_disk(self) -> None:
         """Find out whether the file system could hold one more segment; a spare is made if so."""

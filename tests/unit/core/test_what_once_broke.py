@@ -189,7 +189,7 @@ def test_a_command_that_can_never_run_is_refused_by_submit_and_edit(argv: tuple[
 
 def test_an_edit_of_many_tasks_is_bounded_as_a_whole() -> None:
     world = World()
-    numbers = [world.submit(hold=True) for _ in range(60)]
+    numbers = [world.submit(hold=True) for _ in range(90)]
     with pytest.raises(BadRequest, match="too many"):
         world.ask(m.Edit(ids(*numbers), argv=("x" * 100_000,)))
 

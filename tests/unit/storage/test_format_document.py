@@ -65,7 +65,8 @@ def test_its_frame_is_the_one_that_is_written() -> None:
     assert {int(n): getattr(frame, word) for n, word in named.items()} == {
         kind: kind for kind in frame.KINDS
     }
-    assert f"at most {frame.PAYLOAD_BYTES_MAX >> 20} MiB" in section("## Frame")
+    most, chunk = frame.PAYLOAD_BYTES_MAX >> 20, frame.CHUNK_BYTES_MAX >> 20
+    assert f"at most {most} MiB, of a CHUNK {chunk} MiB" in section("## Frame")
 
 
 @pytest.mark.parametrize(("title", "file"), DUMPS.items())
