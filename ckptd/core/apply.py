@@ -38,6 +38,7 @@ from ckptd.core.records import (
 from ckptd.core.state import PAST_KEPT, Group, Past, Run, State, Stop, Task
 
 _pack = msgspec.msgpack.Encoder(order="sorted")
+_NEVER_BEGAN = ("not_started", "spawn_error")  # perhaps not even what `fresh` asks for was done
 
 
 def apply(state: State, lsn: int, record: AnyRecord) -> None:
@@ -245,6 +246,8 @@ def _ended(state: State, record: Ended) -> None:
         cursor=record.cursor,
         stop=None,
         frozen=False,
+        # Whatever else ended has begun, seen or not: what it saved is its own, not to be put away.
+        fresh=run.fresh and record.cause in _NEVER_BEGAN,
         past=(*run.past[1 - PAST_KEPT :], past),
     )
     until_ns = record.ended_ns if verdict.phase in ENDED else verdict.until_ns

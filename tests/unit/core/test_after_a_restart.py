@@ -1,12 +1,12 @@
 """What a daemon knows and does after it came up from a snapshot, and no test would have missed."""
 
-from ckptd.core import image
+from ckptd.core import image, outcome
 from ckptd.core.plan import Observed, adoption
-from ckptd.core.port import Deliver, Start
+from ckptd.core.port import Deliver, EndSeen, MarkSeen, Start
 from ckptd.core.records import Phase
 from ckptd.core.state import State
 from ckptd.protocol import messages as m
-from tests.unit.core.world import ROOT, World
+from tests.unit.core.world import ROOT, SECOND, World
 
 ONE = m.Selector(ids=(1,))
 
@@ -62,3 +62,35 @@ def test_a_retry_from_scratch_that_comes_as_far_as_before_has_made_progress() ->
     world.saves(number, 1)
     world.ends(number, code=1)
     assert world.phase(number) is Phase.WAITING, "a failure after progress is not final"
+
+
+def test_what_a_start_from_scratch_saved_while_no_daemon_saw_it_is_not_put_away() -> None:
+    world = World()
+    number = world.submit()
+    world.begins(number)
+    world.saves(number, 1)
+    world.ends(number, code=65)
+    world.ask(m.Retry(ONE, fresh=True))
+    restarted(world)  # attempt 2 was ordered, and nobody heard that it began
+    mark = MarkSeen(number, 2, 41, world.at_ns, "c41")
+    end = EndSeen(number, 2, "exit", 85, started_ns=world.at_ns - SECOND, ended_ns=world.at_ns)
+    world.put(outcome.marked(world.state, mark, world.now))
+    world.put(outcome.ended(world.state, end, mark, world.now, world.policy))
+    world.turn()
+    (start,) = world.ordered(Start)
+    assert isinstance(start, Start)
+    assert (start.attempt, start.fresh) == (3, False)
+
+
+def test_a_start_from_scratch_that_never_began_is_still_one_the_next_time() -> None:
+    world = World()
+    number = world.submit()
+    world.begins(number)
+    world.saves(number, 1)
+    world.ends(number, code=65)
+    world.ask(m.Retry(ONE, fresh=True))
+    restarted(world)
+    world.ends(number, "not_started")
+    (start,) = world.ordered(Start)
+    assert isinstance(start, Start)
+    assert (start.attempt, start.fresh) == (3, True)
