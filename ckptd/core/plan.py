@@ -45,7 +45,7 @@ _env = msgspec.msgpack.Decoder(dict[str, str])
 _NOBODY = Caller(-1, -1, admin=True)
 REMOVED_PER_TURN_MAX = 500
 LAST_RUNG = 2  # SIGKILL to all of it
-KEPT_PER_TURN_MAX = 1_000  # ended tasks that others wait for, looked at in one pass
+KEPT_PER_TURN_MAX = 10_000  # ended tasks that others wait for, taken out in one pass
 ADOPTED_GRACE_S = 30.0  # before an adopted attempt can time out: it may have asked for more
 SAVE_S = 5.0  # beyond the grace: the machine's stop signal is the first that a task hears of it
 
@@ -234,26 +234,29 @@ def _oldest_ns(observed: Observed, now: Now, age_s: float) -> int:
 
 
 def _retention(state: State, observed: Observed, now: Now, policy: Policy) -> list[AnyRecord]:
-    """Return the removal of what is too old or too much; what others wait for stays."""
+    """Return the removal of what is too old or too much; what others wait for stays.
+
+    It leaves the heap until nobody waits for it any more (`State.put`): left in, it would be met
+    again in every pass, and enough of it would hide all that is behind it.
+    """
     oldest_ns = _oldest_ns(observed, now, policy.finished_age_s)
     ended = sum(counts[phase] for counts in state.by_group.values() for phase in ENDED)
     surplus = ended - policy.finished_max
     chosen: dict[int, AnyRecord] = {}
-    kept: list[tuple[int, int]] = []
-    while state.ended and len(chosen) < REMOVED_PER_TURN_MAX and len(kept) < KEPT_PER_TURN_MAX:
+    kept = 0
+    while state.ended and len(chosen) < REMOVED_PER_TURN_MAX and kept < KEPT_PER_TURN_MAX:
         at_ns, number = state.ended[0]
         if surplus <= len(chosen) and at_ns > oldest_ns:
             break
-        entry_ = heapq.heappop(state.ended)
+        heapq.heappop(state.ended)
         task = state.tasks.get(number)
         if task is None or task.phase not in ENDED or task.until_ns != at_ns:
             continue  # stale
         if number in state.dependents:
-            kept.append(entry_)
+            state.needed.add(number)
+            kept += 1
         else:
             chosen[number] = Removed(number, now.at_ns)
-    for entry_ in kept:
-        heapq.heappush(state.ended, entry_)
     return list(chosen.values())
 
 

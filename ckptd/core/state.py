@@ -219,6 +219,7 @@ class State:
         self.ready: dict[str, list[int]] = {}
         self.timers: list[tuple[int, int]] = []
         self.ended: list[tuple[int, int]] = []
+        self.needed: set[int] = set()  # left out of `ended`: others wait for these
         self.spent: list[tuple[int, int]] = []  # of `ended`: succeeded, with checkpoints
         self.env_uses: dict[bytes, int] = {}
         self.env_names: dict[bytes, bytes] = {}  # one object for a million tasks
@@ -238,6 +239,8 @@ class State:
         self.tasks.put(task)
         self.enter(task, old)
         self.touched.add(task.id)
+        if old is not None and self.needed:
+            self._free(old)
 
     def drop(self, task: Task) -> None:
         """Remove a task."""
@@ -245,6 +248,7 @@ class State:
         if not self.indexed:
             return
         self._leave(task)
+        self._free(task)
         self.removed.add(task.id)
         if task.env not in self.env_uses:
             self.envs.pop(task.env, None)
@@ -360,6 +364,16 @@ class State:
                 waiting.discard(task.id)
                 if not waiting:
                     del self.dependents[need.task]
+
+    def _free(self, task: Task) -> None:
+        """Put back into `ended` what the task was the last to wait for."""
+        for need in task.needs:
+            if need.task not in self.needed or need.task in self.dependents:
+                continue
+            self.needed.discard(need.task)
+            ended = self.tasks.get(need.task)
+            if ended is not None and ended.phase in ENDED:
+                heapq.heappush(self.ended, (ended.until_ns, ended.id))
 
     def remember(self, request: str, answer: bytes) -> None:
         """Keep the answer of a mutating request for a resend; the oldest one makes room."""

@@ -9,7 +9,7 @@ from ckptd.core.port import Delete, DropCheckpoints, Start
 from ckptd.core.records import CheckpointsDropped, Phase, Removed
 from ckptd.core.state import STALE_MAX
 from ckptd.protocol import messages as m
-from tests.unit.core.world import World
+from tests.unit.core.world import ROOT, World
 
 DAY_S = 86_400.0
 
@@ -164,3 +164,46 @@ def test_giving_up_the_checkpoints_of_what_did_not_succeed_is_our_own_mistake() 
 
     with pytest.raises(AssertionError, match="it may go on"):
         apply(world.state, world.state.lsn + 1, CheckpointsDropped(number, 1))
+
+
+def needed_and_ended(world: World, count: int) -> list[int]:
+    """Return tasks that have ended and that a held one waits for each."""
+    world.ask(m.GroupSet("default", paused=True), ROOT)
+    spec = m.TaskSpec(("true",), hold=True)
+    answer = world.ask(m.Submit((spec,) * count))
+    assert isinstance(answer, m.Submitted)
+    waiting = (m.TaskSpec(("x",), hold=True, after=(m.Dependency(one),)) for one in answer.ids)
+    world.ask(m.Submit(tuple(waiting)))
+    world.ask(m.Cancel(ids(*answer.ids)))
+    return list(answer.ids)
+
+
+def test_what_others_wait_for_does_not_hide_from_retention_all_that_ended_later() -> None:
+    world = World(finished_age_s=60.0)
+    needed = needed_and_ended(world, 1_001)
+    world.pass_time(1)
+    later = world.submit(hold=True)
+    world.ask(m.Cancel(ids(later)))
+
+    world.pass_time(3_600)
+
+    assert world.state.tasks.get(later) is None
+    assert all(world.state.tasks.get(number) for number in needed)
+    assert not world.state.ended  # the next pass does not meet them again
+
+
+@pytest.mark.parametrize("is_replayed", [False, True])
+def test_what_the_last_one_no_longer_waits_for_is_forgotten_then(*, is_replayed: bool) -> None:
+    world = World(finished_age_s=60.0)
+    (number,) = needed_and_ended(world, 1)
+    world.pass_time(3_600)
+    if is_replayed:
+        world.state = image.load(image.chunks(world.state))
+        world.state.index()
+    world.ask(m.Edit(ids(number + 1), priority=3))  # it waits as before
+    assert world.state.tasks.get(number) is not None
+
+    world.ask(m.Cancel(ids(number + 1)))
+
+    assert world.state.tasks.get(number) is None
+    assert world.ordered(Delete) == [Delete(number)]
