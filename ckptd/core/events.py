@@ -1,11 +1,14 @@
 """From log records to the events that clients follow; the wire form ages on its own.
 
-Internal records (answers, environments) are not events. The LSN is the consumer's offset.
+Internal records (answers, environments) are not events. The LSN is the consumer's offset: an event
+that no page could carry would stop every consumer there for ever, so a long one is shortened.
 """
 
+from itertools import islice
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptd.core.policy import Caller
 from ckptd.core.records import Answered, AnyRecord, EnvStored, Phase, Spec
@@ -14,6 +17,9 @@ from ckptd.protocol.messages import Event
 
 _HIDDEN = (Answered, EnvStored)
 _COMMON = ("task", "attempt", "at_ns")
+EVENT_BYTES_MAX = 1 << 20  # of one event on the wire
+_TEXT_CHARS = 256  # what is left of each text of a longer one, and
+_ITEMS = 100  # of each list and table: all in all below EVENT_BYTES_MAX
 _specs = msgspec.msgpack.Decoder(Spec)
 
 
@@ -35,6 +41,25 @@ def event(lsn: int, record: AnyRecord) -> Event | None:
         attempt=getattr(record, "attempt", 0),
         fields=fields,
     )
+
+
+def fitted(found: Event) -> tuple[Event, int]:
+    """Return the event as it fits into a page, shortened where it must be, and its bytes there."""
+    size = len(msgspec.json.encode(found))
+    if size <= EVENT_BYTES_MAX:
+        return found, size
+    found = replace(found, fields={**_shortened(found.fields), "shortened": True})
+    return found, len(msgspec.json.encode(found))
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= _TEXT_CHARS else value[:_TEXT_CHARS] + "..."
+    if isinstance(value, dict):
+        return {_shortened(k): _shortened(v) for k, v in islice(value.items(), _ITEMS)}
+    if isinstance(value, list | tuple):
+        return [_shortened(item) for item in value[:_ITEMS]]
+    return value
 
 
 def may_follow(state: State, found: Event, caller: Caller) -> bool:

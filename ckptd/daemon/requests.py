@@ -15,7 +15,7 @@ import msgspec
 
 from ckptd.core import query
 from ckptd.core.decide import Case, decide
-from ckptd.core.events import event, may_follow
+from ckptd.core.events import event, fitted, may_follow
 from ckptd.core.policy import Caller, Now
 from ckptd.core.records import ENDED, STUCK, Answered
 from ckptd.core.rights import check_verb, may_open
@@ -35,7 +35,8 @@ from ckptd.protocol.messages import VERBS
 from ckptd.protocol.version import VERSION
 
 LATE_MAX = 64
-EVENT_BYTES_MAX = 1 << 20  # of log read for one page of events
+LOG_BYTES_MAX = 1 << 20  # of log read for one page of events; one frame may be larger
+PAGE_BYTES_MAX = REPLY_BYTES_MAX // 2  # of events in it
 USES_RESERVE = frozenset(
     {"cancel", "kill", "signal", "pause", "resume", "hold", "group_set", "clean"}
 )
@@ -190,7 +191,8 @@ class Requests:
     def _page(self, request: Incoming, asked: m.Events, since: int) -> m.EventPage:
         caller, last = self._caller(request), since
         found: list[m.Event] = []
-        for frame in self._engine.wal.read(since, EVENT_BYTES_MAX):
+        left_bytes = PAGE_BYTES_MAX
+        for frame in self._engine.wal.read(since, LOG_BYTES_MAX):
             records = decode(frame.payload) if frame.payload else ()  # none: lost to a salvage
             for offset, record in enumerate(records):
                 lsn = frame.first_lsn + offset
@@ -198,12 +200,15 @@ class Requests:
                     continue
                 if len(found) == asked.limit:
                     return m.EventPage(tuple(found), last)
-                last = lsn
                 told = event(lsn, record)
-                if told is None or (asked.task and told.task != asked.task):
-                    continue
-                if may_follow(self._engine.state, told, caller):
+                is_asked = told is not None and asked.task in (0, told.task)
+                if told is not None and is_asked and may_follow(self._engine.state, told, caller):
+                    told, size = fitted(told)
+                    left_bytes -= size
+                    if left_bytes < 0:
+                        return m.EventPage(tuple(found), last)
                     found.append(told)
+                last = lsn
             last = max(last, frame.first_lsn + frame.count - 1)
         return m.EventPage(tuple(found), last)
 
