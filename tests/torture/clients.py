@@ -19,6 +19,7 @@ from tests.torture.stage import Stage
 from tests.waiting import let_pass
 
 _ANSWER_S: Final = 2.0
+_LOOKS: Final = ("events", "status")
 _BACKLOG_MAX: Final = 150
 _BATCH_S: Final = 60.0
 PENDING: Final = ("held", "queued", "waiting", "starting", "running", "paused", "stopping")
@@ -42,6 +43,7 @@ class Caller:
             if reply is None:
                 continue
             if reply["ok"]:
+                self.stage.changes += verb not in _LOOKS
                 return reply["result"]
             if not reply["error"]["retryable"]:
                 raise RefusedError(reply["error"])

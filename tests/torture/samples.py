@@ -20,6 +20,8 @@ _EVERY_S: Final = 10.0
 _CYCLE_S: Final = 600.0
 _WILD_SHARE: Final = 0.5
 _SAMPLES_MIN: Final = 12
+_ANSWERS_KEPT: Final = 16_384
+"""Until so many changes were answered the daemon remembers more of them. Source: PROTOCOL.md."""
 _GROWTH_MAX: Final = 0.15
 """Of the median: what noise makes of a value that does not grow, over the last two thirds."""
 _PEAK_MAX: Final = 1.5
@@ -66,7 +68,7 @@ class Sampler:
         if process is None:
             return
         sample = {"t_s": int(self._age()), "tasks": self.story.ended, "calm": int(self.is_calm())}
-        sample["pid"] = process.pid
+        sample |= {"pid": process.pid, "changes": self.stage.changes}
         try:
             sample |= _of_process(process.pid) | _of_state(str(self.stage.daemon.state))
         except (OSError, KeyError):  # it has ended meanwhile
@@ -80,12 +82,16 @@ def growth(samples: list[dict[str, int]], seconds: float) -> Growth:
     """Return plateau, maximum and slope of all that is watched, over so many seconds.
 
     Over the last two thirds, from life to life; and within every life of the daemon that was long
-    enough, since its own memory and descriptors begin anew with each.
+    enough, since its own memory and descriptors begin anew with each. What it remembers of answers
+    is full by then, or that is waited for: until then it has to grow.
     """
+    full = [one for one in samples if one["changes"] >= _ANSWERS_KEPT]
     late = samples[len(samples) // 3 :]
-    lives = _lives(samples)
+    late = min(late, full or late, key=len)
+    lives = _lives(late)
     figures: dict[str, Any] = {
         "samples": len(samples),
+        "samples_judged": len(late),
         "lives_judged": len(lives),
         "snapshots_seen": len({one["snapshot_lsn"] for one in samples} - {0}),
         "rss_kb_by_part": _medians(samples, "rss_kb"),

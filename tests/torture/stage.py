@@ -60,6 +60,7 @@ class Stage:
         self.forgets = forgets
         self.boots = 0
         self.starts = 0
+        self.changes = 0  # that were answered: by each the daemon remembers more, up to a bound
         self.deaths: list[str] = []  # of the daemon, by its own hand: each is a violation
         self._notes = threading.Lock()
         self.power = threading.Lock()  # held while it is off: nobody begins anything

@@ -352,7 +352,7 @@ def lives(*rss_kb: list[int]) -> list[dict[str, int]]:
         for value in values:
             t_s = 10 * len(found)
             found.append(shape | {"t_s": t_s, "tasks": 50 * t_s, "calm": int(len(values) > 1),
-                                  "pid": pid, "rss_kb": value})  # fmt: skip
+                                  "pid": pid, "changes": 20_000, "rss_kb": value})  # fmt: skip
     return found
 
 
@@ -400,6 +400,13 @@ def test_a_peak_that_is_gone_by_the_next_sample_is_seen() -> None:
     seen = lives(FLAT)
     seen[25]["rss_kb"] = 90_000
     assert any("came to 90000" in one for one in grown_of(seen))
+
+
+def test_what_answers_take_until_they_are_as_many_as_are_remembered_is_no_growth() -> None:
+    seen = lives([30_000 + at * 100 for at in range(100)] + [40_000] * 80)
+    for at, one in enumerate(seen):
+        one["changes"] = at * 164
+    assert grown_of(seen) == []
 
 
 def test_a_soak_without_samples_shows_nothing() -> None:
