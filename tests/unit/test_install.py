@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -254,10 +255,17 @@ def test_a_link_that_lies_in_the_way_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "dest/usr/share/page").read_text() == "text"
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose name leaves room for a script's first line."""
+    with tempfile.TemporaryDirectory(prefix="ck-") as path:
+        yield Path(path)
+
+
 def test_an_uninstall_leaves_what_running_tasks_run_by_and_a_later_one_removes_it(
-    tmp_path: Path,
+    short_path: Path,
 ) -> None:
-    where = places({"PREFIX": str(tmp_path / "usr")}, 1000)
+    where = places({"PREFIX": str(short_path / "usr")}, 1000)
     made: set[str] = set()
     items = [Item(f"{where.mandir}/man1/ckpt.1", "text"), Item(f"{where.libdir}/file", "text")]
     listing = put(where, items, set(), made) | made
@@ -272,10 +280,10 @@ def test_an_uninstall_leaves_what_running_tasks_run_by_and_a_later_one_removes_i
     process.stdout.readline()  # it executes what it says
 
     assert take_away(where, listing) == ["venv-1-used"]
-    left = {file for file in (tmp_path / "usr").rglob("*") if not file.is_dir()}
+    left = {file for file in (short_path / "usr").rglob("*") if not file.is_dir()}
     assert left == {Path(where.libdir, LIST)}
     assert os.path.isdir(f"{where.libdir}/venv-1-used/bin")
 
     process.communicate(b"\n")
     assert take_away(where, set(Path(where.libdir, LIST).read_text().split())) == []
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(short_path) == []
