@@ -12,9 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from tests.torture.clients import AT_REST, phase_after
 
-_EARLY_NS: Final = 1_000_000_000
-_LATE_NS: Final = 10_000_000_000
-"""A strike is noted once its tracer is done, seconds later; pids come again after minutes."""
+_AROUND_NS: Final = 1_000_000_000
+"""Between a kill and the note of it; pids come again after minutes."""
 
 _SUPERVISORS: Final = ("ckptd-shim", "ckptd-parent", None)  # None: gone before it could be asked
 
@@ -35,13 +34,13 @@ class Attempt:
 
     __slots__ = (
         "began_ns", "boot", "cause", "code", "ended_ns", "ended_under", "is_ended", "is_signalled",
-        "is_stopped", "pid", "shim", "shim_ticks", "signal",
+        "is_stopped", "pid", "shim", "signal",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.began_ns = self.ended_ns = 0
         self.pid = 0
-        self.shim = self.shim_ticks = 0
+        self.shim = 0
         self.boot = self.ended_under = ""  # the boot it ran under, and that of whoever told its end
         self.is_ended = False
         self.is_stopped = self.is_signalled = False  # by a verb of a client
@@ -108,7 +107,7 @@ class Told:
                 one.began_ns = event["at_ns"]
             case "started":
                 one.pid, one.shim = fields["pid"], fields["shim"]["pid"]
-                one.shim_ticks, one.boot = fields["shim"]["ticks"], fields["shim"]["boot_id"]
+                one.boot = fields["shim"]["boot_id"]
             case "ended":
                 if one.is_ended:
                     where = f"task {event['task']}, attempt {event['attempt']}"
@@ -126,36 +125,34 @@ class Told:
 class Strikes:
     """Who was killed by us, so that an end that is not the task's own has its reason.
 
-    A pid alone says nothing: the kernel gives each of them again every few minutes. So one counts
-    by the start of its process, by the attempt that its environment names, or by its moment.
+    A pid alone says nothing: the kernel gives each of them again every few minutes. And one
+    supervisor has many attempts, one after the other. So a strike counts by the attempt that the
+    environment of its victim names, or by its victim and its moment.
     """
 
     def __init__(self, lines: Iterator[dict[str, Any]]) -> None:
         self.all = list(lines)
         self._attempts = {(one["task"], one["attempt"]) for one in self.all if one.get("task")}
-        self._processes = {(one["pid"], one["ticks"]) for one in self.all if "ticks" in one}
         self._moments: dict[int, list[int]] = defaultdict(list)
         for one in self.all:
             self._moments[one["pid"]].append(one["at_ns"])
         self._supervisors = [one["at_ns"] for one in self.all if one.get("name") in _SUPERVISORS]
 
     def hit(self, task: int, number: int, one: Attempt, pid: int) -> bool:
-        """Tell whether any process of an attempt was killed."""
-        if (task, number) in self._attempts or (one.shim, one.shim_ticks) in self._processes:
+        """Tell whether any process of an attempt was killed while it was under way."""
+        if (task, number) in self._attempts or self.hit_supervisor(one):
             return True
-        if not one.shim:  # its start was never told, so who was killed cannot be looked up
-            return any(_is_within(at_ns, one) for at_ns in self._supervisors)
         return any(_is_within(at_ns, one) for at_ns in self._moments.get(pid, ()))
 
     def hit_supervisor(self, one: Attempt) -> bool:
         """Tell whether the shim of an attempt was killed, or whoever was to become it."""
-        if one.shim:
-            return (one.shim, one.shim_ticks) in self._processes
-        return any(_is_within(at_ns, one) for at_ns in self._supervisors)
+        # Where its start was never told, who was killed cannot be looked up.
+        moments = self._moments.get(one.shim, []) if one.shim else self._supervisors
+        return any(_is_within(at_ns, one) for at_ns in moments)
 
 
 def _is_within(at_ns: int, one: Attempt) -> bool:
-    return one.began_ns - _EARLY_NS <= at_ns <= one.ended_ns + _LATE_NS
+    return one.began_ns - _AROUND_NS <= at_ns <= one.ended_ns + _AROUND_NS
 
 
 class Evidence:

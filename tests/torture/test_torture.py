@@ -158,6 +158,12 @@ def struck_elsewhere(notes: Notes) -> None:
     end_of(notes, 2, 1).update(code=0)
 
 
+def supervisor_struck_later(notes: Notes) -> None:
+    """The supervisor that had the attempt is killed while it has another one."""
+    notes.strikes.append(struck(1102, name="ckptd-shim") | {"at_ns": 900_000 * S_NS})
+    end_of(notes, 2, 1).update(code=0)
+
+
 def host_struck(notes: Notes, *items: int) -> None:
     """The host of the batch is killed once, and these items run again."""
     notes.strikes.append(struck(106, work="w3", line="python -m ckptd.batch"))
@@ -241,6 +247,7 @@ def untold_end(notes: Notes) -> None:
         (lambda n: end_of(n, 2, 1).update(code=0), "told as exit 0 0, left with 3"),
         (lambda n: end_of(n, 2, 2).update(cause="lost"), "nobody had touched it"),
         (struck_elsewhere, "told as exit 0 0, left with 3"),
+        (supervisor_struck_later, "told as exit 0 0, left with 3"),
         (lambda n: told_as(n, "oom"), "told as oom"),
         (lambda n: told_as(n, "timeout"), "told as timeout"),
         (lambda n: told_as(n, "cancel"), "told as cancel"),
