@@ -107,7 +107,8 @@ def submit(machine: Machine, *commands: str) -> list[int]:
     until(
         lambda: len(machine.sh(f"cd {WORK}; grep -ls start {names}; true").split()) == len(ids), 60
     )
-    until(lambda: {one["row"]["phase"] for one in shown(machine, *ids)} == {"running"}, 30)
+    begun = {"running", "stopping"}  # on a slow machine a short timeout may be over before all run
+    until(lambda: {one["row"]["phase"] for one in shown(machine, *ids)} <= begun, 30)
     return ids
 
 

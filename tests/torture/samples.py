@@ -27,7 +27,9 @@ _GROWTH_MAX: Final = 0.15
 _PEAK_MAX: Final = 1.5
 """Times the median: nothing that comes and goes is larger. As measured, 1.33 (segments)."""
 _PARTS: Final = ("wild", "calm")
-_SLACK: Final = {"rss_kb": 4096, "descriptors": 8, "threads": 1, "processes": 8}
+_SLACK: Final = {
+    "rss_kb": 4096, "descriptors": 8, "threads": 1, "processes": 8, "bytes": 1 << 20,
+}  # fmt: skip
 _OF_PROCESS: Final = ("rss_kb", "descriptors", "threads")
 _WATCHED: Final = (
     *_OF_PROCESS, "files", "bytes", "segments", "snapshots", "processes",
@@ -192,15 +194,20 @@ def _of_process(pid: int) -> dict[str, int]:
 
 
 def _of_state(place: str) -> dict[str, int]:
-    """Count files and the bytes that they take on disk; they come and go while we look."""
+    """Count files and the bytes that they take on disk; they come and go while we look.
+
+    Without the bytes of segments, which are counted by themselves, and of the one torn tail that
+    is kept: whole ones come and go, and hide what grows beside them.
+    """
     count = size = 0
     for folder, _, names in os.walk(place):
         for name in names:
             try:
-                size += os.lstat(os.path.join(folder, name)).st_blocks * 512
+                took_bytes = os.lstat(os.path.join(folder, name)).st_blocks * 512
             except FileNotFoundError:
                 continue
             count += 1
+            size += 0 if os.path.basename(folder) == "wal" or ".wal.torn-" in name else took_bytes
     snapshots = sorted(name for name in os.listdir(f"{place}/snap") if name.endswith(".snap"))
     return {
         "files": count,
