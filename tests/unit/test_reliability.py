@@ -47,6 +47,12 @@ def test_a_run_that_did_too_little_or_did_not_hold_is_not_published(
     assert reliability.broke(path) == why
 
 
+def test_the_page_tells_of_each_rig_once() -> None:
+    _, _, below = TEXT.partition("## The rigs")
+    rigs, _, _ = below.partition("\n## ")
+    assert re.findall(r"^\| (\w+) \| `", rigs, re.MULTILINE) == list(reliability.RIGS)
+
+
 def test_every_file_and_target_that_the_page_names_is_there() -> None:
     paths = set(re.findall(r"`((?:tests|ckptd|docs)/[\w/.]+)", TEXT))
     assert len(paths) > 10
