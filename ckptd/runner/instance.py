@@ -200,6 +200,8 @@ class Unit(Instance):
         self.resumed_from = 0
         self.orders_left = UNIT_ORDERS_MAX
         self.pidfd = -1
+        self.is_main_gone = False  # seen to be: the rest is the manager's, and the recorder's
+        self.under_way: tuple[int, bool] | None = None  # a signal that is not answered yet
         self.rest_s = RECORD_COMES_S
         self.has_new_job = False  # somebody stops or restarts it, maybe
         # An earlier daemon ordered it. Invariant: never one whose checkpoint we are looking for.

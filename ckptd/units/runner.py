@@ -10,7 +10,6 @@ comes: the order is sent again, because the name and the record fence it.
 Read next: `launch.py`, `recorder.py`, `systemd.py`.
 """
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -79,8 +78,7 @@ class UnitRunner(Backend[Unit]):
         self._steering = Steering(self._manager, self._watch)
 
     def _is_known(self, unit: str) -> bool:
-        key = launch.key_of(unit) or (0, 0)
-        return key in self._instances or key in self._records
+        return self.knows(*(launch.key_of(unit) or (0, 0)))
 
     def knows(self, task: int, attempt: int) -> bool:
         """Tell whether the attempt was ordered from, or refused by, a runner of this kind."""
@@ -269,9 +267,11 @@ class UnitRunner(Backend[Unit]):
                 began.invocation,
             )
         )  # fmt: skip
-        with contextlib.suppress(OSError):  # it has ended already, or there are none left
+        try:
             one.pidfd = os.pidfd_open(began.pid)
             self._watch.add(one.pidfd, partial(self._main_ended, one))
+        except OSError as error:  # or there are no descriptors left
+            one.is_main_gone = isinstance(error, ProcessLookupError)
         self._steering.catch_up(one)
 
     # --- ends ---------------------------------------------------------------------------------
@@ -289,6 +289,7 @@ class UnitRunner(Backend[Unit]):
                 self._end_by(one, record, record.stopped)
 
     def _main_ended(self, one: Unit) -> None:
+        one.is_main_gone = True
         self._unfollow(one)
         self._watch.after(one.rest_s, partial(self._miss_record, one))
 

@@ -1,7 +1,12 @@
 """Signals to units, and stopping them where they are. What has nobody to go to yet waits.
 
-Invariant: what the manager has not answered is sent again. One that is just executed anew has no
-name on the bus, and a call to it comes back as an error; one that it had read may arrive twice.
+Invariant: one signal of a unit is under way at a time, so they arrive in the order they were asked
+for. What certainly never reached the manager (one that is just executed anew has no name on the
+bus) is sent again. Where that is not certain only SIGKILL is, and what lets a unit stand or go on:
+twice is as good as once. A second SIGTERM may break off what the first one began.
+
+Invariant: nothing goes to a whole unit once its main process is gone. The manager ends what is left
+by itself (KillMode=mixed), and then runs the recorder in it.
 
 A unit is paused by SIGSTOP, not by its cgroup's freezer: with systemd 257 the death of a frozen
 unit's main process hangs PID 1 for ever. It starts the recorder by a vfork straight into the frozen
@@ -17,9 +22,10 @@ from ckptd.protocol.limits import STARVED_BYTES
 from ckptd.runner.instance import Stage, Unit
 from ckptd.runner.watch import Watch
 from ckptd.units.bus import Reply
-from ckptd.units.systemd import Manager, is_lost
+from ckptd.units.systemd import Manager, is_lost, is_unsent
 
 SEND_AGAIN_S = 1.0
+LAST = (int(signal.SIGKILL), True)
 
 
 class Steering:
@@ -32,29 +38,30 @@ class Steering:
         """Signal the main process or every process of a unit, now or as soon as it is there."""
         if number == signal.SIGKILL:
             one.is_dying = True
-            one.is_dying_whole = one.is_dying_whole or tree
+            if tree:
+                one.is_dying_whole = True
+                one.pending.clear()  # nothing that was asked before it matters
         one.keep_for_start(number, tree=tree)
         self.catch_up(one)
 
     def catch_up(self, one: Unit) -> None:
-        """Do what waits for a start or for the connection."""
+        """Do what waits for a start, for an answer, or for the connection."""
         if not self._can_reach(one):
             return
+        if one.is_main_gone:
+            one.wish = None
+            one.pending = [(number, tree) for number, tree in one.pending if not tree]
         if one.wish is not None:
             self._send_wish(one, frozen=one.wish)
-        while one.pending:  # Bound: PENDING_SIGNALS_MAX
-            number, tree = one.pending.pop(0)
-            answered = partial(self._answered, one, number, tree)
+        if one.pending and one.under_way is None:
+            one.under_way = number, tree = one.pending.pop(0)
+            answered = partial(self._answered, one)
             self._manager.kill(one.name, "all" if tree else "main", number, answered)
 
     def renew(self, one: Unit) -> None:
-        """The manager is there again: nothing follows a SIGKILL, so that it is sent once more.
-
-        Not where the main process is gone: the manager ends the rest, and the recorder runs.
-        """
-        is_alive = one.pidfd >= 0
-        if one.is_dying_whole and is_alive and (signal.SIGKILL, True) not in one.pending:
-            one.keep_for_start(signal.SIGKILL, tree=True)
+        """The manager is there again: nothing follows a SIGKILL, so that it is sent once more."""
+        if one.is_dying_whole and LAST not in {one.under_way, *one.pending}:
+            one.pending = [LAST]
         self.catch_up(one)
 
     def starve(self, one: Unit) -> None:
@@ -85,10 +92,14 @@ class Steering:
             one.wish = frozen
             self._later(one)
 
-    def _answered(self, one: Unit, number: int, tree: bool, reply: Reply) -> None:  # noqa: FBT001
-        if is_lost(reply):
-            one.keep_for_start(number, tree=tree)
+    def _answered(self, one: Unit, reply: Reply) -> None:
+        sent, one.under_way = one.under_way, None
+        assert sent is not None, "each is answered once"
+        if is_lost(reply) if sent == LAST else is_unsent(reply) and not one.is_dying_whole:
+            one.pending.insert(0, sent)
             self._later(one)
+        else:
+            self.catch_up(one)
 
     def _later(self, one: Unit) -> None:
         self._watch.after(SEND_AGAIN_S, partial(self.catch_up, one))

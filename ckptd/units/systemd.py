@@ -318,14 +318,8 @@ _ERRNO = {
 }
 
 _BUS_ERROR = "org.freedesktop.DBus.Error"
-_LOST = frozenset(
+_UNSENT = frozenset(
     {
-        DISCONNECTED,
-        NO_REPLY,
-        f"{_BUS_ERROR}.NoReply",  # executed anew before it answered
-        f"{_BUS_ERROR}.Disconnected",
-        f"{_BUS_ERROR}.Timeout",
-        f"{_BUS_ERROR}.TimedOut",
         f"{_BUS_ERROR}.NameHasNoOwner",
         f"{_BUS_ERROR}.ServiceUnknown",
         f"{_BUS_ERROR}.Spawn.ChildExited",  # the bus tried to start it: it can be asked to
@@ -333,6 +327,14 @@ _LOST = frozenset(
         f"{_BUS_ERROR}.NoMemory",
     }
 )
+_LOST = _UNSENT | {
+    DISCONNECTED,
+    NO_REPLY,
+    f"{_BUS_ERROR}.NoReply",  # executed anew before it answered
+    f"{_BUS_ERROR}.Disconnected",
+    f"{_BUS_ERROR}.Timeout",
+    f"{_BUS_ERROR}.TimedOut",
+}
 
 
 def errno_of(error: str) -> int:
@@ -343,6 +345,11 @@ def errno_of(error: str) -> int:
 def is_lost(reply: Reply) -> bool:
     """Tell whether the manager may never have got the order; else it is carried out, or refused."""
     return reply.error in _LOST
+
+
+def is_unsent(reply: Reply) -> bool:
+    """Tell whether the manager certainly never got the order: the bus says so."""
+    return reply.error in _UNSENT
 
 
 def unit_path(unit: str) -> str:

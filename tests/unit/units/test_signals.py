@@ -12,6 +12,7 @@ import pytest
 from jeepney import HeaderFields, Message
 
 from ckptd.core.port import Deliver, Effect, Freeze, Sighting, StartSeen
+from ckptd.runner.instance import PENDING_SIGNALS_MAX
 from ckptd.units.bus import DISCONNECTED, NO_REPLY, Reply
 from ckptd.units.recorder import Began, Records
 from ckptd.units.runner import UnitRunner
@@ -33,6 +34,7 @@ class OneUnit:
     def __init__(self) -> None:
         self.signals: list[tuple[str, int]] = []
         self.is_deaf = False  # it reads a signal, does nothing, and does not answer
+        self.is_mute = False  # it does it, and does not answer
         self.heard = threading.Event()
         self.main = 0
         self.subscribers = 0
@@ -52,6 +54,7 @@ class OneUnit:
                 return None
             case "KillUnit":
                 self.signals.append((body[1], body[2]))
+                return None if self.is_mute else ("", ())
         return "", ()
 
     def _value(self, name: str) -> Answer:
@@ -127,6 +130,15 @@ class Bench:
         self.bus.start()
         self.systemd_comes()
 
+    def is_idle(self) -> bool:
+        """All that was sent is answered, or known not to be."""
+        return not self.runner._manager._bus._in_flight
+
+    def is_refused(self) -> bool:
+        """What was sent did not get there, and is known not to have."""
+        one = self.runner._instances[7, 1]
+        return bool(one.pending) and one.under_way is None
+
     def close(self) -> None:
         self.runner.close()
         self.service.close()
@@ -151,10 +163,47 @@ def test_a_signal_was_lost_that_was_sent_while_systemd_was_executed_anew(
     bench.is_running()
     bench.systemd_goes()
     bench.do(deliver(number, tree=tree))
-    bench.turn_until(lambda: bench.runner._instances[7, 1].pending)
+    bench.turn_until(bench.is_refused)
     bench.systemd_comes()
 
     bench.turn_until(lambda: ("all" if tree else "main", number) in bench.systemd.signals)
+
+
+def test_signals_overtook_each_other_where_the_first_was_sent_again(bench: Bench) -> None:
+    bench.is_running()
+    bench.systemd_goes()
+    bench.do(deliver(signal.SIGSTOP, tree=False))
+    bench.turn_until(bench.is_refused)
+    bench.systemd_comes()
+    bench.do(deliver(signal.SIGCONT, tree=False))
+
+    bench.got(("main", signal.SIGSTOP), ("main", signal.SIGCONT))
+
+
+def test_a_stop_signal_came_twice_where_its_answer_was_lost(bench: Bench) -> None:
+    bench.is_running()
+    bench.systemd.is_mute = True
+    bench.do(deliver(TERM, tree=False))
+    bench.got(("main", TERM))
+    bench.systemd_goes()
+    bench.turn_until(bench.is_idle)
+    bench.systemd.is_mute = False
+    bench.systemd_comes()
+    bench.do(deliver(signal.SIGUSR1, tree=False))
+
+    bench.got(("main", TERM), ("main", signal.SIGUSR1))
+
+
+def test_a_kill_was_dropped_behind_too_many_signals_that_waited(bench: Bench) -> None:
+    bench.is_running()
+    bench.systemd_goes()
+    for _ in range(PENDING_SIGNALS_MAX + 1):
+        bench.do(deliver(signal.SIGUSR1, tree=False))
+    bench.do(deliver(KILL, tree=True))
+    bench.turn_until(bench.is_refused)
+    bench.systemd_comes()
+
+    bench.got(("all", KILL))
 
 
 def test_a_last_signal_that_systemd_had_read_when_its_bus_died_was_lost(bench: Bench) -> None:
@@ -181,18 +230,38 @@ def test_a_kill_that_was_answered_is_sent_again_to_a_systemd_that_comes_back(
     bench.got(("all", KILL), ("all", KILL))
 
 
-def test_a_kill_that_is_sent_again_does_not_end_who_records_the_end(tmp_path: Path) -> None:
+def test_nothing_goes_to_a_whole_unit_whose_end_is_being_recorded(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     bench = Bench(tmp_path, ended.pid)
     bench.is_running()
-    bench.do(deliver(KILL, tree=True))
-    bench.got(("all", KILL))
+    bench.do(deliver(KILL, tree=True), Freeze(7, 1, frozen=True))
+    bench.do(deliver(signal.SIGUSR1, tree=True), deliver(KILL, tree=True))
     bench.systemd_goes()
     bench.systemd_comes()
     bench.turn_until(lambda: bench.systemd.subscribers == 2)
-    bench.turn_until(lambda: not bench.runner._manager._bus._in_flight)
+    bench.turn_until(bench.is_idle)
 
+    bench.do(deliver(TERM, tree=False))
+
+    bench.got(("main", TERM))
+    bench.close()
+
+
+def test_a_kill_that_was_lost_is_not_sent_again_to_who_records_the_end(tmp_path: Path) -> None:
+    main = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    bench = Bench(tmp_path, main.pid)
+    bench.is_running()
+    bench.systemd.is_mute = True
+    bench.do(deliver(KILL, tree=True))
+    bench.got(("all", KILL))
+    main.communicate(b"")
+    bench.turn_until(lambda: bench.runner._instances[7, 1].is_main_gone)
+    bench.systemd_goes()
+    bench.turn_until(bench.is_idle)
+    bench.systemd.is_mute = False
+    bench.systemd_comes()
+    bench.turn_until(lambda: bench.systemd.subscribers == 2)
     bench.do(deliver(TERM, tree=False))
 
     bench.got(("all", KILL), ("main", TERM))
@@ -242,7 +311,7 @@ def test_a_pause_that_nobody_answered_does_not_undo_the_resume_after_it(bench: B
     bench.got(CONT)
 
     bench.systemd_goes()
-    bench.turn_until(lambda: not bench.runner._manager._bus._in_flight)
+    bench.turn_until(bench.is_idle)
     bench.systemd_comes()
     bench.do(deliver(TERM, tree=False))
 
@@ -260,6 +329,7 @@ def test_a_pause_that_nobody_answered_does_not_undo_the_resume_after_it(bench: B
         (NO_REPLY_ERROR, True),
         (NO_REPLY, True),
         (DISCONNECTED, True),
+        ("org.freedesktop.DBus.Error.Timeout", True),
     ],
 )
 def test_only_what_may_not_have_got_there_is_sent_again(error: str, *, is_so: bool) -> None:
