@@ -129,40 +129,58 @@ class Supervisor:
             out = output.opened(order.output, order.uid, order.gid)
         except OSError as error:
             return _failed(error, f"open {order.output}")
+        try:
+            untaken = self._untaken(order)
+            if untaken:
+                return _not_run("spawn_error", untaken, _EPERM)
+            return self._live(order, record, out)
+        finally:
+            os.close(out)
+
+    def _untaken(self, order: Order) -> str:
+        """Set the limits of the attempt; return why it must not run, "" where it may."""
         is_limited = self.group.limit(order.memory_bytes) or not order.memory_bytes
         if not is_limited and self.group.has_memory:
-            os.close(out)
-            text = f"the control group does not take the limit of {order.memory_bytes} bytes"
-            return _not_run("spawn_error", text, _EPERM)
+            return f"the control group does not take the limit of {order.memory_bytes} bytes"
         untaken = self.group.quota.set(order.cpus, order.tasks_max, order.io_weight)
-        if untaken:
-            os.close(out)
-            text = f"the control group does not take what is wanted of {untaken}"
-            return _not_run("spawn_error", text, _EPERM)
+        return f"the control group does not take what is wanted of {untaken}" if untaken else ""
+
+    def _live(self, order: Order, record: Record, out: int) -> End:
         ooms = self.group.ooms()
-        gate, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         started_ns = time.time_ns()
         output.write_start(out, order.attempt, started_ns, order.resumed_from)
-        is_calm = self.calm and not self.group.is_guarded
-        task = Child(order, out, self.me.pid, is_calm=is_calm)
-        pid = self.group.fork()
-        if pid == 0:
-            gate.close()
-            task.become_task(inner.fileno())
-        self.is_forked = True
-        start = self.me.start(pid, identity.ticks_of(pid), started_ns, order.resumed_from)
-        inner.close()
         try:
+            pid, gate = self._fork(order, out)
+        except OSError as error:  # nothing ran
+            end = _failed(error, "make its process")
+        else:
+            start = self.me.start(pid, identity.ticks_of(pid), started_ns, order.resumed_from)
             end = self._wait(pid, self._release(record, gate, pid, start))
+            gate.close()
             end.pid, end.started_ns = pid, started_ns
             self._judge_memory(end, ooms, order.memory_bytes)
             if self.is_spent and not self.group.renew():
                 self.is_sound = False
-            output.write_end(out, order.attempt, end.ended_ns, _said(end))
-        finally:
-            gate.close()
-            os.close(out)
+        output.write_end(out, order.attempt, end.ended_ns, _said(end))
         return end
+
+    def _fork(self, order: Order, out: int) -> tuple[int, _socket.socket]:
+        """Make the child that becomes the task; return its pid and the gate that it waits at."""
+        gate, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        is_calm = self.calm and not self.group.is_guarded
+        task = Child(order, out, self.me.pid, is_calm=is_calm)
+        try:
+            pid = self.group.fork()
+        except OSError:
+            gate.close()
+            inner.close()
+            raise
+        if pid == 0:
+            gate.close()
+            task.become_task(inner.fileno())
+        self.is_forked = True
+        inner.close()
+        return pid, gate
 
     def _release(self, record: Record, gate: _socket.socket, pid: int, start: bytes) -> bytes:
         """Let the child go; return what it says if it could not become the task."""

@@ -18,6 +18,7 @@ import pytest
 
 from ckptd.core.retry import SPAWN_TRANSIENT
 from tests.unit.runner.test_fork import Bench
+from tests.waiting import until
 
 USER = 64_321
 READS_ALL = "dac_read_search"  # the interpreter and this file may be root's own
@@ -95,6 +96,36 @@ def queued_in_a_shortage_without_a_parent() -> None:
         assert bench.end_of(3, 2).cause == "exit"
 
 
+def refused_again_and_again() -> None:
+    bench = Bench()
+    try:
+        bench.start("sleep", "1000", task=1)
+        bench.start_of(1)
+        bench.shell("true", task=2)
+        supervisors = children_of(parent_of(bench))
+        before = descriptors_of(supervisors)
+        with no_process_left(parent_of(bench), *supervisors):
+            for attempt in (1, 2, 3):
+                bench.start("true", task=3, attempt=attempt)
+                end = bench.end_of(3, attempt)
+                assert (end.cause, end.code in SPAWN_TRANSIENT) == ("spawn_error", True), end
+                assert "cannot make its process" in end.text, end
+        assert children_of(parent_of(bench)) == supervisors
+        until(lambda: descriptors_of(supervisors) <= before)  # the last record is closed late
+        told = [line for line in bench.output(3) if "cannot make its process" in line]
+        assert len(told) == 3, bench.output(3)
+    finally:
+        bench.close()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descriptors_of(pids: list[int]) -> int:
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
+
+
 def started_in_a_shortage() -> None:
     with with_no_spare_supervisor() as bench:
         bench.runner.close()
@@ -115,3 +146,7 @@ def test_a_shortage_that_met_a_killed_parent_failed_all_that_was_queued_for_good
 
 def test_a_daemon_did_not_start_while_no_process_was_left() -> None:
     assert not told_by_a_user_of_its_own(started_in_a_shortage)
+
+
+def test_every_process_that_a_supervisor_was_refused_cost_it_a_descriptor() -> None:
+    assert not told_by_a_user_of_its_own(refused_again_and_again)
