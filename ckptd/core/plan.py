@@ -234,19 +234,19 @@ def _oldest_ns(observed: Observed, now: Now, age_s: float) -> int:
 
 
 def _retention(state: State, observed: Observed, now: Now, policy: Policy) -> list[AnyRecord]:
-    """Return the removal of what is too old or too much; what others wait for stays.
+    """Return the removal of what is too old or too much; what others wait for stays, uncounted.
 
     It leaves the heap until nobody waits for it any more (`State.put`): left in, it would be met
     again in every pass, and enough of it would hide all that is behind it.
     """
     oldest_ns = _oldest_ns(observed, now, policy.finished_age_s)
     ended = sum(counts[phase] for counts in state.by_group.values() for phase in ENDED)
-    surplus = ended - policy.finished_max
+    surplus = ended - len(state.needed) - policy.finished_max
     chosen: dict[int, AnyRecord] = {}
     kept = 0
     while state.ended and len(chosen) < REMOVED_PER_TURN_MAX and kept < KEPT_PER_TURN_MAX:
         at_ns, number = state.ended[0]
-        if surplus <= len(chosen) and at_ns > oldest_ns:
+        if surplus <= len(chosen) + kept and at_ns > oldest_ns:
             break
         heapq.heappop(state.ended)
         task = state.tasks.get(number)

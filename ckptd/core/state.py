@@ -298,6 +298,8 @@ class State:
             heapq.heappush(self.ended, (task.until_ns, task.id))
             if has_spent(task):
                 self._enter_spent(task)
+        if phase not in ENDED:
+            self.needed.discard(task.id)  # it enters `ended` again once it ends
         if task.key:
             self.keys[task.uid, task.key] = task.id
         if task.env:

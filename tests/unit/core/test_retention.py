@@ -192,6 +192,35 @@ def test_what_others_wait_for_does_not_hide_from_retention_all_that_ended_later(
     assert not world.state.ended  # the next pass does not meet them again
 
 
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_what_others_wait_for_takes_no_room_from_what_has_just_ended(count: int) -> None:
+    world = World(finished_max=2, slots=1)
+    needed = needed_and_ended(world, count)
+    world.pass_time(1)
+    later = [world.submit(hold=True) for _ in range(3)]
+    for number in later:
+        world.ask(m.Cancel(ids(number)))
+        assert world.state.tasks.get(number), "it is forgotten in the turn that ended it"
+        world.pass_time(1)
+
+    assert [number for number in later if world.state.tasks.get(number)] == later[1:]
+    assert all(world.state.tasks.get(number) for number in needed)
+
+
+def test_what_runs_again_is_not_counted_among_what_has_ended_and_stays() -> None:
+    world = World(finished_max=2)
+    (needed,) = needed_and_ended(world, 1)
+    more = [world.submit(hold=True) for _ in range(4)]
+    world.ask(m.Cancel(ids(*more[:2])))
+    world.ask(m.Retry(ids(needed)))
+    assert needed not in world.state.needed
+    world.pass_time(1)
+
+    world.ask(m.Cancel(ids(*more[2:])))
+
+    assert [number for number in more if world.state.tasks.get(number)] == more[2:]
+
+
 @pytest.mark.parametrize("is_replayed", [False, True])
 def test_what_the_last_one_no_longer_waits_for_is_forgotten_then(*, is_replayed: bool) -> None:
     world = World(finished_age_s=60.0)
