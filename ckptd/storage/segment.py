@@ -218,6 +218,23 @@ def frames(
         offset += head.size
 
 
+def walk(place: Place, known: Segment, file: File) -> None:
+    """Index a segment that was not walked at the start; what does not check ends it early.
+
+    Raises:
+        OSError: the disk does not give it; nothing is noted.
+    """
+    data = memoryview(file.read(file.size(), 0))
+    known.end = BLOCK_BYTES
+    try:
+        block = decode_block(data[:BLOCK_BYTES], WAL_MAGIC, place.store, str(known.name))
+    except Corrupt:
+        return
+    for offset, head in frames(data, Link(block.first_lsn, block.prev_crc), place.seed):
+        known.note(head.first_lsn, offset)
+        known.end = offset + head.size
+
+
 def make_spare(disk: Disk, wal_dir: str, size: int) -> None:
     """Make `spare.tmp`, a whole segment of zeros. Raises OSError with nothing left behind.
 

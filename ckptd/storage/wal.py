@@ -17,13 +17,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ckptd.protocol.errors import Corrupt, DiskFull, Internal, NotFound
+from ckptd.protocol.errors import Busy, Corrupt, DiskFull, Internal, NotFound
 from ckptd.storage import frame, segment
 from ckptd.storage.disk import Bytes, File
 from ckptd.storage.frame import Chain, Frame
 from ckptd.storage.segment import BLOCK_BYTES, TAIL_BYTES, Block, Link, Name, Place, Segment
 
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
+NO_MEANS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class WalFailed(Internal):
@@ -228,7 +229,9 @@ class Wal:
 
         Raises:
             NotFound: that part of the log is retired.
-            Corrupt: the very next frame does not check; what comes after it is not affected.
+            Corrupt: the very next frame does not check, or the disk does not give it; what comes
+                after it is not affected.
+            Busy: there are no descriptors, or there is no memory, to read it.
         """
         found: list[Frame] = []
         if since_lsn >= self.durable_lsn:
@@ -241,14 +244,19 @@ class Wal:
             )
         first = bisect_right(self._segments, want, key=lambda known: known.name.first_lsn) - 1
         for at in range(first, len(self._segments)):
-            want, bytes_max = self._read_segment(self._segments[at], want, bytes_max, found)
+            try:
+                want, bytes_max = self._read_segment(self._segments[at], want, bytes_max, found)
+            except OSError as bad:
+                if found:
+                    break
+                raise self._unreadable(at, want, bad) from bad
             if bytes_max <= 0 or want > self.durable_lsn:
                 break
             # Invariant: a segment ends where the next one begins. Replay has seen only its tail.
-            if want <= (last_lsn := self._last_lsn(at)):
+            if want <= self._last_lsn(at):
                 if found:
                     break
-                raise self._damaged(at, want, last_lsn)
+                raise self._damaged(at, "does not check any more", want)
         return found
 
     def _last_lsn(self, at: int) -> int:
@@ -256,12 +264,18 @@ class Wal:
         is_current = at == len(self._segments) - 1
         return self.durable_lsn if is_current else self._segments[at + 1].name.first_lsn - 1
 
-    def _damaged(self, at: int, want: int, last_lsn: int) -> Corrupt:
+    def _unreadable(self, at: int, want: int, bad: OSError) -> Corrupt | Busy:
+        if bad.errno in NO_MEANS:
+            return Busy(f"the log cannot be read just now: {bad.strerror}", "try again later")
+        return self._damaged(at, f"cannot be read ({bad.strerror})", want)
+
+    def _damaged(self, at: int, how: str, want: int) -> Corrupt:
+        last_lsn = self._last_lsn(at)
         go_on = f"tasks are not affected, and `ckptctl events --since {last_lsn}` goes on behind it"
         if at == len(self._segments) - 1:
             go_on = "but a restart needs this segment: look at the disk before"
         return Corrupt(
-            f"{self._segments[at].name} does not check any more at LSN {want}; it held {last_lsn}",
+            f"{self._segments[at].name} {how} at LSN {want}; it held {last_lsn}",
             f"nothing was changed; {go_on}",
         )
 
@@ -401,7 +415,7 @@ class Wal:
         file = self._file if is_current else self._place.disk.open(self._path(known.name))
         try:
             if not known.end:
-                self._walk(known, file)
+                segment.walk(self._place, known, file)
             end = self._durable_end if is_current else known.end
             offset = known.offset_of(want)
             while offset < end and budget > 0:  # Bound: `offset` grows by a frame
@@ -432,18 +446,3 @@ class Wal:
                 budget -= frame.HEADER_BYTES + head.length
             used += head.size
         return used, want, budget
-
-    def _walk(self, known: Segment, file: File) -> None:
-        """Index a segment that was not walked at the start."""
-        data = memoryview(file.read(file.size(), 0))
-        known.end = BLOCK_BYTES
-        try:
-            block = segment.decode_block(
-                data[:BLOCK_BYTES], segment.WAL_MAGIC, self._place.store, str(known.name)
-            )
-        except Corrupt:
-            return  # `read` finds that it ends too soon
-        link = Link(block.first_lsn, block.prev_crc)
-        for offset, head in segment.frames(data, link, self._place.seed):
-            known.note(head.first_lsn, offset)
-            known.end = offset + head.size

@@ -1,9 +1,10 @@
+import errno
 import random
 from pathlib import Path
 
 import pytest
 
-from ckptd.protocol.errors import Corrupt, NotFound
+from ckptd.protocol.errors import Busy, Corrupt, NotFound
 from ckptd.storage import rebuild, segment
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.frame import Chain
@@ -111,6 +112,47 @@ def test_damage_where_replay_did_not_look_is_an_error_each_time_and_hides_nothin
             again.wal.read(since, 1 << 20)
         assert f"--since {last_bad}`" in told.value.hint
     assert read_all(again, last_bad, 300) == list(range(last_bad + 1, again.recovered + 1))
+
+
+def test_a_segment_that_the_disk_does_not_give_hides_nothing_else() -> None:
+    writer = long_log()
+    disk = writer.store.place.disk
+    assert isinstance(disk, MemoryDisk)
+    names = segment.newest_names(disk.names(f"{ROOT}/wal"))[0]
+    begin, end = names[1].first_lsn, names[2].first_lsn - 1
+    disk.fail("read", str(names[1]), times=3)
+
+    found = [n for one in writer.wal.read(0, 1 << 20) for n in numbers_in(one)]
+
+    assert found == list(range(1, begin))
+    for _ in range(2):
+        with pytest.raises(
+            Corrupt, match=rf"cannot be read \(Input/output error\) at LSN {begin};"
+        ):
+            writer.wal.read(begin - 1, 1 << 20)
+    assert read_all(writer, end, 300) == list(range(end + 1, writer.acked + 1))
+    assert read_all(writer, 0, 300) == list(range(1, writer.acked + 1))
+    assert not [file for file in disk.opened if str(names[1]) in file._path]
+
+
+def test_a_segment_that_is_gone_is_told_as_damage() -> None:
+    writer = long_log()
+    disk = writer.store.place.disk
+    names = segment.newest_names(disk.names(f"{ROOT}/wal"))[0]
+    disk.unlink(f"{ROOT}/wal/{names[0]}")
+    with pytest.raises(Corrupt, match="No such file or directory") as told:
+        writer.wal.read(0, 1 << 20)
+    assert f"--since {names[1].first_lsn - 1}`" in told.value.hint
+
+
+def test_want_of_a_descriptor_is_no_damage() -> None:
+    writer = long_log()
+    disk = writer.store.place.disk
+    assert isinstance(disk, MemoryDisk)
+    disk.fail("read", error=errno.EMFILE)
+    with pytest.raises(Busy, match="Too many open files"):
+        writer.wal.read(0, 1 << 20)
+    assert read_all(writer, 0, 300)
 
 
 def test_a_damaged_header_where_replay_did_not_look_hides_only_its_own_segment() -> None:
