@@ -35,7 +35,8 @@ FRAME_BYTES_GOAL = 1 << 20
 PASSES_MAX = 10_000  # of planning in one turn; each pass that continues has made progress
 RESERVE_BYTES_MAX = 2 << 20  # kept for ends and stops when the disk is full
 RESERVE_PER_ACTIVE_BYTES = 2 << 10
-RESERVE_PER_ACTIVE_BYTES_MIN = 384  # a stop and an end: with less for each, no more are started
+# Three rungs, a mark, and an end with a text of 240 characters: with less no more are started.
+RESERVE_PER_ACTIVE_BYTES_MIN = 600
 
 RECORD_MARGIN_BYTES = 64 << 10  # below a frame: what a task has beside its spec, in a snapshot
 TURN_BYTES_GOAL = 1 << 20

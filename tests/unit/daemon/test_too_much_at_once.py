@@ -5,15 +5,25 @@ Named after the damage: each of these once ended the daemon, or was told as what
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from ckptd.core import image
 from ckptd.core.decide import Case, decide
 from ckptd.core.policy import Caller, Now, Policy
-from ckptd.core.records import Edited, StartIntent
+from ckptd.core.records import (
+    AnyRecord,
+    Edited,
+    Ended,
+    Marked,
+    Phase,
+    StartIntent,
+    StopIntent,
+    Verdict,
+)
 from ckptd.core.state import State
 from ckptd.daemon.engine import Engine
 from ckptd.protocol import messages as m
-from ckptd.protocol.errors import BadRequest, Busy
+from ckptd.protocol.errors import BadRequest, Busy, DiskFull
 from ckptd.storage.frame import PAYLOAD_BYTES_MAX
 from ckptd.storage.snapshot import SnapshotDone
 from ckptd.storage.store import Store
@@ -158,14 +168,47 @@ def test_many_active_attempts_leave_room_for_new_work() -> None:
     admit(engine, m.Submit((m.TaskSpec(words(3 * MIB), hold=True),)))
 
 
-def test_no_more_is_started_than_a_full_log_could_note_the_ends_of() -> None:
-    engine = new_engine(Store.open("/s", MemoryDisk(), segment_bytes=MIB // 2, has_threads=False))
-    admit(engine, m.GroupSet("default", parallel=10_000))
-    for _ in range(4):
-        admit(engine, m.Submit((m.TaskSpec(("true",)),) * 200))
+def test_no_more_is_started_than_a_full_log_can_note_the_ends_of() -> None:
+    disk = MemoryDisk()
+    engine = new_engine(Store.open("/s", disk, has_threads=False))
+    engine.policy = replace(engine.policy, active_max=100_000, starts_per_turn_max=100_000)
+    admit(engine, m.GroupSet("default", parallel=100_000))
+    for _ in range(3):
+        admit(engine, m.Submit((m.TaskSpec(("true",)),) * 8_000))
     engine.plan(Now(2))
-    while engine.has_more:  # Bound: 64 starts each
-        engine.commit()
-        engine.plan(Now(2))
     engine.commit()
-    assert 400 < len(engine.state.active) < 520
+    active = list(engine.state.active)
+    assert 10_000 <= len(active) < 24_000
+    disk.capacity -= disk.free_bytes("")
+    for size in (MIB // 2, 4_096, 1):
+        fill(engine, size)
+
+    for at in range(0, len(active), 8):
+        for number in active[at : at + 8]:
+            engine.stage(longest_end(number))
+        engine.commit()
+
+    assert not engine.state.active
+    assert engine.wal.has_spare, "the next start needs one, and could not make it"
+
+
+def fill(engine: Engine, size: int) -> None:
+    """Submit tasks of about that size until the disk is full."""
+    spec = m.TaskSpec(("true",), labels={"a": "x" * size})
+    with pytest.raises(DiskFull):  # noqa: PT012 - which one is the first that it does not take
+        for _ in range(10_000):
+            admit(engine, m.Submit((spec,)))
+
+
+def longest_end(task: int) -> list[AnyRecord]:
+    """Return an end after all rungs of a stop, with as long a text as a supervisor tells."""
+    at_ns = 1_760_000_000_000_000_000
+    verdict = Verdict(Phase.CANCELLED, "cancel", at_ns, 1, 2, 3, 4, 5)
+    return [
+        *(StopIntent(task, 1, at_ns, "cancel", rung, at_ns, 10.5, 1_000) for rung in range(3)),
+        Marked(task, 1, at_ns, 7, at_ns, "0123456789abcdef"),
+        Ended(
+            task, 1, at_ns, "cancel", 0, 9, False, at_ns, at_ns, 0.5, 1 << 30, 1.5,
+            "0123456789abcdef", "x" * 240, verdict,
+        ),
+    ]  # fmt: skip
