@@ -118,7 +118,7 @@ def _refuse_strange(found: Facts, name: str) -> None:
                 shown = json.dumps(fact)[:_SHOWN_CHARS]
                 raise Refused(
                     f"the ledger of {name} holds what cannot be read: {bad}: {shown}",
-                    "nothing was changed; a newer ckptd may have written it",
+                    "nothing was changed; upgrade if a newer ckptd wrote it, or use `--fresh`",
                     code=BAD_DATA,
                 ) from bad
 
