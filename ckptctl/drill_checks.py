@@ -4,6 +4,7 @@ A check passes by evidence alone: what was not seen is None. An end that says no
 blow is no check but a Conflict. Read next: `drill.py` (who does the damage).
 """
 
+import signal
 from collections.abc import Iterable
 from typing import Final
 
@@ -86,7 +87,8 @@ def _ended_by_others(story: Story, ended: Event) -> Conflict:
 
 def checks_of_task(how: str, story: Story, saved: Iterable[CheckpointRow]) -> list[Check]:
     """Return what must hold after the task was killed."""
-    return [_cause(how, story), _one_at_a_time(story), _resumed(story),
+    left = [_left(story)] if how == "sigterm" else []
+    return [_cause(how, story), *left, _one_at_a_time(story), _resumed(story),
             _verified(story, saved), _goes_on(story)]  # fmt: skip
 
 
@@ -157,6 +159,21 @@ def _cause(how: str, story: Story) -> Check:
     is_told = cause == wanted or (how == "oom" and ended.fields["blame"] == "limit")  # a child
     holds = is_told and verdict["phase"] == "queued" and is_free
     return Check("cause", holds, f"{how_it_ended(ended)}; {counted}{phase}")
+
+
+def _left(story: Story) -> Check:
+    """Check that it left when it was told to: by itself, or by the stop signal."""
+    ended = story.death
+    if ended is None:
+        return Check("left", False, "its end was never told")
+    number, code = ended.fields["signal"], ended.fields["code"]
+    if number == signal.SIGKILL and story.is_forced:
+        grace = units.duration_text(story.grace_s)
+        return Check("left", False, f"it had to be killed after its grace of {grace}")
+    if number == signal.SIGKILL:
+        return Check("left", None, "somebody else killed it before its grace was over")
+    text = f"it was ended by {units.signal_name(number)}" if number else f"it left with exit {code}"
+    return Check("left", True, text)
 
 
 def how_it_ended(ended: Event) -> str:

@@ -13,6 +13,7 @@ from ckptd.protocol.messages import Event, TaskRow
 
 SECOND_NS: Final = 1_000_000_000
 _SLACK_NS: Final = 1_000_000  # what a time told in seconds may be off
+_LAST_RUNG: Final = 2  # of a stop: SIGKILL of the whole tree
 _TICKS: Final = 19  # field 22 of /proc/PID/stat, counted behind the name
 
 
@@ -38,6 +39,8 @@ class Story:
         self.saved = before.row.checkpoint  # the newest of the attempt that was hit
         self.saved_ns = before.row.checkpoint_ns
         self.death: Event | None = None  # the end of the attempt that was hit
+        self.is_forced = False  # SIGKILL was the last rung of its stop
+        self.grace_s = 0.0
         self.intents: list[Event] = []
         self.start: Event | None = None  # of the attempt that goes on
         self.was_gone: bool | None = None  # the old process, when the new one began
@@ -58,6 +61,9 @@ class Story:
             match event.type:
                 case "ended" if event.attempt == self.before.row.attempt and not self.death:
                     self.death = event
+                case "stop_intent" if event.attempt == self.before.row.attempt:
+                    self.is_forced = event.fields["rung"] == _LAST_RUNG
+                    self.grace_s = event.fields["grace_s"]
                 case "start_intent":
                     self.intents.append(event)
                 case "started" if event.attempt > self.before.row.attempt and not self.start:

@@ -56,11 +56,31 @@ def test_a_drilled_task_goes_on_and_no_failure_is_counted(
     assert found["attempts"] == [1, 2]
     assert {check["name"] for check in found["checks"]} == {  # type: ignore[attr-defined]
         "cause", "fence", "checkpoint", "verify", "progress",
+        *(["left"] if how == "sigterm" else []),
     }  # fmt: skip
     row = daemon.row(task)
     assert (row["failures"], row["interruptions"], row["cause"]) == (0, 1, "drill")
     (daemon.work / "go").touch()
     daemon.ctl("wait", str(task), "--exit-code", "task")
+
+
+def failed(daemon: LiveDaemon, task: int, how: str) -> dict[str, str]:
+    """Return what did not hold of a drill that must fail, as {name: text}."""
+    done = daemon.ctl("drill", str(task), "--yes", "-o", "json", how, check=False)
+    found = json.loads(done.stdout)["drill"]
+    assert (done.returncode, found["passed"]) == (1, False), found
+    return {one["name"]: one["text"] for one in found["checks"] if one["holds"] is False}
+
+
+def test_a_task_that_stays_until_it_is_killed_fails_the_drill_of_a_shutdown(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    stays = "trap '' TERM; [ -p fifo ] || mkfifo fifo; : >ready; read -r _ <>fifo"
+    task = daemon.submit("sh", "-c", stays, options=("--grace", "0.2s"))
+    until((daemon.work / "ready").exists, 20.0)
+    bad = failed(daemon, task, "--sigterm")
+    assert bad == {"left": "it had to be killed after its grace of 0.2s"}
 
 
 def test_a_daemon_that_nobody_starts_again_is_only_killed_once_it_is_told_how(
