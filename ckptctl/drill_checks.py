@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from ckptctl import units
+from ckptctl import drill_counts, units
 from ckptctl.drill_watch import Story, is_pending
 from ckptctl.saving import unsealed
 from ckptd.protocol.errors import Conflict
@@ -213,7 +213,16 @@ def _resumed(story: Story) -> Check:
         has_journal = story.death is not None and story.death.fields["cursor"]
         anew = "it goes on from its journal" if has_journal else "it began anew"
         return Check("checkpoint", True, f"none was saved, {anew}")
-    return Check("checkpoint", used >= newest, f"resumed from {used}, the newest was {newest}")
+    text = f"resumed from {used}, the newest was {newest}"
+    began, base = drill_counts.fallen_back(story), story.base
+    if began is not None and base is not None:
+        said = f"though checkpoint {used} says {_count_text(base.done, base.total)}"
+        text = f"it was at {_count_text(began, base.total)} again, {said}; {text}"
+    return Check("checkpoint", used >= newest and began is None, text)
+
+
+def _count_text(done: float, total: float) -> str:
+    return "/".join(units.number_text(one) for one in (done, *((total,) if total else ())))
 
 
 def _verified(story: Story, saved: Iterable[CheckpointRow]) -> Check:
