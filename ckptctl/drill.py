@@ -361,19 +361,12 @@ class _Run:
         signs.sort(key=lambda sign: sign[1] or 0.0)
         return [
             ("drill", f"{self._how} of {_what(self._before.row)}"),
-            ("work lost", self._lost_text(found["lost_s"] or 0.0)),
+            ("work lost", drill_counts.lost_text(self._story)),
             ("ended", _after(found["ended_s"], "the blow")),
             ("daemon back", _after(found.get("daemon_back_s"), "the blow")),
             ("runs again", _after(found["restart_s"], since, began)),
             *((name, _after(seconds, since)) for name, seconds in signs),
         ]
-
-    def _lost_text(self, lost_s: float) -> str:
-        """Return the work lost: the log knows only what came after the newest checkpoint."""
-        items = drill_counts.items_lost(self._story)
-        least = "at least " if drill_counts.fallen_back(self._story) is not None else ""
-        counted = f", {least}{units.number_text(items)} by its own count" if items else ""
-        return f"{least}{short_text(lost_s)}{counted}" if lost_s or counted else "none"
 
 
 def _after(seconds: float | None, since: str, more: str = "") -> str:

@@ -13,7 +13,10 @@ import itertools
 import math
 from typing import Any
 
+from ckptctl import words
 from ckptctl.drill_watch import Story
+from ckptctl.saving import short_text
+from ckptctl.units import number_text
 from ckptd.protocol.messages import CheckpointRow, Progress
 
 
@@ -40,6 +43,16 @@ def items_lost(story: Story) -> float | None:
         return None
     began = fallen_back(story)
     return max(0.0, story.reached - (base.done if began is None else began))
+
+
+def lost_text(story: Story) -> str:
+    """Return the work lost: the log knows only what came after the newest checkpoint."""
+    fields = story.death.fields if story.death is not None else {}
+    lost_s, items = fields.get("lost_s", 0.0), items_lost(story)
+    least = "at least " if fallen_back(story) is not None else ""
+    counted = f", {least}{number_text(items)} by its own count" if items else ""
+    bound = words.at_most("", fields.get("cause", "")) or least
+    return f"{bound}{short_text(lost_s)}{counted}" if lost_s or counted else "none"
 
 
 def fallen_back(story: Story) -> float | None:

@@ -61,6 +61,7 @@ def test_a_task_that_gets_on_below_its_checkpoint_has_not_gone_on_from_it() -> N
         "it was at 10/400 again, though checkpoint 5 says 50/400; resumed from 5, the newest was 5"
     )
     assert drill_counts.items_lost(found) == 43, "from 10 to 53, not from 50"
+    assert drill_counts.lost_text(found) == "at least 4.0s, at least 43 by its own count"
 
 
 def test_a_first_checkpoint_that_says_less_than_the_one_before_is_proof_alone() -> None:
@@ -71,6 +72,25 @@ def test_a_first_checkpoint_that_says_less_than_the_one_before_is_proof_alone() 
     again = story()
     again.first_saved = count(50, 2)
     assert checkpoint(again)[0], "the same again is what it had"
+
+
+@pytest.mark.parametrize(
+    ("cause", "lost_s", "text"),
+    [
+        ("drill", 4.0, "4.0s, 3 by its own count"),
+        ("lost", 13.0, "at most 13s, 3 by its own count"),
+        ("reboot", 13.0, "at most 13s, 3 by its own count"),
+    ],
+)
+def test_the_work_lost_is_at_most_what_came_before_its_end_was_found(
+    cause: str, lost_s: float, text: str
+) -> None:
+    found = story(count(50, 2))
+    found.death = ended(cause=cause, lost_s=lost_s)
+    assert drill_counts.lost_text(found) == text
+    found.death = ended(lost_s=0.0)
+    found.base = None
+    assert drill_counts.lost_text(found) == "none"
 
 
 def test_a_checkpoint_without_a_total_is_compared_with_what_counts_without_one() -> None:
