@@ -296,7 +296,7 @@ class _Run:
         """Return what its manifest says; None: not ours to read, pruned by now, or not said."""
         try:
             manifest = offline.ask("show", offline.task_dir(row.path), str(row.seq))
-        except CkptdError:
+        except (CkptdError, ValueError):
             return None
         return drill_counts.said_by(row, manifest)
 

@@ -5,8 +5,9 @@ when it first saves. Less than its checkpoint says is work that was not gone on 
 
 Nothing is concluded where the two may count different things: another total; a count that the
 checkpoint has at its end, or that had begun anew by itself before the blow; a journal that kept
-more than the checkpoint. One telling below is no proof, for a program may say 0 before it restores:
-it has to get on from there, below. Read next: `drill_checks.py` (what must hold).
+more than the checkpoint. Nor from a 0, which programs say before they restore, or from one telling
+below, of one that runs past what is done: it has to get on from there, below.
+Read next: `drill_checks.py` (what must hold).
 """
 
 import itertools
@@ -63,7 +64,8 @@ def fallen_back(story: Story) -> float | None:
     below, beyond_ns = _told_below(story, base)
     saved = story.first_saved
     is_later = saved is not None and 0 < beyond_ns < saved.at_ns  # it may count anew by then
-    if saved is not None and not is_later and saved.total == base.total and saved.done < base.done:
+    is_same = saved is not None and not is_later and saved.total == base.total
+    if saved is not None and is_same and 0 < saved.done < base.done:
         return min([saved.done, *below])
     gets_on = any(one < following for one, following in itertools.pairwise(below))
     return min(below) if gets_on else None
@@ -73,8 +75,8 @@ def _told_below(story: Story, base: Progress) -> tuple[list[float], int]:
     """Return what was told first and is less than the checkpoint, and when that ended (0: not)."""
     below: list[float] = []
     for one in story.tells:
-        if not (one.done or one.total):
-            continue  # a line of status alone
+        if not one.done:
+            continue  # before it restores, or with a line of status alone
         if one.total != base.total or one.done >= base.done:
             return below, one.at_ns
         below.append(one.done)
