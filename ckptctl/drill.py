@@ -9,7 +9,16 @@ import subprocess
 import time
 from typing import Any, Final
 
-from ckptctl import drill_checks, drill_daemon, drill_watch, offline, selectors, units, words
+from ckptctl import (
+    drill_checks,
+    drill_counts,
+    drill_daemon,
+    drill_watch,
+    offline,
+    selectors,
+    units,
+    words,
+)
 from ckptctl.call import Call
 from ckptctl.drill_checks import Check
 from ckptctl.drill_watch import Before, Story
@@ -29,6 +38,7 @@ from ckptd.protocol.messages import (
     EventPage,
     Events,
     Pong,
+    Progress,
     Selector,
     Status,
     TaskPage,
@@ -163,7 +173,6 @@ class _Run:
         self._story = Story(before, time.time_ns(), is_hit=how != "daemon")
         self._row = before.row
         self._since = before.lsn
-        self._lost: float | None = None  # of what the task counts
         self._epochs = (0, 0)
         self._answer_ns = 0
         self._restart: subprocess.Popen[bytes] | None = None
@@ -188,7 +197,7 @@ class _Run:
             self._epochs, self._answer_ns = (epoch, pong.epoch), time.time_ns()
             while self._is_adopting():  # Bound: `_until`, past which nothing is answered
                 self._look()
-        is_seen = False
+        is_seen = has_saved = False
         while time.monotonic() < self._until:
             try:
                 self._look()
@@ -198,7 +207,10 @@ class _Run:
             is_new = start is not None and not is_seen
             if start is not None and is_new:
                 is_seen = True
-                self._lost = self._items_lost(int(start.fields["resumed_from"]))
+                self._story.base = self._said_by_resumed(int(start.fields["resumed_from"]))
+            if self._story.has_saved and not has_saved:
+                has_saved = True
+                self._story.first_saved = self._said_by_first_saved()
             goes_on = epoch or start is not None or self._is_finished()
             if goes_on and self._story.is_over:
                 return
@@ -264,18 +276,29 @@ class _Run:
         death = self._story.death
         return death is not None and death.fields["verdict"]["phase"] not in ("queued", "waiting")
 
-    def _items_lost(self, seq: int) -> float | None:
-        """Return what was done beyond the checkpoint, in the task's own units; None: not known."""
-        row = next((row for row in self._saved(verify=False) if row.seq == seq), None)
-        if self._before.row.progress is None or row is None:
+    def _said_by_resumed(self, seq: int) -> Progress | None:
+        """Return how far the checkpoint says it is that the new attempt has to go on from."""
+        rows = self._saved(verify=False)
+        return next((self._said_by(row) for row in rows if row.seq == seq), None)
+
+    def _said_by_first_saved(self) -> Progress | None:
+        """Return how far the oldest checkpoint of the new attempt says it is."""
+        start = self._story.start
+        if start is None or self._story.base is None:
             return None
-        if self._story.kept_since(row.at_ns):
-            return None  # it goes on from its journal, behind the checkpoint
+        base_seq = int(start.fields["resumed_from"])
+        rows = [one for one in self._saved(verify=False) if one.seq > base_seq]
+        own = [one for one in rows if one.attempt == start.attempt]
+        return self._said_by(min(own, key=lambda row: row.seq)) if own else None
+
+    @staticmethod
+    def _said_by(row: CheckpointRow) -> Progress | None:
+        """Return what its manifest says; None: not ours to read, pruned by now, or not said."""
         try:
-            manifest = offline.ask("show", offline.task_dir(row.path), str(seq))
-            return max(0.0, self._story.reached - float(manifest["progress"]["done"]))
-        except (CkptdError, KeyError, TypeError, ValueError):
-            return None  # not ours to read, pruned by now, or it saves without saying how far
+            manifest = offline.ask("show", offline.task_dir(row.path), str(row.seq))
+        except (CkptdError, ValueError):
+            return None
+        return drill_counts.said_by(row, manifest)
 
     def _saved(self, *, verify: bool) -> tuple[CheckpointRow, ...]:
         asked = Checkpoints(self._task, verify)
@@ -319,7 +342,7 @@ class _Run:
             "passed": is_passed,
             "attempts": [self._before.row.attempt, start.attempt if start else None],
             **self._figures(),
-            "lost_items": self._lost,
+            "lost_items": drill_counts.items_lost(self._story),
             "checks": [{"name": c.name, "holds": c.holds, "text": c.text} for c in checks],
         }
 
@@ -331,8 +354,6 @@ class _Run:
 
     def _facts(self) -> list[tuple[str, str]]:
         found, start = self._figures(), self._story.start
-        lost_s = found["lost_s"] or 0.0
-        items = f", {units.number_text(self._lost)} by its own count" if self._lost else ""
         began = f", as attempt {start.attempt}, pid {start.fields['pid']}" if start else ""
         since = "its end" if start is not None else "the blow"
         signs = [("gets on", found["progress_s"])]
@@ -340,7 +361,7 @@ class _Run:
         signs.sort(key=lambda sign: sign[1] or 0.0)
         return [
             ("drill", f"{self._how} of {_what(self._before.row)}"),
-            ("work lost", f"{short_text(lost_s)}{items}" if lost_s else "none"),
+            ("work lost", drill_counts.lost_text(self._story)),
             ("ended", _after(found["ended_s"], "the blow")),
             ("daemon back", _after(found.get("daemon_back_s"), "the blow")),
             ("runs again", _after(found["restart_s"], since, began)),

@@ -4,12 +4,13 @@ A check passes by evidence alone: what was not seen is None. An end that says no
 blow is no check but a Conflict. Read next: `drill.py` (who does the damage).
 """
 
+import signal
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from ckptctl import units
+from ckptctl import drill_counts, units
 from ckptctl.drill_watch import Story, is_pending
 from ckptctl.saving import unsealed
 from ckptd.protocol.errors import Conflict
@@ -86,7 +87,8 @@ def _ended_by_others(story: Story, ended: Event) -> Conflict:
 
 def checks_of_task(how: str, story: Story, saved: Iterable[CheckpointRow]) -> list[Check]:
     """Return what must hold after the task was killed."""
-    return [_cause(how, story), _one_at_a_time(story), _resumed(story),
+    left = [_left(story)] if how == "sigterm" else []
+    return [_cause(how, story), *left, _one_at_a_time(story), _resumed(story),
             _verified(story, saved), _goes_on(story)]  # fmt: skip
 
 
@@ -159,6 +161,21 @@ def _cause(how: str, story: Story) -> Check:
     return Check("cause", holds, f"{how_it_ended(ended)}; {counted}{phase}")
 
 
+def _left(story: Story) -> Check:
+    """Check that it left when it was told to: by itself, or by the stop signal."""
+    ended = story.death
+    if ended is None:
+        return Check("left", False, "its end was never told")
+    number, code = ended.fields["signal"], ended.fields["code"]
+    if number == signal.SIGKILL and story.is_forced:
+        grace = units.duration_text(story.grace_s)
+        return Check("left", False, f"it had to be killed after its grace of {grace}")
+    if number == signal.SIGKILL:
+        return Check("left", None, "somebody else killed it before its grace was over")
+    text = f"it was ended by {units.signal_name(number)}" if number else f"it left with exit {code}"
+    return Check("left", True, text)
+
+
 def how_it_ended(ended: Event) -> str:
     """Return the code or signal of an end, and what it is put down to."""
     fields = ended.fields
@@ -196,7 +213,16 @@ def _resumed(story: Story) -> Check:
         has_journal = story.death is not None and story.death.fields["cursor"]
         anew = "it goes on from its journal" if has_journal else "it began anew"
         return Check("checkpoint", True, f"none was saved, {anew}")
-    return Check("checkpoint", used >= newest, f"resumed from {used}, the newest was {newest}")
+    text = f"resumed from {used}, the newest was {newest}"
+    began, base = drill_counts.fallen_back(story), story.base
+    if began is not None and base is not None:
+        said = f"though checkpoint {used} says {_count_text(base.done, base.total)}"
+        text = f"it was at {_count_text(began, base.total)} again, {said}; {text}"
+    return Check("checkpoint", used >= newest and began is None, text)
+
+
+def _count_text(done: float, total: float) -> str:
+    return "/".join(units.number_text(one) for one in (done, *((total,) if total else ())))
 
 
 def _verified(story: Story, saved: Iterable[CheckpointRow]) -> Check:

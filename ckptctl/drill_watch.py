@@ -9,10 +9,11 @@ from typing import Final
 
 import msgspec
 
-from ckptd.protocol.messages import Event, TaskRow
+from ckptd.protocol.messages import Event, Progress, TaskRow
 
 SECOND_NS: Final = 1_000_000_000
 _SLACK_NS: Final = 1_000_000  # what a time told in seconds may be off
+_LAST_RUNG: Final = 2  # of a stop: SIGKILL of the whole tree
 _TICKS: Final = 19  # field 22 of /proc/PID/stat, counted behind the name
 
 
@@ -38,14 +39,21 @@ class Story:
         self.saved = before.row.checkpoint  # the newest of the attempt that was hit
         self.saved_ns = before.row.checkpoint_ns
         self.death: Event | None = None  # the end of the attempt that was hit
+        self.is_forced = False  # SIGKILL was the last rung of its stop
+        self.grace_s = 0.0
         self.intents: list[Event] = []
         self.start: Event | None = None  # of the attempt that goes on
+        self.base: Progress | None = None  # what the checkpoint says that it goes on from
+        self.tells: list[Progress] = []  # what it says then, as far as it was seen
+        self.first_saved: Progress | None = None  # what its first checkpoint says
+        self.has_saved = False
         self.was_gone: bool | None = None  # the old process, when the new one began
         self.is_looked_at = False  # since the blow
         self.has_lived = False  # the very process, seen or heard since its daemon's death
         self.has_moved = False  # it is not where it was left, and its end is still to be told
         self.is_running = False  # the attempt that goes on
         self._has_marked = False
+        self._told_ns = 0
         self.sign_ns = 0  # the first progress since
         self.back_ns = 0  # it is as far as it was
         self.end: Event | None = None  # of the attempt that goes on
@@ -58,6 +66,9 @@ class Story:
             match event.type:
                 case "ended" if event.attempt == self.before.row.attempt and not self.death:
                     self.death = event
+                case "stop_intent" if event.attempt == self.before.row.attempt:
+                    self.is_forced = event.fields["rung"] == _LAST_RUNG
+                    self.grace_s = event.fields["grace_s"]
                 case "start_intent":
                     self.intents.append(event)
                 case "started" if event.attempt > self.before.row.attempt and not self.start:
@@ -83,6 +94,9 @@ class Story:
             return
         if self._goes_on(row.attempt):
             self._says(said.done, said.at_ns or now_ns)
+            if self._is_the_new_one(row.attempt) and said.at_ns != self._told_ns:
+                self._told_ns = said.at_ns
+                self.tells.append(said)
         elif self.start is None:  # it works on until the blow ends it
             self.reached = max(self.reached, said.done)
 
@@ -115,6 +129,9 @@ class Story:
             return attempt >= self.start.attempt
         return not self.is_hit and self.death is None
 
+    def _is_the_new_one(self, attempt: int) -> bool:
+        return self.start is not None and attempt == self.start.attempt
+
     def _marked(self, event: Event) -> None:
         """Take in what it made durable; of one left alone only what it saved after the blow."""
         saved, saved_ns = int(event.fields["checkpoint"]), int(event.fields["checkpoint_ns"])
@@ -124,6 +141,9 @@ class Story:
             return
         if self._is_of_before(event, saved_ns):
             return
+        start = self.start
+        if start is not None and self._is_the_new_one(event.attempt):
+            self.has_saved = self.has_saved or saved > int(start.fields["resumed_from"])
         self.sign_ns = _earlier(self.sign_ns, event.at_ns)
         if self.before.row.progress is None and saved >= self.saved:
             self.back_ns = _earlier(self.back_ns, event.at_ns)

@@ -168,9 +168,11 @@ def _ended(fields: dict[str, Any]) -> str:
     how = f"exit {fields['code']}" if cause == "exit" else cause
     if fields["signal"]:
         how = f"{units.signal_name(fields['signal'])}" + ("" if cause == "signal" else f", {cause}")
-    took = duration_text((fields["ended_ns"] - fields["started_ns"]) / SECOND_NS)
+    took_s = (fields["ended_ns"] - fields["started_ns"]) / SECOND_NS
+    took = words.at_most(duration_text(took_s), cause)
     reason = f": {verdict['reason']}" if verdict["reason"] else ""
-    lost = f", lost {duration_text(fields['lost_s'])} of work" if fields["lost_s"] else ""
+    lost_text = words.at_most(duration_text(fields["lost_s"]), cause)
+    lost = f", lost {lost_text} of work" if fields["lost_s"] else ""
     return f"{how} after {took}{lost}, now {verdict['phase']}{reason}"
 
 

@@ -203,7 +203,11 @@ def _attempt_lines(call: Call, attempts: Sequence[AttemptRow]) -> list[str]:
 
     def runtime(row: AttemptRow) -> str:
         took_ns = (row.ended_ns or time.time_ns()) - row.started_ns
-        return duration_text(took_ns / SECOND_NS) if row.started_ns else ""
+        took = words.at_most(duration_text(took_ns / SECOND_NS), row.cause)
+        return took if row.started_ns else ""
+
+    def lost(row: AttemptRow) -> str:
+        return words.at_most(saving.short_text(row.lost_s), row.cause) if row.lost_s else ""
 
     utc = call.clock_utc
     columns = (
@@ -212,7 +216,7 @@ def _attempt_lines(call: Call, attempts: Sequence[AttemptRow]) -> list[str]:
         Column("time", runtime, is_right=True),
         Column("end", end),
         Column("from", lambda row: f"checkpoint {row.checkpoint}" if row.checkpoint else ""),
-        Column("lost", lambda row: saving.short_text(row.lost_s) if row.lost_s else ""),
+        Column("lost", lost),
         Column("cpu", lambda row: duration_text(row.cpu_s) if row.cpu_s else "", is_right=True),
         Column("memory", lambda row: units.size_text(row.rss_bytes) if row.rss_bytes else ""),
         Column("seen", lambda row: words.clean(row.text), shrink=12),

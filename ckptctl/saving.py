@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ckptctl import units
 from ckptctl.units import SECOND_NS, duration_text, size_text
-from ckptctl.words import clean
+from ckptctl.words import at_most, clean
 from ckptd.protocol.messages import AttemptRow, CheckpointRow
 
 RESULT_CHARS_MAX: Final = 1_024
@@ -118,8 +118,10 @@ def lost_text(attempts: Sequence[AttemptRow]) -> str:
     lost = [row for row in attempts if row.lost_s > 0]
     if not lost:
         return ""
-    total = short_text(sum(row.lost_s for row in lost))
-    each = ", ".join(f"attempt {row.attempt}: {short_text(row.lost_s)}" for row in lost[-5:])
+    unseen = next((row.cause for row in lost if at_most("", row.cause)), "")
+    total = at_most(short_text(sum(row.lost_s for row in lost)), unseen)
+    texts = [(row.attempt, at_most(short_text(row.lost_s), row.cause)) for row in lost[-5:]]
+    each = ", ".join(f"attempt {attempt}: {text}" for attempt, text in texts)
     return f"{total} of work was repeated ({each})" if len(lost) > 1 else (
         f"{total} of work was repeated, of attempt {lost[0].attempt}"
     )  # fmt: skip

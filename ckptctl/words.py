@@ -52,6 +52,8 @@ _ENDS: Final = {
     "not_started": "never started",
 }
 
+_UNSEEN: Final = frozenset({"lost", "reboot"})  # it may be as old as the last sign of the attempt
+
 
 def clean(text: str) -> str:
     """Return the text without control characters, so that it cannot steer the terminal."""
@@ -143,7 +145,8 @@ def oom_text(blame: str, code: int | None) -> str:
 
 def outcome_text(row: TaskRow) -> str:
     """Return one sentence about an ended task: `task 7 (census) failed: exit 3, after 2m10s`."""
-    after = f", after {duration_text(runtime_s(row, row.ended_ns))}" if row.ended_ns else ""
+    took = at_most(duration_text(runtime_s(row, row.ended_ns)), row.cause)
+    after = f", after {took}" if row.ended_ns else ""
     again = f" in {row.attempt} attempts" if row.attempt > 1 else ""
     state = state_text(row, row.ended_ns)
     return f"task {row.id} ({clean(row.name)}) {state}{again}{after if row.attempt else ''}"
@@ -161,7 +164,13 @@ def runtime_text(row: TaskRow, now_ns: int) -> str:
     """Return how long the last attempt runs or ran."""
     if not row.started_ns or (row.phase not in ACTIVE and row.ended_ns < row.started_ns):
         return ""
-    return duration_text(runtime_s(row, now_ns))
+    took = duration_text(runtime_s(row, now_ns))
+    return took if row.phase in ACTIVE else at_most(took, row.cause)
+
+
+def at_most(text: str, cause: str) -> str:
+    """Return how long, of an attempt with that end: where nobody saw it, until it was found."""
+    return f"at most {text}" if cause in _UNSEEN else text
 
 
 def row_age_text(row: TaskRow, now_ns: int) -> str:

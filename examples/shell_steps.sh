@@ -11,6 +11,8 @@ mkdir -p "$work"
 ckpt step fetch -- sh -c "seq 1 20 >'$work/numbers.tmp' && mv '$work/numbers.tmp' '$work/numbers'"
 ckpt step sort -- sort -n -o "$work/sorted" "$work/numbers"
 
+stop=
+trap 'stop=1' TERM # else the signal ends us in the middle of an item
 done_before=$(ckpt items --keys)
 count=0
 while read -r number; do
@@ -21,8 +23,7 @@ while read -r number; do
     echo "$((number * number))" >>"$work/squares"
     ckpt item "$number" pass "$((number * number))"
     ckpt progress "$count/20" "item $number"
-    if reason=$(ckpt 'stop?'); then
-        echo "asked to stop: $reason"
+    if [ "$stop" ] || ckpt 'stop?'; then # it prints the reason
         exit 75
     fi
 done <"$work/sorted"

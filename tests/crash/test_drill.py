@@ -16,10 +16,14 @@ count = int(open(last + "/count").read()) if last else 0
 while not os.path.exists("go"):
     count += 1
     open("count", "w").write(str(count))
-    for words in (["progress", f"{count}/1000000"], ["save", "count"]):
+    how_far = f"{count}/1000000"
+    for words in (["progress", how_far], ["save", "count", "--progress", how_far]):
         subprocess.run([sys.executable, "-m", "ckptd.sdk.ckpt", *words], check=True)
 """
 """Counts, and saves at each step, until there is the file `go`."""
+
+FORGETS = COUNTING.replace('os.environ["CKPTD_LAST"]', '""')
+"""The same, but it never looks at what was saved."""
 
 LEAVES = """
 import json, os, subprocess, sys, time
@@ -32,9 +36,9 @@ while not os.path.exists(os.environ["CKPTD_CONTROL"]) or not json.load(
 """Saves once, then leaves with exit code 0 when it is asked to stop."""
 
 
-def counting(daemon: LiveDaemon, *options: str) -> int:
-    task = daemon.submit_python(COUNTING, options=options)
-    until(lambda: daemon.row(task)["checkpoint"] >= 2, 20.0)
+def counting(daemon: LiveDaemon, *options: str, code: str = COUNTING, least: int = 2) -> int:
+    task = daemon.submit_python(code, options=options)
+    until(lambda: daemon.row(task)["checkpoint"] >= least, 20.0)
     return task
 
 
@@ -56,11 +60,43 @@ def test_a_drilled_task_goes_on_and_no_failure_is_counted(
     assert found["attempts"] == [1, 2]
     assert {check["name"] for check in found["checks"]} == {  # type: ignore[attr-defined]
         "cause", "fence", "checkpoint", "verify", "progress",
+        *(["left"] if how == "sigterm" else []),
     }  # fmt: skip
     row = daemon.row(task)
     assert (row["failures"], row["interruptions"], row["cause"]) == (0, 1, "drill")
     (daemon.work / "go").touch()
     daemon.ctl("wait", str(task), "--exit-code", "task")
+
+
+def failed(daemon: LiveDaemon, task: int, how: str) -> tuple[dict[str, str], float]:
+    """Return what did not hold of a drill that must fail, as {name: text}, and the items lost."""
+    done = daemon.ctl("drill", str(task), "--yes", "-o", "json", how, check=False)
+    found = json.loads(done.stdout)["drill"]
+    assert (done.returncode, found["passed"]) == (1, False), found
+    bad = {one["name"]: one["text"] for one in found["checks"] if one["holds"] is False}
+    return bad, found["lost_items"] or 0.0
+
+
+def test_a_task_that_never_looks_at_its_checkpoint_fails_the_drill(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    task = counting(daemon, code=FORGETS, least=8)
+    bad, lost = failed(daemon, task, "--kill9")
+    assert list(bad) == ["checkpoint"]
+    assert "/1,000,000 again, though checkpoint " in bad["checkpoint"]
+    assert lost >= 1
+
+
+def test_a_task_that_stays_until_it_is_killed_fails_the_drill_of_a_shutdown(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    stays = "trap '' TERM; [ -p fifo ] || mkfifo fifo; : >ready; read -r _ <>fifo"
+    task = daemon.submit("sh", "-c", stays, options=("--grace", "0.2s"))
+    until((daemon.work / "ready").exists, 20.0)
+    bad, _ = failed(daemon, task, "--sigterm")
+    assert bad == {"left": "it had to be killed after its grace of 0.2s"}
 
 
 def test_a_daemon_that_nobody_starts_again_is_only_killed_once_it_is_told_how(

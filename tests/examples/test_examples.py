@@ -11,7 +11,7 @@ import pytest
 
 from tests.examples.killing import needs_perl
 from tests.task_world import CKPT, ROOT, TaskWorld
-from tests.waiting import let_pass
+from tests.waiting import let_pass, until
 
 SQUARES = sum(n * n for n in range(1, 101))
 DOCUMENT = (ROOT / "docs" / "CHECKPOINTS.md").read_text()
@@ -78,6 +78,30 @@ def test_the_shell_example_saves_when_it_is_asked_to_stop(world: TaskWorld) -> N
     assert process.returncode == 75
     world.begin()
     assert world.newest().seq
+
+
+POLLS = next(script for script in SCRIPTS if "ckpt 'stop?'" in script)
+
+
+@pytest.mark.parametrize("page", ["example", "document"])
+def test_a_shell_that_polls_ends_its_item_when_the_stop_signal_comes(
+    world: TaskWorld, tmp_path: Path, page: str
+) -> None:
+    script, work = tmp_path / "script", tmp_path / "steps"
+    script.write_text(POLLS)
+    script.chmod(0o755)
+    example = (str(ROOT / "examples/shell_steps.sh"), str(work))
+    command, begun = {
+        "example": (example, work / "squares"),
+        "document": ((str(script),), world.path("done")),
+    }[page]
+
+    with start(world, *command) as process:
+        until(begun.exists)
+        process.terminate()
+        process.communicate(timeout=20)
+
+    assert process.returncode == 75
 
 
 def test_the_step_example_repeats_no_step_and_at_most_the_current_item(

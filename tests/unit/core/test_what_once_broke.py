@@ -3,6 +3,7 @@
 import pytest
 
 from ckptd.core import image, outcome
+from ckptd.core.explain import ending
 from ckptd.core.plan import Observed, adoption, effects, intents
 from ckptd.core.port import Control, Deliver, EndSeen, Freeze, MarkSeen
 from ckptd.core.records import DaemonStarted, Phase, StartIntent
@@ -235,6 +236,20 @@ def test_work_that_steps_and_items_recorded_is_not_told_as_lost() -> None:
     run = world.task(number).run
     assert run is not None
     assert run.past[-1].lost_s == 2
+
+
+@pytest.mark.parametrize(("cause", "most"), [("lost", "at most "), ("exit", "")])
+def test_how_long_an_attempt_took_whose_end_nobody_saw_is_explained_as_the_most(
+    cause: str, most: str
+) -> None:
+    world = World()
+    number = world.submit(retries=2)
+    world.begins(number)
+    world.pass_time(15)
+    world.ends(number, cause, code=1)
+    run = world.task(number).run
+    assert run is not None
+    assert f"after {most}15.0s, {most}15.0s of work lost" in ending(run.past[-1])
 
 
 def test_a_late_word_about_an_earlier_attempt_ends_no_later_one() -> None:

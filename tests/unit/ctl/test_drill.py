@@ -212,6 +212,26 @@ def test_an_oom_drill_that_the_kernel_did_not_end_fails() -> None:
     assert failed(story(ended(cause="drill_oom"), INTENT, STARTED), "oom") == ["cause"]
 
 
+@pytest.mark.parametrize(
+    ("rungs", "end", "holds", "said"),
+    [
+        ((0, 1, 2), {}, False, "it had to be killed after its grace of 2s"),
+        ((0, 1), {}, None, "somebody else killed it before its grace was over"),
+        ((0, 1), {"signal": 15}, True, "it was ended by SIGTERM"),
+        ((0,), {"signal": 0, "code": 75}, True, "it left with exit 75"),
+        ((0, 1, 2), {"signal": 0, "code": 0}, True, "it left with exit 0"),
+    ],
+)
+def test_a_task_that_has_to_be_killed_has_not_left_as_a_shutdown_asks(
+    rungs: tuple[int, ...], end: dict[str, Any], *, holds: bool | None, said: str
+) -> None:
+    stops = [event(12, "stop_intent", 2, 0.1, rung=rung, grace_s=2.0) for rung in rungs]
+    found = story(*stops, ended(lsn=13, **end), LATER_INTENT, STARTED)
+    checks = {one.name: one for one in drill_checks.checks_of_task("sigterm", found, [SAVED])}
+    assert (checks["left"].holds, checks["left"].text) == (holds, said)
+    assert "left" not in {one.name for one in drill_checks.checks_of_task("kill9", found, [SAVED])}
+
+
 def test_what_a_task_does_between_the_blow_and_its_end_is_no_sign_of_its_return() -> None:
     found = drilled()
     say(found, 2, 40, 0)

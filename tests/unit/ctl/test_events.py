@@ -5,6 +5,7 @@ import json
 import msgspec
 import pytest
 
+from ckptctl.events import event_text
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import Corrupt, NotFound
 from tests.fakes.scripted_daemon import Said
@@ -121,3 +122,14 @@ def test_an_lsn_that_a_follower_names_and_that_is_gone_is_refused(
     code, out, err = ctl(daemon.endpoint, "events", "--since", "1")
     assert (code, out) == (4, "")
     assert f"start again from LSN {cut.engine.wal.earliest_lsn - 1}" in err
+
+
+def test_an_end_that_nobody_saw_is_told_with_the_most_that_it_can_have_lasted() -> None:
+    fields = {
+        "cause": "lost", "code": 0, "signal": 0, "started_ns": 0, "ended_ns": 15 * 10**9,
+        "lost_s": 13.0, "verdict": {"phase": "queued", "reason": ""},
+    }  # fmt: skip
+    told = event_text(m.Event(7, "ended", 0, 1, 1, fields))
+    assert told == "lost after at most 15s, lost at most 13s of work, now queued"
+    seen = event_text(m.Event(7, "ended", 0, 1, 1, {**fields, "cause": "drill", "signal": 9}))
+    assert seen == "SIGKILL, drill after 15s, lost 13s of work, now queued"

@@ -18,9 +18,9 @@ NUMBERS: dict[str, float | str] = {
 }  # fmt: skip
 
 
-def attempt(number: int, lost_s: float = 0.0) -> m.AttemptRow:
+def attempt(number: int, lost_s: float = 0.0, cause: str = "signal") -> m.AttemptRow:
     began_ns = NOW_NS - 60 * SECOND_NS
-    return m.AttemptRow(number, began_ns, NOW_NS, "signal", None, 9, 0, lost_s, 1.0, 0, "")
+    return m.AttemptRow(number, began_ns, NOW_NS, cause, None, 9, 0, lost_s, 1.0, 0, "")
 
 
 def checkpoint(seq: int, *, valid: bool = True, **numbers: float | str) -> m.CheckpointRow:
@@ -39,6 +39,14 @@ def test_the_numbers_in_words() -> None:
         "resume": "20ms to resume",
         "lost": "13s of work was repeated (attempt 1: 12s, attempt 2: 500ms)",
     }
+
+
+def test_work_that_an_unseen_end_threw_away_is_told_as_the_most_that_it_can_be() -> None:
+    both = [attempt(1, 12.3, "lost"), attempt(2, 0.5)]
+    assert saving.lost_text(both) == (
+        "at most 13s of work was repeated (attempt 1: at most 12s, attempt 2: 500ms)"
+    )
+    assert saving.lost_text(both[:1]) == "at most 12s of work was repeated, of attempt 1"
 
 
 def test_without_numbers_there_is_nothing_to_tell() -> None:
@@ -63,14 +71,17 @@ def test_show_tells_how_saving_goes_and_the_work_lost_at_each_interruption(
     scripted: Scripted,
 ) -> None:
     one = msgspec.structs.replace(
-        detail(row(7, checkpoint=4, attempt=2)), attempts=(attempt(1, 12.34), attempt(2))
+        detail(row(7, checkpoint=4, attempt=3)),
+        attempts=(attempt(1, 12.34), attempt(2), attempt(3, 2.5, "reboot")),
     )
     found = m.CheckpointList((checkpoint(5, valid=False), checkpoint(4, **NUMBERS)))
     daemon = scripted({"show": lambda _: m.TaskDetails((one,)), "checkpoints": lambda _: found})
     _, out, _ = ctl(daemon.endpoint, "show", "7")
     assert "  interval  1m33s (for an interruption every 1d00h)" in out
-    assert "  lost      12s of work was repeated, of attempt 1" in out
-    assert "LOST" in out
+    text = "at most 15s of work was repeated (attempt 1: 12s, attempt 3: at most 2.5s)"
+    assert f"  lost      {text}" in out
+    line = next(line for line in out.splitlines() if "reboot" in line)
+    assert ("at most 1m00s" in line, "at most 2.5s" in line) == (True, True)
     document = json.loads(ctl(daemon.endpoint, "show", "7", "-o", "json")[1])["tasks"][0]
     assert document["saving"]["saves"] == 12
     assert document["attempts"][0]["lost_s"] == 12.34

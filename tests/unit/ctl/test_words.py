@@ -105,6 +105,19 @@ def test_progress_is_a_share_a_bar_and_the_time_left() -> None:
     assert words.bar_text(row(progress=Progress(7)), 4) == "7"
 
 
+@pytest.mark.parametrize(
+    ("cause", "most"), [("lost", "at most "), ("reboot", "at most "), ("signal", "")]
+)
+def test_an_end_that_nobody_saw_is_told_with_the_most_that_it_can_have_lasted(
+    cause: str, most: str
+) -> None:
+    queued = row(phase="queued", cause=cause, ended_ns=NOW_NS)
+    assert words.runtime_text(queued, NOW_NS) == f"{most}50s"
+    assert words.outcome_text(queued).endswith(f", after {most}50s")
+    again = msgspec.structs.replace(queued, phase="running", attempt=2)
+    assert words.runtime_text(again, NOW_NS) == "50s", "this one is seen"
+
+
 def test_the_exit_code_of_run_is_the_tasks_own() -> None:
     assert exit_code(row(phase="succeeded", cause="exit", code=0)) == 0
     assert exit_code(row(phase="failed", cause="exit", code=3)) == 3

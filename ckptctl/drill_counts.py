@@ -1,0 +1,92 @@
+"""What a drill makes of a task's own count: where it began again, and what was lost of it.
+
+A checkpoint may say how far it is, and so may the attempt that goes on from it: when it tells, and
+when it first saves. Less than its checkpoint says is work that was not gone on from.
+
+Nothing is concluded where the two may count different things: another total; a count that the
+checkpoint has at its end, or that had begun anew by itself before the blow; a journal that kept
+more than the checkpoint. Nor from a 0, which programs say before they restore, or from one telling
+below, of one that runs past what is done: it has to get on from there, below.
+Read next: `drill_checks.py` (what must hold).
+"""
+
+import itertools
+import math
+from typing import Any
+
+from ckptctl import words
+from ckptctl.drill_watch import Story
+from ckptctl.saving import short_text
+from ckptctl.units import number_text
+from ckptd.protocol.messages import CheckpointRow, Progress
+
+
+def said_by(row: CheckpointRow, manifest: Any) -> Progress | None:
+    """Return how far a checkpoint says it is, None where it does not."""
+    try:
+        told = manifest["progress"]
+        done, total = float(told["done"]), float(told["total"] or 0)
+    except (KeyError, TypeError, ValueError):
+        return None
+    is_number = math.isfinite(done) and math.isfinite(total)
+    return Progress(done, total, at_ns=row.at_ns) if is_number else None
+
+
+def items_lost(story: Story) -> float | None:
+    """Return what was done and is done again, in the task's own units; None: not known.
+
+    Of a task that did not go on from its checkpoint it is the least that it can be.
+    """
+    base, before = story.base, story.before.row.progress
+    if base is None or before is None or before.total != base.total:
+        return None
+    if not _is_held_to(story, base):
+        return None
+    began = fallen_back(story)
+    return max(0.0, story.reached - (base.done if began is None else began))
+
+
+def lost_text(story: Story) -> str:
+    """Return the work lost: the log knows only what came after the newest checkpoint."""
+    fields = story.death.fields if story.death is not None else {}
+    lost_s, items = fields.get("lost_s", 0.0), items_lost(story)
+    least = "at least " if fallen_back(story) is not None else ""
+    counted = f", {least}{number_text(items)} by its own count" if items else ""
+    bound = words.at_most("", fields.get("cause", "")) or least
+    return f"{bound}{short_text(lost_s)}{counted}" if lost_s or counted else "none"
+
+
+def fallen_back(story: Story) -> float | None:
+    """Return where the new attempt was again, if that is less than its checkpoint says."""
+    base = story.base
+    if base is None or not _is_held_to(story, base) or 0 < base.total <= base.done:
+        return None
+    below, beyond_ns = _told_below(story, base)
+    saved = story.first_saved
+    is_later = saved is not None and 0 < beyond_ns < saved.at_ns  # it may count anew by then
+    is_same = saved is not None and not is_later and saved.total == base.total
+    if saved is not None and is_same and 0 < saved.done < base.done:
+        return min([saved.done, *below])
+    gets_on = any(one < following for one, following in itertools.pairwise(below))
+    return min(below) if gets_on else None
+
+
+def _told_below(story: Story, base: Progress) -> tuple[list[float], int]:
+    """Return what was told first and is less than the checkpoint, and when that ended (0: not)."""
+    below: list[float] = []
+    for one in story.tells:
+        if not one.done:
+            continue  # before it restores, or with a line of status alone
+        if one.total != base.total or one.done >= base.done:
+            return below, one.at_ns
+        below.append(one.done)
+    return below, 0
+
+
+def _is_held_to(story: Story, base: Progress) -> bool:
+    """Tell whether its count can be compared with that of the checkpoint at all."""
+    before = story.before.row.progress
+    has_begun_anew = False
+    if before is not None and before.total == base.total and before.at_ns > base.at_ns:
+        has_begun_anew = before.done < base.done
+    return not has_begun_anew and not story.kept_since(base.at_ns)
