@@ -145,7 +145,7 @@ def _verify(args: argparse.Namespace) -> int:
         lines.append(f"a start is refused: {bad.message}")
         if findings:
             last = min(found.lsn for found in findings) - 1
-            where = _where(args.state)
+            where = state_option(args.state)
             cut = f"ckptctl wal repair{where} --truncate-after {max(0, last)}"
             lines.append(f"  to go on around it: ckptctl wal salvage{where}")
             lines.append(f"  to drop everything from the damage on: {cut}")
@@ -161,7 +161,7 @@ def _verify(args: argparse.Namespace) -> int:
     return Corrupt.exit_code if is_damaged else 0
 
 
-def _where(state: str) -> str:
+def state_option(state: str) -> str:
     """Return the option that names a state directory, where it is not the usual one."""
     usual = paths.resolve(os.geteuid(), os.environ).state
     return "" if state == usual else f" --state {shlex.quote(state)}"
