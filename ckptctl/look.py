@@ -161,7 +161,7 @@ def _facts(call: Call, detail: TaskDetail, now_ns: int) -> list[tuple[str, str]]
         ("group", f"{row.group}, priority {row.priority}"),
         ("key", words.clean(row.key)),
         ("labels", labels_text(row)),
-        ("user", str(row.uid)),
+        ("user", words.user_text(row.uid)),
         ("submitted", units.clock_text(row.submitted_ns, utc=call.clock_utc)),
         ("started", units.clock_text(row.started_ns, utc=call.clock_utc)),
         (

@@ -4,8 +4,10 @@ Text from tasks is hostile to a terminal: `clean` takes control characters out o
 """
 
 import os
+import pwd
 import shlex
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 from ckptctl.selectors import ACTIVE
@@ -270,6 +272,15 @@ def settings(spec: dict[str, Any]) -> list[tuple[str, str]]:
         ("nice", str(spec.get("nice") or "")),
         ("stdin", clean(spec.get("stdin", ""))),
     ]
+
+
+@cache
+def user_text(uid: int) -> str:
+    """Return `ada (uid 1000)`, the number alone where the user database has no name for it."""
+    try:
+        return f"{clean(pwd.getpwuid(uid).pw_name)} (uid {uid})"
+    except (KeyError, OverflowError):
+        return str(uid)
 
 
 def retries_text(failures_max: int) -> str:

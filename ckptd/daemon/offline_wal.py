@@ -94,12 +94,20 @@ def _show(args: argparse.Namespace, row: Row, lines: list[str]) -> None:
         print(msgspec.json.encode(row).decode())
 
 
-def _judge(opened: Store) -> tuple[Row, Corrupt | None]:
-    """Return what a start would find, and the reason for which it would refuse."""
+def _judge(opened: Store, *, replays: bool = False) -> tuple[Row, Corrupt | None]:
+    """Return what a start would find, and the reason for which it would refuse.
+
+    Without a replay what checks counts as good, also what only a later version can read.
+    """
+    report: Row = {}
     try:
-        return msgspec.to_builtins(opened.recover().report), None
+        found = opened.recover()
+        report = msgspec.to_builtins(found.report)
+        if replays:
+            replay(found.chunks(), found.frames())
     except Corrupt as bad:
-        return {}, bad
+        return report, bad
+    return report, None
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -128,7 +136,7 @@ def _flat(value: Any) -> str:
 def _verify(args: argparse.Namespace) -> int:
     opened = Store.open(args.state, create=False)
     findings = list(examine.examine(opened.place))
-    report, bad = _judge(opened)
+    report, bad = _judge(opened, replays=True)
     opened.close()
     torn = report.get("torn_file", "")
     lines = []
@@ -143,9 +151,11 @@ def _verify(args: argparse.Namespace) -> int:
             lines.append("  a torn tail: never acknowledged, the next start cuts it off")
     if bad:
         lines.append(f"a start is refused: {bad.message}")
-        if findings:
+        if report:  # it checks, and is of a later version
+            lines.append(f"  {bad.hint}")
+        elif findings:
             last = min(found.lsn for found in findings) - 1
-            where = _where(args.state)
+            where = state_option(args.state)
             cut = f"ckptctl wal repair{where} --truncate-after {max(0, last)}"
             lines.append(f"  to go on around it: ckptctl wal salvage{where}")
             lines.append(f"  to drop everything from the damage on: {cut}")
@@ -161,7 +171,7 @@ def _verify(args: argparse.Namespace) -> int:
     return Corrupt.exit_code if is_damaged else 0
 
 
-def _where(state: str) -> str:
+def state_option(state: str) -> str:
     """Return the option that names a state directory, where it is not the usual one."""
     usual = paths.resolve(os.geteuid(), os.environ).state
     return "" if state == usual else f" --state {shlex.quote(state)}"

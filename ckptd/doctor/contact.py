@@ -24,6 +24,7 @@ from ckptd.protocol.version import VERSION
 from ckptd.units.bus import system_bus, user_bus
 
 KERNEL_MIN = (5, 3)  # pidfd_open(2)
+LOG_FIRST = "it would end at once: mend the log first, see `log` below"
 _UNIX = "unix:path="
 
 
@@ -89,7 +90,8 @@ def daemon(place: Place) -> Iterator[Finding]:
         yield bad("daemon", f"you may not use {path}", _way_in(place))
     elif tools.connects(path) is False:
         text = f"there is none: {path} is left over from one that ended"
-        yield warn("daemon", text, f"{start_by(place)}; it clears the path")
+        clears = "; it clears the path" if place.would_start else ""
+        yield warn("daemon", text, f"{start_by(place)}{clears}")
     elif place.heard.refusal is not None:
         yield bad("daemon", place.heard.refusal.message, _way_in(place))
     else:
@@ -98,7 +100,9 @@ def daemon(place: Place) -> Iterator[Finding]:
 
 
 def start_by(place: Place) -> str:
-    """Return how this daemon is started."""
+    """Return how this daemon is started, and what is to be done before."""
+    if not place.would_start:
+        return LOG_FIRST
     if place.systemd.service.get("LoadState") == "loaded":
         become = "" if place.is_ours else "as root: "
         is_enabled = place.systemd.service.get("UnitFileState") == "enabled"

@@ -1,7 +1,7 @@
-"""The disk below the state directory: what kind, how fast, how full.
+"""The disk below the state directory: what kind, how fast, how full; and the log that is on it.
 
-The only check that writes: a small file for timing, which is removed again.
-Read next: `ckptd/storage/disk.py`.
+Here is the only check that writes: a small file for timing, which is removed again.
+Read next: `log.py`, `ckptd/storage/disk.py`.
 """
 
 import os
@@ -10,11 +10,13 @@ from collections.abc import Iterator
 
 import psutil
 
+from ckptd.daemon.offline_wal import state_option
 from ckptd.doctor.finding import Check, Finding, bad, ok, warn
 from ckptd.doctor.place import Place
 from ckptd.host import clock
 from ckptd.runner import linux
 from ckptd.storage.disk import RealDisk
+from ckptd.storage.recovery import LOOK, RecoveryReport
 
 SYNCS = 200
 SYNC_BYTES = 200
@@ -139,7 +141,34 @@ def lock(place: Place) -> Iterator[Finding]:
         yield ok("lock", "free")
 
 
-CHECKS: tuple[Check, ...] = (state, room, sync, lock)
+def log(place: Place) -> Iterator[Finding]:
+    """Look whether a start would read the log, where no daemon has done so."""
+    seen = place.log.seen if place.is_ours and place.heard.pong is None else None
+    if seen is None:
+        return
+    verify = f"ckptctl wal verify{state_option(place.paths.state)}"
+    if seen.report is not None:
+        yield _read(seen.report, verify, is_replayed=seen.is_replayed)
+    elif seen.refusal is not None:
+        wrong = seen.refusal
+        text = f"a start ends with exit {wrong.exit_code}: {wrong.message}"
+        yield bad("log", text, wrong.hint if wrong.hint not in {"", LOOK} else verify)
+    else:
+        yield warn("log", f"not looked at: {seen.unread}", verify)
+
+
+def _read(report: RecoveryReport, verify: str, *, is_replayed: bool) -> Finding:
+    """Return what is to be said of a log that a start reads."""
+    much = "" if is_replayed else "; checked, and too much to be replayed here"
+    text = f"a start reads it, up to LSN {report.last_lsn} ({report.bytes_read >> 20} MiB{much})"
+    wrong = report.warnings
+    if report.torn_bytes:  # the last of them, and no damage
+        text += f"; {report.torn_bytes} bytes behind it were never acknowledged, it cuts them off"
+        wrong = wrong[:-1]
+    return warn("log", f"{text}; {'; '.join(wrong)}", verify) if wrong else ok("log", text)
+
+
+CHECKS: tuple[Check, ...] = (state, room, sync, lock, log)
 
 
 def _existing(path: str) -> str:

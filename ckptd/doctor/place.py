@@ -1,7 +1,7 @@
 """What is looked at: one daemon, root's or a user's own, with what it says and systemd says of it.
 
 The own daemon of who asks comes before the system's, as for every verb of ckptctl; root means the
-system's. Read next: `tools.py`.
+system's. Read next: `tools.py`, `log.py`.
 """
 
 import os
@@ -13,6 +13,7 @@ import msgspec
 from ckptd.client import SYSTEM_SOCKET, Client, user_socket
 from ckptd.daemon.runners import BOOTED
 from ckptd.doctor import tools
+from ckptd.doctor.log import Log
 from ckptd.host import config, paths
 from ckptd.protocol.errors import CkptdError, Denied
 from ckptd.protocol.messages import DaemonStatus, Empty, Pong
@@ -98,11 +99,17 @@ class Place(msgspec.Struct, frozen=True):
     paths: paths.Paths
     systemd: Systemd
     heard: Heard
+    log: Log
 
     @property
     def is_ours(self) -> bool:
         """Tell whether the daemon runs as who asks: its files can be looked at then."""
         return self.is_system == (os.geteuid() == 0)
+
+    @property
+    def would_start(self) -> bool:
+        """Tell whether nothing in the log keeps a daemon from starting, as far as can be seen."""
+        return self.heard.pong is not None or not self.is_ours or not self.log.is_refused
 
     @property
     def pid(self) -> int:
@@ -131,7 +138,7 @@ def find(config_path: str | None, endpoint: str, scope: str = "") -> Place:
     heard = ask(at.socket, systemd)
     if heard.status is not None:
         at = msgspec.structs.replace(at, state=heard.status.state_dir)
-    return Place(is_system, loaded, found, error, at, systemd, heard)
+    return Place(is_system, loaded, found, error, at, systemd, heard, Log(at.state))
 
 
 def _is_system(config_path: str | None, socket_path: str) -> bool:

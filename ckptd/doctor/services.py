@@ -134,7 +134,8 @@ def _state(place: Place) -> Finding:
         case "failed":
             exit_code = unit.get("ExecMainStatus", "")
             text = f"{state}: {unit.get('Result')}, exit {exit_code}"
-            return bad(SERVICE, text, _EXITS.get(exit_code, f"{journalctl(place)} -x -n 20"))
+            by_code = _EXITS.get(exit_code, f"{journalctl(place)} -x -n 20")
+            return bad(SERVICE, text, by_code if place.would_start else start_by(place))
         case "activating" | "reloading":
             return warn(SERVICE, state, f"how far is it? {place.systemd.command} status ckptd")
         case _ if place.systemd.is_asleep:

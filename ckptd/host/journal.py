@@ -160,15 +160,20 @@ class StreamSink:
     def __init__(self, stream: TextIO, *, prefixed: bool, indented: bool = False) -> None:
         self._stream = stream
         self._prefixed = prefixed
-        self._newline = "\n" + 17 * " " if indented else "\\n"
+        self._indented = indented
 
     def send(self, kind: Kind, message: str, priority: int, fields: Mapping[str, Field]) -> bool:
-        """Write one event as one line: newlines are escaped, on a terminal indented."""
+        """Write one event as one line: a hint is joined, other newlines are escaped.
+
+        On a terminal all of them are indented.
+        """
         del kind  # for programs; the message says it to people
         # Many numbers are for programs to match; the message has the first and the last of them.
         shown = ((name, value) for name, value in fields.items() if not isinstance(value, tuple))
         extra = "".join(f" {name}={value}" for name, value in shown if value != "")
-        text = f"{message}{extra}".replace("\n", self._newline)
+        if not self._indented:
+            message = _hint_joined(message)
+        text = f"{message}{extra}".replace("\n", "\n" + 17 * " " if self._indented else "\\n")
         if self._prefixed:
             line = f"<{priority}>{text}\n"
         else:
@@ -183,6 +188,12 @@ class StreamSink:
     def flush(self) -> bool:
         """Return True: nothing is kept."""
         return True
+
+
+def _hint_joined(message: str) -> str:
+    """Return our `what failed`, newline, two blanks, `what to do` as one line; else what came."""
+    first, is_below, hint = message.partition("\n  ")
+    return f"{first}; {hint}" if is_below and "\n" not in f"{first}{hint}" else message
 
 
 class JournaldSink:

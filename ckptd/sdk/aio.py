@@ -141,10 +141,16 @@ class ResumableContext(TaskContext):
     async def checkpoint(self, reason: str = "manual") -> CheckpointRef:
         """Save state, cursors and staged files; see `SyncResumableContext.checkpoint`.
 
+        Raises:
+            StopRequested: somebody asked to stop before the save; everything is saved.
+
         Durable: the checkpoint it returns.
         """
         async with self._saving:
-            return await self._save(partial(self._work.draft, reason=reason))
+            is_stopped = self._is_stopped()
+            saved = await self._save(partial(self._work.draft, reason=reason))
+        self._leave_untold(is_stopped=is_stopped)
+        return saved
 
     async def checkpoint_if_needed(
         self, step: str | None = None, progress: Any = None, *, force: bool = False
@@ -162,11 +168,11 @@ class ResumableContext(TaskContext):
         return await self._safe_point(force=force)
 
     async def _safe_point(self, *, force: bool = False) -> bool:
-        self._has_safe_point = True
+        self._can_be_stopped = True
         work = self._work
         is_saved = False
         async with self._saving:
-            is_stopped = self.should_stop
+            is_stopped = self._is_stopped()
             if force or work.is_save_due() or (is_stopped and work.is_dirty()):
                 collect = partial(work.draft, reason="stop" if is_stopped else "strategy")
                 if work.saves_behind and not (is_stopped or force):
@@ -219,12 +225,15 @@ class ResumableContext(TaskContext):
         if not begin:
             return await call()
         await self._record(*begin)
+        self._begun_once.add(name)
         try:
             return await call()
         except TransientError as error:
             if not error.is_of_sdk:
                 await self._record(facts.step_reset(name))
             raise
+        finally:
+            self._begun_once.discard(name)
 
     async def _tried(self, call: Callable[[], Awaitable[T]], retry: RetryPolicy | None) -> T:
         for failures in range(1, (retry.max_failures or steps.TRIES_MAX) + 1 if retry else 2):
@@ -359,7 +368,7 @@ class ResumableContext(TaskContext):
     async def _hold(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds
         while (left_s := until_s - time.monotonic()) > 0:  # Bound: the clock
-            if self.should_stop:
+            if self._is_stopped():
                 return
             try:
                 await asyncio.wait_for(self._woken.wait(), min(left_s, waits.LOOK_EVERY_S))

@@ -8,8 +8,9 @@ Here is the synchronous context; `aio.py` has the asynchronous one, with the sam
             store(row)
         ctx.step("index", build_index)
 
-A *safe point* is a call at which the task may be saved and stopped: `checkpoint_if_needed`, the
-begin of a step, an item, `track`, every wait. A stop raises StopRequested there, after a save.
+A *safe point* is a call at which the task may be saved and stopped: `checkpoint_if_needed`,
+`checkpoint`, the begin of a step, an item, `track`, every wait. A stop raises StopRequested there,
+after a save; `checkpoint` does so only to who does not know of the stop yet.
 Invariant: a completed step, item or intermediate result is durable before its call returns.
 Read next: `work.py` (the engine), `items.py`, docs/SDK.md.
 """
@@ -41,15 +42,22 @@ class SyncResumableContext(TaskContext):
     # --- safe points ----------------------------------------------------------------------------
 
     def checkpoint(self, reason: str = "manual") -> CheckpointRef:
-        """Save state, cursors and staged files.
+        """Save state, cursors and staged files; in the task's own thread a safe point, too.
 
         Raises:
+            StopRequested: somebody asked to stop before the call; everything is saved. Not where
+                the task's code has seen that, or had it raised: this is its own last save then;
+                nor in an at-most-once step, which could not be run again.
             CheckpointTooLarge, NotJson: it does not fit; the one before stands.
             TransientError: the disk is full or fails.
 
         Durable: the checkpoint it returns.
         """
-        return self._save(self._work.draft(reason=reason))
+        is_stopped = self._is_stopped()
+        saved = self._save(self._work.draft(reason=reason))
+        if threading.get_ident() == self._owner:
+            self._leave_untold(is_stopped=is_stopped)
+        return saved
 
     def checkpoint_behind(self, reason: str = "manual") -> Pending:
         """Take state and staged files now, and save them beside the work; `.wait()` for the end.
@@ -84,12 +92,12 @@ class SyncResumableContext(TaskContext):
         Invariant: who is told to stop has been saved here; a stop that comes meanwhile is seen at
         the next safe point.
         """
-        self._has_safe_point = True
+        self._can_be_stopped = True
         work = self._work
         if threading.get_ident() != self._owner:
             work.raise_if_stopped()
             return False
-        is_stopped = self.should_stop
+        is_stopped = self._is_stopped()
         is_saved = force or work.is_save_due() or (is_stopped and work.is_dirty())
         if is_saved and work.saves_behind and not (is_stopped or force):
             work.write_behind(work.draft(reason="strategy"))
@@ -146,12 +154,15 @@ class SyncResumableContext(TaskContext):
         if not begin:
             return call()
         self._work.record(*begin)
+        self._begun_once.add(name)
         try:
             return call()
         except TransientError as error:
             if not error.is_of_sdk:
                 self._work.record(facts.step_reset(name))
             raise
+        finally:
+            self._begun_once.discard(name)
 
     def _tried(self, call: Callable[[], T], retry: RetryPolicy | None) -> T:
         for failures in range(1, (retry.max_failures or steps.TRIES_MAX) + 1 if retry else 2):
@@ -310,7 +321,7 @@ class SyncResumableContext(TaskContext):
         until_s = time.monotonic() + seconds
         began_s = time.monotonic()
         while (left_s := until_s - time.monotonic()) > 0:  # Bound: the clock
-            if self.should_stop:
+            if self._is_stopped():
                 break
             self._work.attention.wait(min(left_s, waits.LOOK_EVERY_S))
         self._work.wait_s += time.monotonic() - began_s

@@ -39,7 +39,8 @@ class TaskContext:
         self._park_after_s = park_after_s
         self._steps = steps.Steps(work)
         self._loops: set[str] = set()
-        self._has_safe_point = False
+        self._can_be_stopped = False
+        self._begun_once: set[str] = set()  # steps that would count as interrupted
         self._owner = threading.get_ident()
 
     # --- who and where --------------------------------------------------------------------------
@@ -203,17 +204,24 @@ class TaskContext:
     @property
     def should_stop(self) -> bool:
         """Whether somebody asked the task to stop."""
-        return bool(self._work.attention.reason())
+        return self.stop_reason is not None
 
     @property
     def stop_reason(self) -> str | None:
         """Why: cancel, timeout, deadline, shutdown, drill, terminated; None where nobody asked."""
-        return self._work.attention.reason() or None
+        return self._told_of(self._work.attention.reason() or None)
 
     @property
     def grace_left(self) -> float:
         """Seconds until the task is killed; infinite where nobody asked it to stop."""
+        self._told_of(self._work.attention.reason())
         return self._work.attention.grace_left_s()
+
+    def _told_of(self, reason: str | None) -> str | None:
+        """Take note that the author looks for a stop himself, and whether he has seen one."""
+        self._can_be_stopped = True
+        self._work.is_stop_told |= bool(reason)
+        return reason
 
     def set_progress(
         self, done: float, total: float | None = None, unit: str = "", message: str = ""
@@ -224,6 +232,20 @@ class TaskContext:
         self._work.tell_progress(done, total or 0.0, text)
 
     # --- for both contexts ----------------------------------------------------------------------
+
+    def _is_stopped(self) -> bool:
+        """Tell whether somebody asked to stop; the author's code does not hear of it by this."""
+        return bool(self._work.attention.reason())
+
+    def _leave_untold(self, *, is_stopped: bool) -> None:
+        """Raise StopRequested after a save that the author asked for, where he knows of no stop.
+
+        Who knows of it has his own way to leave, in which this save must not be the last line.
+        An at-most-once step is not cut in two.
+        """
+        self._can_be_stopped = True
+        if is_stopped and not self._work.is_stop_told and not self._begun_once:
+            self._work.raise_if_stopped()
 
     @staticmethod
     def _item_fact(key: str, status: str, result: Any = None, error: str | None = None) -> Fact:
@@ -241,12 +263,15 @@ class TaskContext:
 
     def _warn_without_safe_point(self) -> None:
         work = self._work
-        if not (self._has_safe_point or work.pace.saves or work.known.count):
-            sys.stderr.write(
-                f"ckptd: {work.task.name} runs for {waits.WARN_AFTER_S:.0f} s without a step, item "
-                "or safe point: after a crash it would start from zero; call "
-                "ctx.checkpoint_if_needed()\n"
-            )
+        if self._can_be_stopped:
+            return
+        without, loss = "step, item or safe point", "after a crash it would start from zero"
+        if work.pace.saves or work.known.count:
+            without, loss = "safe point", "asked to stop, it would go on until it is killed"
+        sys.stderr.write(
+            f"ckptd: {work.task.name} runs for {waits.WARN_AFTER_S:.0f} s without a {without}: "
+            f"{loss}; call ctx.checkpoint_if_needed()\n"
+        )
 
 
 def _inner(name: str) -> str:

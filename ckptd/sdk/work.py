@@ -114,6 +114,7 @@ class Work:
         self._content = self._content_now() if self.saved else None
         self.recorder = Recorder(self.ports.journal(around), self._know)
         self.attention = Attention(around)
+        self.is_stop_told = False  # the author's code knows of a stop: it saw or was raised it
         try:
             self._migrate()
         except BaseException:
@@ -342,6 +343,7 @@ class Work:
         """Raise StopRequested where somebody asked."""
         reason = self.attention.reason()
         if reason:
+            self.is_stop_told = True
             raise StopRequested(reason)
 
     # --- telemetry ------------------------------------------------------------------------------

@@ -235,6 +235,16 @@ def test_show_names_the_unit_for_systemctl_and_what_is_not_limited(scripted: Scr
     assert facts["warning"] == "not limited here: cpus"
 
 
+@pytest.mark.parametrize(
+    ("uid", "told"), [(0, "root (uid 0)"), (4_000_000_123, "4000000123")], ids=["known", "unknown"]
+)
+def test_show_names_the_user_of_a_task_where_the_machine_knows_the_name(
+    scripted: Scripted, uid: int, told: str
+) -> None:
+    daemon = scripted({"show": lambda _: m.TaskDetails((detail(row(7, uid=uid)),))})
+    assert f"\nuser       {told}\n" in ctl(daemon.endpoint, "show", "7")[1]
+
+
 def test_events_go_on_from_the_offset_they_were_given(scripted: Scripted) -> None:
     found = m.Event(11, "started", 5, 7, 1, {"pid": 3})
     pages = {10: m.EventPage((found,), 11), 11: m.EventPage((), 11)}

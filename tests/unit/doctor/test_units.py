@@ -11,6 +11,7 @@ import pytest
 
 from ckptd.doctor import journald, services
 from ckptd.doctor.finding import Check, Finding
+from ckptd.doctor.log import Log
 from ckptd.doctor.place import Heard, Place, Systemd
 from ckptd.host import config, paths
 from ckptd.protocol.messages import Pong
@@ -76,7 +77,7 @@ class Booted:
         run = str(self._directory / "run")
         at = paths.Paths(state=str(self._directory), run=run, socket=f"{run}/ctl.sock")
         systemd = Systemd(is_system=True, booted=str(self._directory))
-        return Place(True, config.Config(), "", None, at, systemd, Heard())
+        return Place(True, config.Config(), "", None, at, systemd, Heard(), Log(at.state))
 
     def found(self, check: Check) -> dict[str, Finding]:
         """Return the findings that are not well, by name; the last where there are many."""

@@ -172,6 +172,23 @@ def test_a_terminal_gets_words_and_systemd_gets_priorities() -> None:
     assert terminal.getvalue()[8:] == " warning a\n                 b task_id=7\n"
 
 
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        ("x is in use\n  stop it", "x is in use; stop it"),
+        ("Traceback:\n  File a\n    raise", "Traceback:\\n  File a\\n    raise"),
+        ("a\nb\n  c", "a\\nb\\n  c"),
+        ("a\n12:30:01 error forged", "a\\n12:30:01 error forged"),
+    ],
+)
+def test_in_a_file_a_hint_is_joined_to_what_failed_and_every_other_newline_is_escaped(
+    told: str, seen: str
+) -> None:
+    file = io.StringIO()
+    StreamSink(file, prefixed=False).send(Kind.NOTE, told, 4, {})
+    assert file.getvalue()[8:] == f" warning {seen}\n"
+
+
 def test_a_stream_that_is_gone_costs_lines_and_nothing_else() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from ckptd.sdk import (
     AlreadyRunning,
     Manual,
     Parked,
+    ResumableContext,
     StopRequested,
     SyncResumableContext,
     TransientError,
@@ -85,6 +89,128 @@ def test_a_stop_raises_at_every_safe_point_after_the_state_is_saved(
     assert caught.value.reason == "shutdown"
     assert saved(tmp_path / "t")["state"] == {"n": number}
     assert saved(tmp_path / "t")["reason"] == "stop"
+
+
+@pytest.mark.parametrize("form", ["plain", "awaited"])
+def test_a_loop_of_checkpoints_alone_is_stopped_behind_the_one_that_it_saves(
+    tmp_path: Path, form: str
+) -> None:
+    def turn(ctx: Any) -> None:
+        ctx.state["n"] = ctx.state.get("n", 0) + 1
+        ctx.set_progress(ctx.state["n"], 50)
+        if ctx.state["n"] == 3:
+            ask(ctx, stop="shutdown")
+
+    @task(strategy=Manual())
+    def plain(ctx: SyncResumableContext) -> None:
+        for _ in range(50):
+            turn(ctx)
+            ctx.checkpoint("mine")
+
+    @task(strategy=Manual())
+    async def awaited(ctx: ResumableContext) -> None:
+        for _ in range(50):
+            turn(ctx)
+            await ctx.checkpoint("mine")
+
+    with pytest.raises(StopRequested, match="shutdown"):
+        run_local(plain if form == "plain" else awaited, tmp_path / "t")
+    assert saved(tmp_path / "t")["state"] == {"n": 3}
+    assert saved(tmp_path / "t")["reason"] == "mine"
+
+
+def looks(ctx: Any) -> None:
+    assert ctx.should_stop
+
+
+def asks_why(ctx: Any) -> None:
+    assert ctx.stop_reason == "cancel"
+
+
+def counts_down(ctx: Any) -> None:
+    assert ctx.grace_left < 60
+
+
+def was_struck(ctx: Any) -> None:
+    with suppress(StopRequested):
+        ctx.checkpoint_if_needed()
+
+
+@pytest.mark.parametrize("hears", [looks, asks_why, counts_down, was_struck])
+def test_who_knows_of_the_stop_saves_once_more_and_leaves_in_his_own_way(
+    tmp_path: Path, hears: Callable[[Any], None]
+) -> None:
+    def function(ctx: SyncResumableContext) -> int:
+        ask(ctx, stop="cancel", deadline=time.time() + 30)
+        hears(ctx)
+        ctx.state["n"] = 1
+        return ctx.checkpoint().seq
+
+    assert run_local(function, tmp_path / "t") == 1
+
+
+@pytest.mark.parametrize("form", ["plain", "awaited"])
+def test_a_checkpoint_in_an_at_most_once_step_does_not_interrupt_it(
+    tmp_path: Path, form: str
+) -> None:
+    def plain(ctx: SyncResumableContext) -> None:
+        def send() -> int:
+            ask(ctx, stop="shutdown")
+            return ctx.checkpoint().seq
+
+        ctx.step("send", send, semantics="at_most_once")
+        ctx.checkpoint()
+
+    async def awaited(ctx: ResumableContext) -> None:
+        async def send() -> int:
+            ask(ctx, stop="shutdown")
+            return (await ctx.checkpoint()).seq
+
+        await ctx.step("send", send, semantics="at_most_once")
+        await ctx.checkpoint()
+
+    with pytest.raises(StopRequested):
+        run_local(plain if form == "plain" else awaited, tmp_path / "t")
+    assert list(read_facts(str(tmp_path / "t"), 0, os.getuid(), 9).steps) == ["send"]
+
+
+def test_a_checkpoint_of_another_thread_only_saves(tmp_path: Path) -> None:
+    def function(ctx: SyncResumableContext) -> int:
+        ask(ctx, stop="cancel")
+        with ThreadPoolExecutor(1) as helper:
+            return helper.submit(ctx.checkpoint).result().seq
+
+    assert run_local(function, tmp_path / "t") == 1
+
+
+def touches_nothing(_: Any) -> None: ...
+
+
+def keeps_values(ctx: Any) -> None:
+    ctx.set_intermediate_result("n", 1)
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [
+        (touches_nothing, "without a step, item or safe point: after a crash it would start from"),
+        (keeps_values, "without a safe point: asked to stop, it would go on until it is killed"),
+        (lambda ctx: ctx.checkpoint_behind().wait(), "asked to stop, it would go on"),
+        (lambda ctx: ctx.checkpoint(), ""),
+        (lambda ctx: ctx.should_stop, ""),
+    ],
+)
+def test_a_task_that_cannot_be_stopped_is_told_so_also_where_it_saves(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], work: Callable[[Any], None], told: str
+) -> None:
+    def function(ctx: SyncResumableContext) -> None:
+        work(ctx)
+        ctx._warn_without_safe_point()  # what a timer calls after a minute
+
+    run_local(function, tmp_path / "t")
+    said = capfd.readouterr().err
+    assert told in said
+    assert bool(said) == bool(told)
 
 
 def test_a_stop_with_nothing_new_saves_nothing_and_facts_alone_are_enough(tmp_path: Path) -> None:

@@ -84,6 +84,22 @@ def test_a_flipped_bit_is_named(state: Path, capsys: pytest.CaptureFixture[str])
     assert f"ckptctl wal salvage --state {state}" in out
 
 
+def test_a_log_that_only_a_later_version_can_read_is_no_start_that_works(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(str(state))
+    wal = store.arm(store.recover(), epoch=2, boot_id="b", at_ns=1)
+    wal.append(msgspec.msgpack.encode([["Unheard", 1]]), 1)
+    wal.sync()
+    store.close()
+    code, out, _ = run(capsys, "verify", "--state", state)
+    assert code == 65
+    assert "a start is refused: a log frame checks but cannot be read" in out
+    assert "written by a newer ckptd" in out
+    assert "salvage" not in out
+    assert "nothing is damaged" in run(capsys, "salvage", "--state", state)[1]
+
+
 def test_salvage_and_repair_bring_a_damaged_log_back(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
