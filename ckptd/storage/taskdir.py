@@ -92,7 +92,7 @@ def prepare(task_dir: str, attempt: int, uid: int, gid: int, *, fresh: bool) -> 
     finally:
         os.close(parent_fd)
     try:
-        fence(task_fd, waits=False)  # until the descriptor is closed
+        _take_fence(task_fd)  # until the descriptor is closed
         if fresh:
             _archive(task_fd, attempt, uid, gid)
         os.close(_made("ckpt", task_fd, uid, gid))
@@ -111,6 +111,36 @@ def fence(task_fd: int, *, waits: bool) -> None:
     Not the lock on `ckpt/`: that one is held over a whole copy, and the daemon must not wait.
     """
     fcntl.flock(task_fd, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _take_fence(task_fd: int) -> None:
+    """Take it at once. Raises BlockingIOError that tells who holds it."""
+    try:
+        fence(task_fd, waits=False)
+    except BlockingIOError as error:
+        text = f"the lock on it is held by {_holder(task_fd)}"
+        raise BlockingIOError(error.errno, text) from error
+
+
+def _holder(fd: int) -> str:
+    """Return who holds the flock(2) on an open file. Source: /proc/locks in proc(5)."""
+    found = os.fstat(fd)
+    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError), open("/proc/locks") as locks:
+        for line in locks:
+            words = line.split()
+            if "FLOCK" in words and name in words:
+                return f"pid {_as_seen(words[words.index(name) - 1])}"
+    return "somebody"
+
+
+def _as_seen(pid: str) -> str:
+    """Return a process with its name, state and parent."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        named, _, rest = file.read().rpartition(")")
+        state, parent, *_ = rest.split()
+        return f"{named}), state {state}, child of {parent}"
+    return f"{pid}, gone by now"
 
 
 def _made(name: str, dir_fd: int, uid: int, gid: int) -> int:

@@ -339,6 +339,7 @@ def test_a_start_does_not_wait_for_a_task_that_holds_the_fence(world: TaskWorld)
     with pytest.raises(BlockingIOError) as held:
         world.begin()
     assert held.value.errno in SPAWN_TRANSIENT
+    assert f"held by pid {os.getpid()} (" in str(held.value)
 
     os.close(fd)
     world.begin()
