@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from ckptctl import python, selectors, spec, units, words
+from ckptctl import python, selectors, spec, startable, units, words
 from ckptctl.call import Call
 from ckptctl.follow import Markers, follow, tail
 from ckptctl.picture import Picture, check_code, task_listing
@@ -87,7 +87,12 @@ def _submitted(call: Call) -> tuple[Submitted, list[TaskSpec]]:
     if lost:
         call.note(f"left out of the environment, not UTF-8: {', '.join(lost)}")
     env["PWD"] = tasks[0].cwd
-    return call.ask("submit", Submit(tuple(tasks), env), Submitted), tasks
+    for task in tasks:
+        startable.check_line(task, env)
+    answer = call.ask("submit", Submit(tuple(tasks), env), Submitted)
+    for why in startable.doubts(tasks, env):
+        call.note(f"note: {why}: it fails when it starts, unless that has come by then")
+    return answer, tasks
 
 
 def resolve_last(call: Call, depends: list[str]) -> None:
