@@ -277,7 +277,8 @@ def _state_dir(call: Call) -> str:
     stop = stop_command(_cgroup(found.pid))
     raise Busy(
         f"a daemon (pid {found.pid}) holds the log in {found.state_dir}",
-        f"first `{stop}` (tasks live on); for another log say --state DIR",
+        f"first `{stop}` (tasks live on); for another log say --state DIR;"
+        " what there is: ckptctl wal -h",
     )
 
 
