@@ -237,3 +237,16 @@ def test_the_log_is_looked_for_where_the_configuration_says(tmp_path: Path) -> N
     file.write_text("[wal]\nidle_mark_ms = 100\n")
     assert configured_state_dir(str(file)) == ""
     assert configured_state_dir("") == ""
+
+
+def test_priority_says_which_and_that_an_ended_task_keeps_it_for_a_retry(
+    scripted: Scripted,
+) -> None:
+    changed = m.Changed((m.TaskChange(5, "queued"), m.TaskChange(6, "failed")))
+    daemon = scripted({"edit": lambda _: changed})
+    code, out, _ = ctl(daemon.endpoint, "priority", "1", "5", "6")
+    assert code == 0
+    assert out.splitlines() == [
+        "task 5: priority 1",
+        "task 6: priority 1 (it has ended: this is for when it is retried)",
+    ]
