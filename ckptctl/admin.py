@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from ckptctl import files, selectors, words
@@ -42,7 +43,7 @@ def daemon_status(call: Call) -> int:
     recovery = ", ".join(
         f"{name.removesuffix('_s')} {_short(name, value)}"
         for name, value in found.last_recovery.items()
-        if value and value is not True
+        if value and value is not True and not isinstance(value, list)
     )
     facts = [
         ("health", health),
@@ -55,12 +56,22 @@ def daemon_status(call: Call) -> int:
         ("tasks", totals or "none"),
         ("you", f"uid {asker.caller_uid}, roles: {_roles_text(asker)}"),
         ("recovery", words.clean(recovery)),
+        *_said(found.last_recovery),
     ]
     call.out(facts_lines(facts, call.style))
     if call.style.form == "wide":
         counters = [(name, number_text(value)) for name, value in sorted(found.counters.items())]
         call.out(["", *facts_lines(counters, call.style)])
     return 0 if found.health == "ok" else 1
+
+
+def _said(recovery: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield warnings and notes of the recovery, each on a line of its own."""
+    for name, texts in recovery.items():
+        if isinstance(texts, list):
+            yield from (
+                ("" if place else name, words.clean(str(text))) for place, text in enumerate(texts)
+            )
 
 
 def _short(name: str, value: Any) -> str:
@@ -277,7 +288,8 @@ def _state_dir(call: Call) -> str:
     stop = stop_command(_cgroup(found.pid))
     raise Busy(
         f"a daemon (pid {found.pid}) holds the log in {found.state_dir}",
-        f"first `{stop}` (tasks live on); for another log say --state DIR",
+        f"first `{stop}` (tasks live on); for another log say --state DIR;"
+        " what there is: ckptctl wal -h",
     )
 
 

@@ -128,8 +128,21 @@ def _prepared(call: Call, name: str, made: dict[str, Any], more: list[str]) -> R
 def _run_here(call: Call, ready: Ready) -> int:
     if call.args.dry_run:
         return _told_dry(call, ready)
+    _check_idle(ready)
     call.note(ready_text(ready))
     return become(["run", ready["dir"]])
+
+
+def _check_idle(ready: Ready) -> None:
+    """Raise Conflict where a runner works on the batch right now."""
+    if ready["running_pid"]:
+        task, pid = ready["running_task"], ready["running_pid"]
+        by = f"task {task}" if task else f"process {pid}"
+        raise Conflict(
+            f"batch {ready['name']} is being worked off already, by {by}",
+            f"wait: ckptctl batch wait {ready['name']};"
+            f" or stop it: {f'ckptctl cancel {task}' if task else f'kill {pid}'}",
+        )
 
 
 def _submit(call: Call, name: str, prepared: Callable[[list[str]], Ready], cwd: str) -> int:
@@ -141,11 +154,7 @@ def _submit(call: Call, name: str, prepared: Callable[[list[str]], Ready], cwd: 
     if task is not None:
         return _already(call, name, task, prepared(["--dry-run"]))
     ready = prepared([])
-    if ready["running_pid"]:
-        raise Conflict(
-            f"batch {name} is being worked off already, by process {ready['running_pid']}",
-            f"wait: ckptctl batch wait {name}",
-        )
+    _check_idle(ready)
     if not ready["todo"]:
         call.note(ready_text(ready))
         call.note(f"nothing is left to do: ckptctl batch status {name}")
@@ -199,7 +208,10 @@ def ready_text(ready: Ready) -> str:
         parts.append(f"{ready['new']} of them new")
     if ready["done"]:
         parts.append(f"{ready['done']} done")
-    parts.append(f"{ready['todo']} to do")
+    if ready["again"]:
+        parts.append(f"{ready['again']} of them again")
+    if ready["todo"] > ready["again"] or not ready["again"]:
+        parts.append(f"{ready['todo'] - ready['again']} to do")
     return f"batch {ready['name']}: {', '.join(parts)}"
 
 

@@ -51,21 +51,30 @@ _UNFIT: Final = {
 """What tasks were that a wide selection named and a verb does not fit."""
 
 
-def change(call: Call, verb: str, args: Message) -> int:
+def change(call: Call, verb: str, args: Message, said: str = "") -> int:
     """Send one change and tell what became of each task."""
     answer = call.ask(verb, args, Changed)
-    return tell(call, verb, answer.tasks, getattr(args, "select", None))
+    return tell(call, verb, answer.tasks, getattr(args, "select", None), said)
 
 
-def tell(call: Call, verb: str, tasks: Sequence[TaskChange], select: Selector | None = None) -> int:
-    """Print the results; return 0, or what stands for the refusals."""
+def tell(
+    call: Call,
+    verb: str,
+    tasks: Sequence[TaskChange],
+    select: Selector | None = None,
+    said: str = "",
+) -> int:
+    """Print the results, `said` of what was done; return 0, or what stands for the refusals."""
     unfit = [task for task in tasks if select is not None and _is_passed_over(task, select)]
     if not call.style.form.startswith("json"):
         tasks = [task for task in tasks if task not in unfit] if unfit else tasks
     refused = [task for task in tasks if task.error is not None and task not in unfit]
     done = [task for task in tasks if task.error is None]
     if call.is_for_people:
-        call.out(f"task {task.id}: {_outcome(verb, task)}" for task in done[:20])
+        call.out(
+            f"task {task.id}: {said or _outcome(verb, task)}{_later(verb, task)}"
+            for task in done[:20]
+        )
         if len(done) > 20:
             call.out([f"... and {len(done) - 20} more {_PAST[verb]}"])
     elif call.style.form == "json":
@@ -97,6 +106,11 @@ def _outcome(verb: str, task: TaskChange) -> str:
     if verb in ("cancel", "kill") and task.phase == "stopping":
         return "is being stopped"
     return f"{_PAST[verb]}, now {task.phase}" if verb == "release" else _PAST[verb]
+
+
+def _later(verb: str, task: TaskChange) -> str:
+    is_over = verb == "edit" and task.phase in selectors.ENDED
+    return " (it has ended: this is for when it is retried)" if is_over else ""
 
 
 def _report(call: Call, task: TaskChange, after: ErrorReply | None, *, is_only: bool) -> None:
@@ -250,7 +264,8 @@ def priority_options(parser: argparse.ArgumentParser) -> None:
 
 def priority(call: Call) -> int:
     """Change priorities."""
-    return change(call, "edit", Edit(_chosen(call, "change"), priority=call.args.priority))
+    wanted = Edit(_chosen(call, "change"), priority=call.args.priority)
+    return change(call, "edit", wanted, f"priority {wanted.priority}")
 
 
 def clean_options(parser: argparse.ArgumentParser) -> None:

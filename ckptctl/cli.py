@@ -8,11 +8,11 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from ckptctl.call import Call
-from ckptctl.table import ALIASES, DEFAULT, NOUNS, SECTIONS, VERBS, Verb
+from ckptctl.table import ALIASES, DEFAULT, GUESSED, NOUNS, SECTIONS, VERBS, Verb
 from ckptctl.units import nearest
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.version import VERSION
@@ -97,8 +97,7 @@ def find_verb(words: Sequence[str]) -> tuple[Verb | None, list[str]]:
     first = ALIASES.get(words[0], words[0])
     if first not in NOUNS:
         if first not in VERBS:
-            known = [*VERBS, *ALIASES, *NOUNS]
-            hint = nearest(first, known) or "see: ckptctl -h"
+            hint = _meant(first, [*VERBS, *ALIASES, *NOUNS]) or "see: ckptctl -h"
             raise BadRequest(f"unknown verb {first!r}", hint)
         return VERBS[first], list(words[1:])
     second = words[1] if len(words) > 1 else ""
@@ -110,8 +109,13 @@ def find_verb(words: Sequence[str]) -> tuple[Verb | None, list[str]]:
     if not second or second.startswith("-"):
         return VERBS[NOUNS[first]], list(words[1:])
     known = [verb.split()[1] for verb in VERBS if verb.startswith(f"{first} ")]
-    hint = nearest(second, known) or f"known: {', '.join(known)}"
+    hint = _meant(f"{first} {second}", []) or nearest(second, known) or f"known: {', '.join(known)}"
     raise BadRequest(f"unknown verb '{first} {second}'", hint)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...?" of a word that other programs have, else of the nearest."""
+    return f"did you mean {GUESSED[word]}?" if word in GUESSED else nearest(word, known)
 
 
 def parser_of(verb: Verb) -> tuple[Parser, Callable[[Call], int]]:
@@ -190,7 +194,9 @@ def _unknown_option(parser: Parser, word: str) -> BadRequest:
     if not word.startswith("-"):
         return BadRequest(f"unexpected word {word!r}", f"see: {parser.prog} -h")
     flag = word.partition("=")[0]
-    hint = nearest(flag, parser._option_string_actions) or f"see: {parser.prog} -h"
+    known = parser._option_string_actions
+    is_guessed = GUESSED.get(flag, "").partition(" ")[0] in known
+    hint = (_meant if is_guessed else nearest)(flag, known) or f"see: {parser.prog} -h"
     return BadRequest(f"unknown option {flag}", hint)
 
 

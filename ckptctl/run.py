@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from ckptctl import python, selectors, spec, units, words
+from ckptctl import python, selectors, spec, startable, units, words
 from ckptctl.call import Call
 from ckptctl.follow import Markers, follow, tail
 from ckptctl.picture import Picture, check_code, task_listing
@@ -67,7 +67,8 @@ def submit(call: Call) -> int:
             known = "" if created else " (already known by its key)"
             starts = words.starts_text(task, time.time_ns()) if created else ""
             call.out([f"task {number}: {words.clean(_name_of(task))}{starts}{known}"])
-        call.aside(f"follow it: ckptctl logs -f {answer.ids[-1]}")
+        if not call.args.follow:
+            call.aside(f"follow it: ckptctl logs -f {answer.ids[-1]}")
     if call.args.follow:
         return _stay(call, answer.ids[-1])
     if call.args.wait:
@@ -87,7 +88,12 @@ def _submitted(call: Call) -> tuple[Submitted, list[TaskSpec]]:
     if lost:
         call.note(f"left out of the environment, not UTF-8: {', '.join(lost)}")
     env["PWD"] = tasks[0].cwd
-    return call.ask("submit", Submit(tuple(tasks), env), Submitted), tasks
+    for task in tasks:
+        startable.check_line(task, env)
+    answer = call.ask("submit", Submit(tuple(tasks), env), Submitted)
+    for why in startable.doubts(tasks, env):
+        call.note(f"note: {why}: it fails when it starts, unless that has come by then")
+    return answer, tasks
 
 
 def resolve_last(call: Call, depends: list[str]) -> None:
@@ -212,6 +218,15 @@ def _goal(goal: str) -> Literal["done", "running", "checkpoint"]:
 def _wait_until(
     call: Call, ids: list[int], goal: str, until: float, *, is_told: bool = False
 ) -> int:
+    """Wait, and tell at Ctrl-C that nothing else ends with us."""
+    try:
+        return _met(call, ids, goal, until, is_told=is_told)
+    except KeyboardInterrupt:
+        call.note(f"task {ids[0]} goes on" if len(ids) == 1 else f"{len(ids)} tasks go on")
+        return 130
+
+
+def _met(call: Call, ids: list[int], goal: str, until: float, *, is_told: bool) -> int:
     is_any = bool(getattr(call.args, "any", False))
     seen: dict[int, TaskRow] = {}  # as last told: who ended may be forgotten while others go on
     while True:  # Bound: `until`, or the ends of the tasks
@@ -273,8 +288,11 @@ def _verdict(call: Call, rows: Sequence[TaskRow], goal: str, *, is_told: bool = 
             return check_code(rows)
         case _:
             # Ended before it ever got there: it cannot be reached any more.
-            over = [row for row in rows if row.phase in FINISHED]
-            return 0 if all(_was_there(row, goal) for row in over) else 1
+            missed = [r for r in rows if r.phase in FINISHED and not _was_there(r, goal)]
+            never = "without a checkpoint" if goal == "checkpoint" else "and never ran"
+            for row in missed[:3]:
+                call.note(f"task {row.id} ended {never}")
+            return 1 if missed else 0
 
 
 def _was_there(row: TaskRow, goal: str) -> bool:

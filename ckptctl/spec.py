@@ -207,7 +207,11 @@ def _add_timing(parser: argparse.ArgumentParser) -> None:
     for names, metavar, text in (
         (("--timeout",), "TIME", "stop an attempt that runs longer, however the clock is set"),
         (("--deadline",), "TIME", "give the whole task up at this time"),
-        (("--retries",), "N", "failures beyond the first, or: unlimited; without progress: 2"),
+        (
+            ("--retries",),
+            "N",
+            "failures beyond the first (default: none), or: unlimited; 3 without progress end it",
+        ),
         (("--backoff",), "A..B", "first and longest delay between tries: 5s..10m"),
         (("--on-exit",), "MAP", "meaning of exit codes: 3=retry,65=fail,9=ok"),
         (("--exit-profile",), "NAME", "of other codes: sysexits, or seed: 1=fail,2=transient"),

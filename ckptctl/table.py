@@ -239,4 +239,22 @@ NOUNS: Final = {
     "wal": "wal status",
 }
 """What a noun alone means."""
+GUESSED: Final = {
+    "ps": "status",
+    "top": "status --watch",
+    "watch": "status --watch",
+    "stop": "cancel",
+    "delete": "cancel, or of an ended task: clean",
+    "version": "--version",
+    "daemon stop": "daemon shutdown",
+    "batch rm": "batch gc",
+    "batch delete": "batch gc",
+    "batch cancel": "cancel, of the task that `batch status NAME` names",
+    "batch stop": "cancel, of the task that `batch status NAME` names",
+    "--cwd": "--chdir",
+    "--tail": "--lines",
+    "--running": "--state running",
+    "--failed": "--state failed",
+}
+"""Words of other programs -> what to say here; options count for verbs that have the other one."""
 DEFAULT: Final = "status"

@@ -101,7 +101,8 @@ def parse_signal(text: str | int) -> int:
     names = {name: number for number in signal.Signals for name in (number.name,)}
     found = names.get(words) or names.get(f"SIG{words}")
     if found is None:
-        hint = nearest(f"SIG{words}", names) or "examples: TERM USR1 10"
+        short = [name.removeprefix("SIG") for name in names]
+        hint = nearest(words.removeprefix("SIG"), short) or "examples: TERM USR1 10"
         raise BadRequest(f"no such signal: {text!r}", hint)
     return int(found)
 

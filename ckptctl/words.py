@@ -103,6 +103,8 @@ def _why(row: TaskRow, now_ns: int) -> str:
 def _ended(row: TaskRow) -> str:
     """Return the end and, where there is one that says more, the reason."""
     end = end_text(row) if row.phase == "failed" else _ENDS.get(row.cause, "")
+    if row.cause == "spawn_error":
+        return end or row.reason
     reason = "" if row.reason in (row.cause, row.phase, "cancel", "kill", "oom") else row.reason
     reason = _ENDS.get(reason, reason)
     if not end or end == reason:
@@ -132,7 +134,7 @@ def end_text(row: TaskRow) -> str:
         case "signal":
             return signal_name(row.signal or 0)
         case "spawn_error":
-            return f"cannot start: {os.strerror(row.code or 0).lower()}"
+            return row.text or f"cannot start: {os.strerror(row.code or 0).lower()}"
         case "oom":
             return oom_text(row.blame, row.code)
         case _:

@@ -39,10 +39,7 @@ RECONNECT_MS_MAX: Final = 500
 RECONNECT_NEVER_MS: Final = 86_400_000
 SYSTEM_SOCKET: Final = "/run/ckptd/ctl.sock"
 NEVER_RESENT: Final = frozenset({"shutdown"})  # a resend would stop the next daemon as well
-START_HINT: Final = (
-    "start one of your own with `ckptd`, or the system's with `systemctl start ckptd`;"
-    " for another socket use --endpoint or CKPTD_ENDPOINT"
-)
+BOOTED: Final = "/run/systemd/system"  # Source: sd_booted(3)
 
 _EVENTS: Final = int(
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -51,6 +48,15 @@ _EVENTS: Final = int(
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 _ERRORS: Final = {error.code: error for error in all_errors()}
+
+
+def start_hint(booted: str = BOOTED) -> str:
+    """Return how a daemon is started on this machine."""
+    system = ", or the system's with `systemctl start ckptd`" if os.path.isdir(booted) else ""
+    return (
+        f"start one of your own with `ckptd`{system};"
+        " for another socket use --endpoint or CKPTD_ENDPOINT"
+    )
 
 
 def user_socket() -> str:
@@ -124,7 +130,7 @@ class Client:
             self._socket.connect(endpoint)
         except zmq.ZMQError as bad:
             self.close()
-            raise Unreachable(f"cannot use the endpoint {endpoint}: {bad}", START_HINT) from bad
+            raise Unreachable(f"cannot use the endpoint {endpoint}: {bad}", start_hint()) from bad
 
     def __enter__(self) -> Self:
         return self
@@ -245,7 +251,7 @@ class Client:
                 f"a daemon is at {path}, but it does not take the connection up: busy, or hung",
                 "nothing was sent; look at the daemon, or wait longer with --answer-within",
             )
-        return Unreachable(f"no daemon answers at {path}", START_HINT)
+        return Unreachable(f"no daemon answers at {path}", start_hint())
 
     def _silence(self, verb: str, *, timed_out: bool) -> CkptdError:
         if timed_out:

@@ -99,5 +99,7 @@ def digest_of(path: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: download.py URL FILE [SHA256]")
     url, to, *sha256 = sys.argv[1:]
     print(sdk.run_local(download, f"{to}.task", url=url, to=to, sha256="".join(sha256)))

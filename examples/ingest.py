@@ -81,5 +81,7 @@ def fetched(ctx: SyncResumableContext, url: str, after: str, rate: str) -> Any:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: ingest.py URL STORE")
     url, store = sys.argv[1:]
     print(run_local(ingest, f"{store}.task", again=True, url=url, store=store))

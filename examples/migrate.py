@@ -78,6 +78,8 @@ def statements(text: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: migrate.py DATABASE FOLDER")
     database, folder = sys.argv[1:]
     given = {"database": database, "folder": folder}
     total = run_local(migrate, f"{database}.task", again=True, **given)

@@ -91,5 +91,7 @@ def spirals(chance: np.random.Generator) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: train.py EPOCHS")
     losses = run_local(train, "train.task", epochs=int(sys.argv[1]))
     print(f"{len(losses)} epochs, the last loss is {losses[-1]!r}")

@@ -18,6 +18,7 @@ from install.payload import CONFIG, Item, links, payload
 from install.places import Places, Unfit, places
 from install.tree import ROOT
 
+BOOTED = "/run/systemd/system"  # Source: sd_booted(3)
 LIST = "installed"  # in libdir: what to remove, one path a line, directories with a slash
 
 
@@ -75,7 +76,7 @@ def install(where: Places) -> None:
         for used in tree.prune(where, keep={name, before}):
             print(f"ckptd: {used} stays until its last process has ended")
         _tell_the_system(where)
-        _say_what_is_next(where)
+        say_what_is_next(where)
 
 
 def put(where: Places, items: Iterable[Item], listing: set[str], made: set[str]) -> set[str]:
@@ -140,7 +141,8 @@ def _write_config(where: Places) -> None:
 def _tell_the_system(where: Places) -> None:
     """Make the group and the directories, and have systemd and the journal look again."""
     if where.is_private:
-        _try(["systemctl", "--user", "daemon-reload"])
+        if os.path.isdir(BOOTED):
+            _try(["systemctl", "--user", "daemon-reload"])
     elif os.geteuid() == 0:
         _try(["systemd-sysusers", f"{where.sysusersdir}/ckptd.conf"])
         _try(["systemd-tmpfiles", "--create", f"{where.tmpfilesdir}/ckptd.conf"])
@@ -149,7 +151,7 @@ def _tell_the_system(where: Places) -> None:
 
 def _look_again() -> None:
     _try(["journalctl", "--update-catalog"])
-    if os.path.isdir("/run/systemd/system"):
+    if os.path.isdir(BOOTED):
         _try(["systemctl", "daemon-reload"])
 
 
@@ -162,16 +164,21 @@ def _try(command: list[str]) -> bool:
     return done.returncode == 0
 
 
-def _say_what_is_next(where: Places) -> None:
+def say_what_is_next(where: Places, booted: str = BOOTED) -> None:
+    """Say how the daemon is started here."""
     user = " --user" if where.is_private else ""
     asked = ["systemctl", *user.split(), "is-active", "--quiet", "ckptd.service"]
-    runs = shutil.which("systemctl") and subprocess.run(asked, check=False).returncode == 0
-    if runs:
+    is_booted = os.path.isdir(booted)
+    runs = is_booted and subprocess.run(asked, check=False, capture_output=True).returncode == 0
+    if not is_booted:
+        print(f"ckptd: installed; no systemd runs here, so start `{where.bindir}/ckptd` yourself")
+    elif runs:
         print(f"ckptd: installed; now `systemctl{user} restart ckptd` (tasks run on)")
     else:
         print(f"ckptd: installed; now `systemctl{user} enable --now ckptd`")
     if where.is_private:
-        print("ckptd: `loginctl enable-linger` lets tasks run on when you log out")
+        if is_booted:
+            print("ckptd: `loginctl enable-linger` lets tasks run on when you log out")
         if where.bindir not in os.environ.get("PATH", "").split(":"):
             print(f"ckptd: {where.bindir} is not in your PATH")
     elif not runs:
@@ -188,11 +195,14 @@ def uninstall(where: Places) -> None:
         raise Unfit(f"nothing is installed: there is no {where.staged(where.libdir)}/{LIST}")
     is_live = not where.destdir and (where.is_private or os.geteuid() == 0)
     scope = ["--user"] if where.is_private else []
-    if is_live and os.path.isdir("/run/systemd/system"):
+    is_booted = os.path.isdir(BOOTED)
+    if is_live and is_booted:
         _try(["systemctl", *scope, "disable", "--now", "ckptd.socket", "ckptd.service"])
     in_use = take_away(where, listing)
-    if is_live:
-        _try(["systemctl", "--user", "daemon-reload"]) if where.is_private else _look_again()
+    if is_live and not where.is_private:
+        _look_again()
+    elif is_live and is_booted:
+        _try(["systemctl", "--user", "daemon-reload"])
     kept = f"{where.confdir}, ~/.local/state/ckptd"
     if not where.is_private:
         kept = f"{where.confdir}, /var/lib/ckptd and the group ckptd"

@@ -1,7 +1,7 @@
 """`prepare`: make a batch, or bring it up to date with a new submit; runs nothing.
 
     {"name":"lint","dir":".../lint","items":340,"new":12,"known":328,"vanished":0,"duplicates":0,
-     "done":328,"todo":12,"running_task":null,"running_pid":null,"jobs":8,"warnings":[]}
+     "done":328,"todo":12,"again":0,"running_task":null,"running_pid":null,"jobs":8,"warnings":[]}
 
 Items and spec are read and checked first; only then anything is written: the list, then
 `batch.json`. Invariant: a refusal leaves the batch as it was.
@@ -266,6 +266,7 @@ def _report(
         "duplicates": taken.duplicates if taken else 0,
         "done": sum(key in results for key in items),
         "todo": len(chosen.todo),
+        "again": sum(item.key in results for item in chosen.todo),
         "running_task": None,
         "running_pid": None,
         "jobs": batch.knobs.workers,

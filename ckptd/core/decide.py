@@ -139,7 +139,7 @@ def _cancel(case: Case, task: Task, command: m.Cancel) -> list[AnyRecord]:
     if task.phase not in ACTIVE or run is None:
         if task.phase is Phase.CANCELLED:
             return []  # twice is the same as once
-        raise _conflict(task, "cancel", "it has ended already")
+        raise _conflict(task, "cancel", "it has ended; `ckptctl clean` forgets ended tasks")
     if run.stop is not None and run.stop.why == "cancel" and command.grace_s is None:
         return []
     spec = task.unpacked()

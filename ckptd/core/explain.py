@@ -73,7 +73,7 @@ def ending(past: Past) -> str:
     how = {
         "exit": f"exited with {past.code}",
         "oom": _out_of_memory(past),
-        "lost": "lost: its supervisor was killed",
+        "lost": "lost" if past.text else "lost: its supervisor was killed",
         "reboot": "cut off when the machine went down",
         "not_started": "never began",
         "spawn_error": "could not be started",

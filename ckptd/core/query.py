@@ -110,6 +110,7 @@ def row(view: View, task: Task) -> m.TaskRow:
         checkpoint_ns=run.checkpoint_ns if run else 0,
         progress=_progress(view, task),
         blame=last.blame if last else "",
+        text=last.text[:ARGV_CHARS_SHOWN] if last and last.cause == "spawn_error" else "",
     )
 
 

@@ -38,8 +38,13 @@ Row = dict[str, Any]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(64, f"{self.prog}: {message}\n")
+        _complain(message, f"see: {self.prog} -h")
+        self.exit(64)
+
+
+def _complain(text: str, hint: str = "") -> None:
+    """Say it as `ckptctl` does, which people called us by."""
+    print(f"ckptctl: {text}" + (f"\n  hint: {hint}" if hint else ""), file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,16 +56,15 @@ def main(argv: list[str] | None = None) -> int:
     except CkptdError as bad:
         if isinstance(bad.__cause__, PermissionError):
             bad = Denied(bad.message, "run it as the user whose daemon keeps its state there")
-        hint = f"\n  {bad.hint}" if bad.hint else ""
-        print(f"{bad.message}{hint}", file=sys.stderr)
+        _complain(bad.message, bad.hint)
         return bad.exit_code
     except OSError as bad:
-        print(f"{args.state}: {bad}", file=sys.stderr)
+        _complain(f"{args.state}: {bad}")
         return 74
 
 
 def _parser() -> argparse.ArgumentParser:
-    top = _Parser(prog="offline_wal", description="Look at and mend the log of ckptd.")
+    top = _Parser(prog="ckptctl wal", description="Look at and mend the log of ckptd.")
     verbs = top.add_subparsers(dest="verb", required=True, parser_class=_Parser)
     for name, run, text in (
         ("status", _status, "segments, snapshots, positions"),

@@ -127,7 +127,7 @@ def _limit_of(place: Place) -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
-def time(_: Place) -> Iterator[Finding]:
+def time(place: Place) -> Iterator[Finding]:
     """Look whether the wall clock is set, and kept right by somebody."""
     if clock.Clock().now().at_ns < CLOCK_MIN_NS:
         yield bad(
@@ -137,9 +137,14 @@ def time(_: Place) -> Iterator[Finding]:
         yield ok("clock", f"set and synchronised; boot {clock.boot_id()}")
     else:
         text = "set, but nobody keeps it right: due times and timeouts go by it"
-        yield warn(
-            "clock", text, "timedatectl set-ntp true; if it refuses: apt install systemd-timesyncd"
-        )
+        yield warn("clock", text, clock_advice(has_systemd=place.systemd.version > 0))
+
+
+def clock_advice(*, has_systemd: bool) -> str:
+    """Return what keeps the clock right here; that of a container is its host's."""
+    if has_systemd:
+        return "timedatectl set-ntp true; if it refuses: apt install systemd-timesyncd"
+    return "a container has its host's clock: look there; else: apt install chrony"
 
 
 def _is_synchronised() -> bool:

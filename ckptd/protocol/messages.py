@@ -361,6 +361,7 @@ class TaskRow(Answer, frozen=True):
     checkpoint_ns: int
     progress: Progress | None = None
     blame: str = ""  # of an oom: limit (the task's own was hit), host (memory ran out around it)
+    text: str = ""  # of a spawn_error: what was not there or not allowed
 
 
 class TaskPage(Answer, frozen=True):

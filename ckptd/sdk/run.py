@@ -105,6 +105,9 @@ def _imported(name: str) -> Any:
     import importlib  # noqa: PLC0415
 
     if name.endswith(".py"):
+        if not os.path.isfile(name):
+            where = "" if os.path.isabs(name) else f" in {os.getcwd()}"
+            raise NoSuchFunction(f"there is no file {name}{where}")
         folder, file = os.path.split(os.path.abspath(name))
         sys.path.insert(0, folder)
         name = file.removesuffix(".py")

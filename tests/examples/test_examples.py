@@ -144,3 +144,10 @@ def test_the_scripts_of_the_document_run_and_run_again(
 
 def test_the_document_has_a_script_for_every_level_with_code() -> None:
     assert len(SCRIPTS) == 3
+
+
+@pytest.mark.parametrize("name", ["download", "ingest", "migrate"])
+def test_an_example_without_its_words_says_its_usage(name: str) -> None:
+    line = [sys.executable, f"examples/{name}.py"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.partition(".py")[0]) == (1, f"usage: {name}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from install import payload, tree
-from install.__main__ import LIST, put, take_away, uninstall
+from install.__main__ import LIST, put, say_what_is_next, take_away, uninstall
 from install.payload import Item
 from install.places import Places, Unfit, places
 from tests.waiting import until
@@ -189,6 +189,17 @@ def test_a_users_own_prefix_touches_nothing_of_the_system() -> None:
     assert where.confdir == "/home/u/.config/ckptd"
     made = [item.path for item in payload.payload(where, sys.executable)]
     assert [path for path in made if not path.startswith("/home/u/")] == []
+
+
+def test_without_systemd_the_daemon_is_to_be_started_by_hand(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    say_what_is_next(
+        places({"PREFIX": "/home/u/.local", "HOME": "/home/u"}, 1000), str(tmp_path / "no")
+    )
+    said = capfd.readouterr()
+    assert "start `/home/u/.local/bin/ckptd` yourself" in said.out
+    assert "systemctl" not in said.out + said.err
 
 
 @pytest.mark.parametrize("prefix", ["relative", "/has space", "/per%cent", "/" + 100 * "x"])

@@ -110,8 +110,10 @@ def test_a_batch_that_runs_in_a_terminal_is_no_task_of_the_daemon_s(
     daemon = scripted({"status": lambda _: page()})
     with place.locked(path, "census"):
         code, _, err = ctl(daemon.endpoint, "batch", "submit", "-n", "census", "-i", items, "true")
+        ran = ctl(NOBODY, "batch", "run", "-n", "census", "-i", items, "true")
     assert code == 5
     assert f"by process {os.getpid()}" in err
+    assert ran == (5, "", err)  # no word of what there is to do goes before
 
 
 def test_a_batch_whose_task_is_stuck_says_how_it_goes_on(
@@ -154,6 +156,17 @@ def test_a_dry_run_tells_what_would_run_and_makes_nothing(root: Path, items: str
     assert not root.exists()
     line = ("batch", "run", "-n", "x", "-i", items, "--dry-run", "-o", "json", "true")
     assert json.loads(ctl(NOBODY, *line)[1])["batch"]["would_run"] == ["a", "b", "c"]
+
+
+def test_items_that_run_again_are_told_apart_from_those_without_a_result(root: Path) -> None:
+    path = made("census", ["a", "b", "c"], argv=["true"])
+    ran(path, done("a"), done("b", "error"))
+    line = ("batch", "retry", "census", "--here", "--dry-run")
+    assert "census: 3 items, 2 done, 1 to do;" in ctl(NOBODY, *line)[2]
+    assert "3 items, 2 done, 1 of them again, 1 to do;" in ctl(NOBODY, *line, "--errors")[2]
+    ran(path, done("c"))
+    assert "census: 3 items, 3 done, 1 of them again;" in ctl(NOBODY, *line, "--errors")[2]
+    assert "census: 3 items, 3 done, 0 to do;" in ctl(NOBODY, *line)[2]
 
 
 def test_items_come_through_a_pipe_unasked(root: Path) -> None:

@@ -38,7 +38,10 @@ def test_words_find_their_verb(words: list[str], verb: str) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [(["sumbit"], "submit"), (["satus"], "status"), (["group", "lst"], "ls"),
-     (["cnacel"], "cancel"), (["daemon", "stauts"], "status")],
+     (["cnacel"], "cancel"), (["daemon", "stauts"], "status"), (["ps"], "mean status?"),
+     (["watch"], "mean status --watch?"), (["stop", "7"], "mean cancel?"),
+     (["version"], "mean --version?"), (["daemon", "stop"], "mean daemon shutdown?"),
+     (["batch", "rm", "x"], "mean batch gc?"), (["batch", "cancel", "x"], "mean cancel, of")],
 )  # fmt: skip
 def test_an_unknown_verb_names_the_nearest(words: list[str], hint: str) -> None:
     with pytest.raises(BadRequest) as caught:
@@ -49,7 +52,9 @@ def test_an_unknown_verb_names_the_nearest(words: list[str], hint: str) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [(["status", "--wacth"], "--watch"), (["submit", "--retreis", "3", "true"], "--retries"),
-     (["wait", "--exit-cod", "task"], "--exit-code")],
+     (["wait", "--exit-cod", "task"], "--exit-code"), (["run", "--cwd=/", "true"], "--chdir?"),
+     (["logs", "--tail", "5"], "mean --lines?"), (["status", "--running"], "--state running?"),
+     (["daemon", "ping", "--running"], "see: ckptctl daemon ping -h")],
 )  # fmt: skip
 def test_an_unknown_option_names_the_nearest(words: list[str], hint: str) -> None:
     verb, rest = cli.find_verb(words)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.client import Client, as_error, find_endpoint
+from ckptd.client import Client, as_error, find_endpoint, start_hint
 from ckptd.protocol.errors import (
     Conflict,
     ErrorReply,
@@ -58,7 +58,12 @@ def test_a_missing_socket_fails_at_once(short_dir: Path) -> None:
     missing = pytest.raises(Unreachable, match=r"no daemon answers at .*none\.sock")
     with Client(f"ipc://{short_dir}/none.sock", timeout_s=3600) as client, missing as caught:
         client.call("ping", Empty(), Pong)
-    assert "systemctl start ckptd" in caught.value.hint
+    assert "start one of your own with `ckptd`" in caught.value.hint
+
+
+def test_a_service_manager_is_named_only_where_one_runs(tmp_path: Path) -> None:
+    assert "systemctl start ckptd" in start_hint(str(tmp_path))
+    assert "systemctl" not in start_hint(str(tmp_path / "none"))
 
 
 def test_a_stale_socket_of_a_dead_daemon_fails_at_once(scripted: Scripted) -> None:

@@ -116,6 +116,8 @@ BROKEN = {
 REFUSED = [
     ("work:nope", "{}", "work has no 'nope'; it has: ingest, forever, plain"),
     ("nowhere:f", "{}", "no module 'nowhere'"),
+    ("some/work.py:f", "{}", "there is no file some/work.py in "),
+    ("/some/work.py:f", "{}", "there is no file /some/work.py\n"),
     ("work", "{}", "not of the form module:function"),
     ("work:os", "{}", "--python work:os"),
     ("work:ingest", "{}", "the input does not fit take-in"),

@@ -55,7 +55,10 @@ def test_signals_have_names_and_numbers() -> None:
     assert units.parse_signal("USR1") == units.parse_signal("sigusr1") == units.parse_signal(10)
     with pytest.raises(BadRequest, match="no such signal") as caught:
         units.parse_signal("TREM")
-    assert "SIGTERM" in caught.value.hint
+    assert caught.value.hint == "did you mean TERM?"
+    with pytest.raises(BadRequest) as caught:
+        units.parse_signal("FOO")
+    assert caught.value.hint == "examples: TERM USR1 10"
 
 
 def test_exit_maps_take_single_codes_and_ranges() -> None:

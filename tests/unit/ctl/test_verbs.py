@@ -140,6 +140,38 @@ def test_run_detaches_on_ctrl_c_and_cancels_on_the_second(scripted: Scripted) ->
     assert daemon.asked("cancel")
 
 
+def test_ctrl_c_ends_a_wait_and_says_that_the_task_goes_on(scripted: Scripted) -> None:
+    daemon = scripted({"status": lambda _: page(row(7)), "wait": lambda _: None})
+    with ctl_process(daemon.endpoint, "wait", "7") as process:
+        until(lambda: daemon.asked("wait"))
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=20)[1]
+    assert (process.returncode, err) == (130, "ckptctl: task 7 goes on\n")
+
+
+def test_a_wait_for_what_can_never_come_says_so(scripted: Scripted) -> None:
+    over = row(7, phase="succeeded", ended_ns=5)
+    daemon = scripted({
+        "status": lambda _: page(over), "wait": lambda _: m.Waited(met=True, tasks=(over,)),
+    })  # fmt: skip
+    code, _, err = ctl(daemon.endpoint, "wait", "--for", "checkpoint", "7")
+    assert (code, err) == (1, "ckptctl: task 7 ended without a checkpoint\n")
+
+
+def test_a_submit_that_follows_does_not_advise_to_follow(scripted: Scripted) -> None:
+    over = row(7, phase="succeeded", ended_ns=5)
+    daemon = scripted({
+        "submit": lambda _: m.Submitted((7,), (True,)),
+        "output": lambda _: m.OutputChunk(b"hello\n", 0, 6, done=True),
+        "wait": lambda _: m.Waited(met=True, tasks=(over,)),
+    })  # fmt: skip
+    code, shown = ctl_on_terminal(daemon.endpoint, "submit", "--follow", "true")
+    assert code == 0
+    assert "hello" in shown
+    assert "follow it" not in shown
+    assert "follow it: ckptctl logs -f 7" in ctl_on_terminal(daemon.endpoint, "submit", "true")[1]
+
+
 def test_wait_survives_a_restart_and_returns_the_right_code(scripted: Scripted) -> None:
     daemon = scripted({"status": lambda _: page(row(7)), "wait": lambda _: None})
     with ctl_process(daemon.endpoint, "wait", "--exit-code", "task", "7") as process:

@@ -237,3 +237,32 @@ def test_the_log_is_looked_for_where_the_configuration_says(tmp_path: Path) -> N
     file.write_text("[wal]\nidle_mark_ms = 100\n")
     assert configured_state_dir(str(file)) == ""
     assert configured_state_dir("") == ""
+
+
+def test_priority_says_which_and_that_an_ended_task_keeps_it_for_a_retry(
+    scripted: Scripted,
+) -> None:
+    changed = m.Changed((m.TaskChange(5, "queued"), m.TaskChange(6, "failed")))
+    daemon = scripted({"edit": lambda _: changed})
+    code, out, _ = ctl(daemon.endpoint, "priority", "1", "5", "6")
+    assert code == 0
+    assert out.splitlines() == [
+        "task 5: priority 1",
+        "task 6: priority 1 (it has ended: this is for when it is retried)",
+    ]
+
+
+def test_daemon_status_has_a_line_for_each_note_of_the_recovery(scripted: Scripted) -> None:
+    recovery = {"records": 3, "warnings": [], "notes": ["records 4 to 5 are lost", "twice"]}
+    status = m.DaemonStatus(
+        version="0.1.0", pid=1, uid=0, epoch=2, boot_id="b", started_ns=1, state_dir="/state",
+        lsn=9, snapshot_lsn=0, health="ok", runner="fork", cgroup="", totals={}, counters={},
+        last_recovery=recovery,
+    )  # fmt: skip
+    daemon = scripted({"daemon": lambda _: status, "ping": lambda _: m.Pong("0.1.0", 1, 1, 0, 2)})
+    lines = ctl(daemon.endpoint, "daemon", "status")[1].splitlines()
+    assert [line.split(maxsplit=1) for line in lines[-3:-1]] == [
+        ["recovery", "records 3"],
+        ["notes", "records 4 to 5 are lost"],
+    ]
+    assert lines[-1].split() == ["twice"]

@@ -37,6 +37,12 @@ def test_an_end_says_how() -> None:
     )
 
 
+def test_a_task_that_could_not_start_names_what_was_missing() -> None:
+    text = "cannot execute mkae: No such file or directory"
+    failed = row(phase="failed", reason="cannot start", cause="spawn_error", code=2, text=text)
+    assert words.state_text(failed, NOW_NS) == f"failed: {text}"
+
+
 def test_a_state_after_running_out_of_memory_says_what_comes_next() -> None:
     oom = {"cause": "oom", "signal": 9, "blame": "limit"}
     again = row(phase="queued", reason="oom", **oom)

@@ -192,3 +192,14 @@ def test_events_go_on_behind_what_a_salvage_could_not_save() -> None:
     assert page["next"] == again.engine.wal.durable_lsn
     one = again.ask("e", "events", m.Events(0, limit=1))
     assert [told["task"] for told in one["events"]] == [2]
+
+
+def test_status_names_what_a_task_could_not_be_started_for() -> None:
+    desk = Desk()
+    desk.ask("a", "submit", m.Submit((m.TaskSpec(argv=("mkae",)),)))
+    desk.run(1)
+    text = "cannot execute mkae: No such file or directory"
+    seen = EndSeen(1, 1, "spawn_error", 2, text=text)
+    desk.engine.see(seen, Now(10**18))
+    (row,) = desk.ask("b", "status", m.Status(m.Selector(all=True)))["tasks"]
+    assert row["text"] == text

@@ -163,3 +163,8 @@ def test_who_asks_is_told_its_roles_and_the_runner_in_force(daemon: LiveDaemon) 
     _, found = examine("--config", str(daemon.config))
     assert found["your roles"]["text"].endswith("read, submit, admin")
     assert found["runner"]["text"].startswith("fork in force")
+
+
+def test_the_clock_is_kept_by_what_can_run_here() -> None:
+    assert "timedatectl" in machine.clock_advice(has_systemd=True)
+    assert "systemd" not in machine.clock_advice(has_systemd=False)

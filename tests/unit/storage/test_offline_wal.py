@@ -140,3 +140,6 @@ def test_a_running_daemon_a_wrong_directory_and_a_wrong_word_have_their_own_code
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 64
+        said = capsys.readouterr().err
+        assert said.startswith("ckptctl: ")
+        assert "\n  hint: see: ckptctl wal" in said
