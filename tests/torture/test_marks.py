@@ -41,8 +41,8 @@ while True:
     thread.join()
 """
 _ANSWERS = """
-import signal
-signal.signal(signal.SIGUSR1, lambda *_: print("heard", flush=True))
+import os, signal
+signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"heard\\n"))  # print cannot be re-entered
 print(flush=True)
 while True:
     signal.pause()

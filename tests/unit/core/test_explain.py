@@ -12,6 +12,6 @@ def lost(text: str) -> str:
 
 def test_a_lost_attempt_says_once_how_it_was_lost() -> None:
     assert lost("its supervisor was killed; what it ran, too") == (
-        "lost after 2.0s (its supervisor was killed; what it ran, too)"
+        "lost after at most 2.0s (its supervisor was killed; what it ran, too)"
     )
-    assert lost("") == "lost: its supervisor was killed after 2.0s"
+    assert lost("") == "lost: its supervisor was killed after at most 2.0s"
