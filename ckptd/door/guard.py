@@ -18,6 +18,7 @@ from typing import Final
 import zmq
 
 from ckptd.door import zap
+from ckptd.door.listen import another
 from ckptd.host.journal import WARNING, Journal, Kind
 
 EVENTS: Final = int(zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED)
@@ -105,11 +106,11 @@ class Guard:
     def _dup(self, fd: int) -> tuple[socket.socket, int] | None:
         """Return a duplicate of one of our connections and its uid; None if it is none of ours.
 
-        The descriptor may have been closed and given to another file meanwhile: what is not a
-        connection to our own path is left alone.
+        The descriptor may have been closed and given to another file meanwhile, a locked one too:
+        what is not a connection to our own path is left alone, and nothing of it is kept.
         """
         try:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(fd))
+            connection = another(fd)
         except OSError:
             return None
         try:

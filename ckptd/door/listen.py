@@ -89,6 +89,16 @@ class Listening:
                 os.unlink(self.path)
 
 
+def another(fd: int) -> socket.socket:
+    """Return another descriptor of a socket. Raises OSError: there is none of that number."""
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)  # left open, it would keep a lock that the file's owner lets go by closing
+        raise
+
+
 def listen(path: str, ipc: Ipc, handed: Sequence[Handed], journal: Journal) -> Listening:
     """Return the socket to serve: the one that was handed over, or a new one.
 
@@ -102,8 +112,7 @@ def listen(path: str, ipc: Ipc, handed: Sequence[Handed], journal: Journal) -> L
     if found is None:
         listening = Listening(path, _bind(path, ipc, journal), is_ours=True)
     else:
-        copy = socket.socket(fileno=os.dup(found.fd))
-        listening = Listening(path, copy, is_ours=found in kept)
+        listening = Listening(path, another(found.fd), is_ours=found in kept)
         listening.is_kept = found in kept
         if listening.is_kept:
             _let_in(path, ipc, journal)  # the configuration may say otherwise by now
@@ -184,7 +193,7 @@ def _given(given: Sequence[Handed], path: str) -> Handed | None:
     """Return the socket of ckptd.socket. Raises Internal where it listens elsewhere."""
     where: list[object] = []
     for each in given:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(each.fd)) as handed_over:
+        with contextlib.suppress(OSError), another(each.fd) as handed_over:
             name = handed_over.getsockname()
             if name == path and handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return each

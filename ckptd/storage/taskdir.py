@@ -92,7 +92,7 @@ def prepare(task_dir: str, attempt: int, uid: int, gid: int, *, fresh: bool) -> 
     finally:
         os.close(parent_fd)
     try:
-        _take_fence(task_fd)  # until the descriptor is closed
+        _take_fence(task_fd)
         if fresh:
             _archive(task_fd, attempt, uid, gid)
         os.close(_made("ckpt", task_fd, uid, gid))
@@ -102,6 +102,8 @@ def prepare(task_dir: str, attempt: int, uid: int, gid: int, *, fresh: bool) -> 
             os.unlink(CONTROL, dir_fd=task_fd)
         _note_attempt(task_fd, attempt, uid)
     finally:
+        # Not by closing alone: another thread may have the open file too, under another number.
+        fcntl.flock(task_fd, fcntl.LOCK_UN)
         os.close(task_fd)
 
 

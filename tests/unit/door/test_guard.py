@@ -1,5 +1,6 @@
 """The guard with real sockets and the descriptor numbers that libzmq would tell it."""
 
+import fcntl
 import io
 import os
 import socket
@@ -60,6 +61,29 @@ def test_connections_up_to_the_bound_live_and_the_next_one_is_shut_down(door: Do
     clients = [door.connect()[0] for _ in range(4)]
     assert [is_shut(client) for client in clients] == [False, False, False, True]
     assert (door.guard.open, door.guard.refused) == (3, 1)
+
+
+@pytest.mark.parametrize("is_recounted", [False, True])
+def test_a_number_that_another_file_has_by_now_leaves_nothing_of_that_file_open(
+    door: Door, tmp_path: Path, *, is_recounted: bool
+) -> None:
+    client, accepted = door.connect()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    before = len(os.listdir("/proc/self/fd"))
+    if is_recounted:
+        os.dup2(fd, accepted.fileno())
+        door.guard._recount(os.geteuid())
+        accepted.close()
+    else:
+        door.guard.on_event(ACCEPTED, fd)
+    os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before - 1 - is_recounted
+
+    again = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(again)
+    client.close()
 
 
 def test_a_connection_that_ends_makes_room(door: Door) -> None:

@@ -9,7 +9,7 @@ import resource
 import subprocess
 from collections.abc import Callable, ItemsView, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -343,6 +343,44 @@ def test_a_start_does_not_wait_for_a_task_that_holds_the_fence(world: TaskWorld)
 
     os.close(fd)
     world.begin()
+
+
+class Watched(int):
+    """A user's number; something else happens each time that an owner is compared with it."""
+
+    def __new__(cls, uid: int, happens: Callable[[], object]) -> Self:
+        made = super().__new__(cls, uid)
+        made.happens = happens
+        return made
+
+    happens: Callable[[], object]
+
+    def __eq__(self, other: object) -> bool:
+        self.happens()
+        return super().__eq__(other)
+
+    __hash__ = int.__hash__
+
+
+def test_the_fence_of_a_start_was_kept_by_who_had_its_open_file_too(tmp_path: Path) -> None:
+    task_dir, gid = str(tmp_path / "7"), os.getgid()
+    blobs.prepare(task_dir, 1, os.getuid(), gid, fresh=False)
+    copies: list[int] = []
+
+    def copy_all() -> None:
+        for name in os.listdir("/proc/self/fd"):
+            link = f"/proc/self/fd/{name}"
+            with contextlib.suppress(OSError):
+                if os.readlink(link) == task_dir:
+                    copies.append(os.dup(int(name)))
+
+    blobs.prepare(task_dir, 2, Watched(os.getuid(), copy_all), gid, fresh=False)
+    assert copies
+
+    blobs.prepare(task_dir, 3, os.getuid(), gid, fresh=False)
+
+    for fd in copies:
+        os.close(fd)
 
 
 def test_what_was_asked_of_one_attempt_is_not_asked_of_the_next(tmp_path: Path) -> None:
