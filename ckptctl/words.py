@@ -134,7 +134,7 @@ def end_text(row: TaskRow) -> str:
         case "signal":
             return signal_name(row.signal or 0)
         case "spawn_error":
-            return row.text or f"cannot start: {os.strerror(row.code or 0).lower()}"
+            return clean(row.text) or f"cannot start: {os.strerror(row.code or 0).lower()}"
         case "oom":
             return oom_text(row.blame, row.code)
         case _:

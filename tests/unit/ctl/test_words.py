@@ -101,6 +101,12 @@ def test_hostile_text_cannot_steer_the_terminal() -> None:
         assert text.isprintable()
 
 
+def test_the_name_of_a_program_that_is_missing_cannot_steer_the_terminal() -> None:
+    failed = row(phase="failed", cause="spawn_error", code=2, text="cannot execute \x1b[2J\nx")
+    assert words.end_text(failed) == words.clean(failed.text)
+    assert not {"\x1b", "\n"} & set(words.outcome_text(failed))
+
+
 def test_progress_is_a_share_a_bar_and_the_time_left() -> None:
     task = row(progress=Progress(340, 1000, "", NOW_NS, rate=10.0))
     assert words.progress_text(task) == "34% 340/1000"
