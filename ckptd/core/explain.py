@@ -65,7 +65,7 @@ def explain(state: State, task: Task, now: Now, policy: Policy) -> str:
     return f"{text}. Last attempt: {ending(last)}" if last is not None else text
 
 
-_UNSEEN = frozenset({"lost", "reboot"})  # nobody saw when: its time is when it was found
+UNSEEN = frozenset({"lost", "reboot"})  # nobody saw when: its time is when it was found
 
 
 def ending(past: Past) -> str:
@@ -90,7 +90,7 @@ def ending(past: Past) -> str:
         how = f"killed by SIG{_SIGNALS.get(past.signal, past.signal)}"
     elif past.signal and past.cause != "oom":
         how += f" (SIG{_SIGNALS.get(past.signal, past.signal)})"
-    most = "at most " if past.cause in _UNSEEN else ""
+    most = "at most " if past.cause in UNSEEN else ""
     if past.cause not in ("not_started", "spawn_error"):
         how += f" after {most}{lasting((past.ended_ns - past.started_ns) / 1e9)}"
     if past.lost_s >= 0.1:

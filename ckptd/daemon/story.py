@@ -8,7 +8,7 @@ where the task asked for that (`echo.py`). Every field is in docs/JOURNAL.md.
 
 from collections.abc import Iterable
 
-from ckptd.core.explain import ending, lasting
+from ckptd.core.explain import UNSEEN, ending, lasting
 from ckptd.core.port import UNLIMITED
 from ckptd.core.records import (
     DRILL_OOM,
@@ -42,7 +42,6 @@ BULK_LINES_MAX = 8
 SHOWN_MAX = 20
 AT_ONCE_S = 0.05
 AGAIN_S = 0.1  # between two tries while journald takes nothing
-_LOST = frozenset({"lost", "reboot"})
 _RUNGS = ("asked to save", "sent its stop signal", "killed with all its processes")
 
 
@@ -215,7 +214,7 @@ class Story:
             kind, priority = Kind.TASK_QUARANTINED, CRITICAL
         elif verdict.phase is Phase.BLOCKED:
             kind, priority = Kind.TASK_BLOCKED, WARNING
-        elif record.cause in _LOST:
+        elif record.cause in UNSEEN:
             kind, priority = Kind.ATTEMPT_LOST, WARNING
         elif verdict.phase in (Phase.WAITING, Phase.QUEUED):
             kind = Kind.TASK_RETRYING
