@@ -20,7 +20,6 @@ from ckptd.runner.notify import Listener
 from ckptd.runner.spawn import Link
 from ckptd.runner.stop import Tree
 
-PENDING_SIGNALS_MAX = 64
 ORDERS_MAX = 3  # supervisors may die before they read one
 UNIT_ORDERS_MAX = 5  # of one attempt, where nobody knows what became of the one before
 RECORD_COMES_S = 0.25  # after the main process; later the unit is asked
@@ -136,9 +135,13 @@ class Instance:
         return self.is_frozen
 
     def keep_for_start(self, number: int, *, tree: bool) -> None:
-        """Remember a signal that there is nothing to send to yet."""
-        if len(self.pending) < PENDING_SIGNALS_MAX:
-            self.pending.append((number, tree))
+        """Remember a signal that there is nothing to send to yet.
+
+        Bound: each waits once, as the latest of them, as the kernel merges what is pending.
+        """
+        if (number, tree) in self.pending:
+            self.pending.remove((number, tree))
+        self.pending.append((number, tree))
 
 
 class Supervised(Instance):

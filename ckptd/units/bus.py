@@ -42,6 +42,7 @@ class Reply(NamedTuple):
     error: str = ""  # "": it succeeded; else the D-Bus name of what went wrong, or one of the above
     text: str = ""  # the same for people
     number: int = 0  # errno of what this side had not enough of, to send it
+    is_unsent: bool = False  # DISCONNECTED before it left this process
 
 
 class Rule(NamedTuple):
@@ -106,7 +107,8 @@ class Bus:
         Descriptors in it (type h, plain ints) are duplicated: the caller's stay the caller's.
         """
         if not self.is_up:
-            self._answer_soon(then, Reply((), DISCONNECTED, "the message bus is not connected"))
+            text = "the message bus is not connected"
+            self._answer_soon(then, Reply((), DISCONNECTED, text, is_unsent=True))
         else:
             self._order(message, then)
 
@@ -190,24 +192,25 @@ class Bus:
         if self._wire is None or self._is_closed:
             return
         was_up, self.is_up = self.is_up, False
-        gone = Reply((), DISCONNECTED, "the connection to the message bus was lost")
-        for then in self._drop():
-            then(gone)
+        text = "the connection to the message bus was lost"
+        for then, is_unsent in self._drop():
+            then(Reply((), DISCONNECTED, text, is_unsent=is_unsent))
         if was_up and not self._is_closed:
             self._on_down()
         if not self._is_closed:
             self._retry()
 
-    def _drop(self) -> list[Then]:
+    def _drop(self) -> list[tuple[Then, bool]]:
+        """Return who waited, and whether their call certainly was not sent."""
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close()
-        thens = [then for _, _, then in self._in_flight.values()]
+        thens = [(then, False) for _, _, then in self._in_flight.values()]
         for call in self._waiting:
             for fd in call.fds:
                 os.close(fd)
             if call.then is not None:
-                thens.append(call.then)
+                thens.append((call.then, True))
         self._waiting.clear()
         self._in_flight.clear()
         self._fds_in_flight = 0

@@ -95,11 +95,18 @@ class Steering:
     def _answered(self, one: Unit, reply: Reply) -> None:
         sent, one.under_way = one.under_way, None
         assert sent is not None, "each is answered once"
-        if is_lost(reply) if sent == LAST else is_unsent(reply) and not one.is_dying_whole:
-            one.pending.insert(0, sent)
+        if _is_sent_again(one, sent, reply):
+            if sent not in one.pending:
+                one.pending.insert(0, sent)
             self._later(one)
         else:
             self.catch_up(one)
 
     def _later(self, one: Unit) -> None:
         self._watch.after(SEND_AGAIN_S, partial(self.catch_up, one))
+
+
+def _is_sent_again(one: Unit, sent: tuple[int, bool], reply: Reply) -> bool:
+    if one.is_dying_whole and sent != LAST:  # which waits behind it
+        return False
+    return is_lost(reply) if sent[0] == signal.SIGKILL else is_unsent(reply)

@@ -348,8 +348,8 @@ def is_lost(reply: Reply) -> bool:
 
 
 def is_unsent(reply: Reply) -> bool:
-    """Tell whether the manager certainly never got the order: the bus says so."""
-    return reply.error in _UNSENT
+    """Tell whether the manager certainly never got the order: the bus says so, or never had it."""
+    return reply.is_unsent or reply.error in _UNSENT
 
 
 def unit_path(unit: str) -> str:

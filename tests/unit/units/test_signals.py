@@ -12,8 +12,7 @@ import pytest
 from jeepney import HeaderFields, Message
 
 from ckptd.core.port import Deliver, Effect, Freeze, Sighting, StartSeen
-from ckptd.runner.instance import PENDING_SIGNALS_MAX
-from ckptd.units.bus import DISCONNECTED, NO_REPLY, Reply
+from ckptd.units.bus import CALLS_IN_FLIGHT_MAX, DISCONNECTED, NO_REPLY, Reply
 from ckptd.units.recorder import Began, Records
 from ckptd.units.runner import UnitRunner
 from ckptd.units.systemd import SYSTEMD, is_lost
@@ -122,8 +121,8 @@ class Bench:
         self.service = self.bus.service(SYSTEMD, self.systemd.answer)
 
     def bus_goes(self) -> None:
-        self.service.close()
         self.bus.kill()
+        self.service.close()
         self.turn_until(lambda: not self.runner._manager.is_up)
 
     def bus_comes(self) -> None:
@@ -194,28 +193,73 @@ def test_a_stop_signal_came_twice_where_its_answer_was_lost(bench: Bench) -> Non
     bench.got(("main", TERM), ("main", signal.SIGUSR1))
 
 
-def test_a_kill_was_dropped_behind_too_many_signals_that_waited(bench: Bench) -> None:
+@pytest.mark.parametrize(("number", "tree"), [(TERM, False), (KILL, True)])
+def test_a_signal_was_dropped_behind_too_many_that_waited(
+    bench: Bench, number: int, *, tree: bool
+) -> None:
     bench.is_running()
     bench.systemd_goes()
-    for _ in range(PENDING_SIGNALS_MAX + 1):
+    for _ in range(100):
         bench.do(deliver(signal.SIGUSR1, tree=False))
-    bench.do(deliver(KILL, tree=True))
+    bench.do(deliver(number, tree=tree))
     bench.turn_until(bench.is_refused)
     bench.systemd_comes()
 
-    bench.got(("all", KILL))
+    whole = [("all", int(KILL))]
+    bench.got(*(whole if tree else [("main", int(signal.SIGUSR1)), ("main", number)]))
 
 
-def test_a_last_signal_that_systemd_had_read_when_its_bus_died_was_lost(bench: Bench) -> None:
+def test_of_signals_that_wait_the_last_word_of_a_stop_and_its_end_counts(bench: Bench) -> None:
+    bench.is_running()
+    bench.systemd_goes()
+    for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP):
+        bench.do(deliver(number, tree=False))
+    bench.turn_until(bench.is_refused)
+    bench.systemd_comes()
+
+    bench.turn_until(lambda: bench.systemd.signals[-1:] == [("main", signal.SIGSTOP)])
+
+
+def test_a_signal_behind_one_that_was_not_answered_was_lost_with_the_bus(bench: Bench) -> None:
     bench.is_running()
     bench.systemd.is_deaf = True
-    bench.do(deliver(KILL, tree=True))
+    bench.do(deliver(signal.SIGUSR1, tree=False), deliver(TERM, tree=False))
     bench.turn_until(bench.systemd.heard.is_set)
     bench.bus_goes()
     bench.systemd.is_deaf = False
     bench.bus_comes()
 
-    bench.turn_until(lambda: ("all", KILL) in bench.systemd.signals)
+    bench.got(("main", TERM))
+
+
+def test_a_signal_that_waited_for_room_on_the_bus_was_lost_with_it(bench: Bench) -> None:
+    bench.is_running()
+    bench.turn_until(bench.is_idle)
+    bench.systemd.is_deaf = True
+    for number in range(CALLS_IN_FLIGHT_MAX):
+        bench.runner._manager.kill(f"other-{number}.service", "main", TERM, lambda _: None)
+    bench.do(deliver(TERM, tree=False))
+    bench.turn_until(bench.systemd.heard.is_set)
+    bench.bus_goes()
+    bench.systemd.is_deaf = False
+    bench.bus_comes()
+
+    bench.got(("main", TERM))
+
+
+@pytest.mark.parametrize("whom", ["main", "all"])
+def test_a_last_signal_that_systemd_had_read_when_its_bus_died_was_lost(
+    bench: Bench, whom: str
+) -> None:
+    bench.is_running()
+    bench.systemd.is_deaf = True
+    bench.do(deliver(KILL, tree=whom == "all"))
+    bench.turn_until(bench.systemd.heard.is_set)
+    bench.bus_goes()
+    bench.systemd.is_deaf = False
+    bench.bus_comes()
+
+    bench.turn_until(lambda: (whom, KILL) in bench.systemd.signals)
 
 
 def test_a_kill_that_was_answered_is_sent_again_to_a_systemd_that_comes_back(
