@@ -6,6 +6,7 @@ Read next: `engine.py`, `ckptd/core/apply.py`.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 
@@ -14,7 +15,12 @@ from ckptd.core.apply import apply
 from ckptd.core.records import PENDING, AnyRecord, Moved, Phase
 from ckptd.core.state import State
 from ckptd.daemon.engine import decode
+from ckptd.protocol.codec import UNREADABLE
+from ckptd.protocol.errors import Corrupt
 from ckptd.storage.frame import Frame
+
+_SENSELESS: Final = (AssertionError, LookupError, TypeError, ValueError)
+"""What bytes lead to that check, and speak of what nobody knows or was never so."""
 
 
 class Replayed(msgspec.Struct):
@@ -37,10 +43,9 @@ class Replayed(msgspec.Struct):
 def replay(chunks: Iterable[bytes], frames: Iterable[Frame]) -> Replayed:
     """Return the State of a snapshot and the frames after it.
 
-    Raises Corrupt for what this version cannot read, ValueError for a snapshot that is not whole.
+    Raises Corrupt for what checks, and is not whole, or not to be understood by this version.
     """
-    snapshot = list(chunks)
-    state = image.load(snapshot) if snapshot else State(indexed=False)
+    state = _of_snapshot(list(chunks))
     frames = iter(frames)
     tail_bytes = 0
     for frame in frames:
@@ -50,9 +55,30 @@ def replay(chunks: Iterable[bytes], frames: Iterable[Frame]) -> Replayed:
         tail_bytes += len(frame.payload) if first_lsn + frame.count - 1 > state.lsn else 0
         for offset, record in enumerate(decode(frame.payload)):
             if first_lsn + offset > state.lsn:
-                apply(state, first_lsn + offset, record)
+                _apply(state, first_lsn + offset, record)
     state.index()
     return Replayed(state, tail_bytes)
+
+
+def _of_snapshot(chunks: list[bytes]) -> State:
+    try:
+        return image.load(chunks) if chunks else State(indexed=False)
+    except (*UNREADABLE, *_SENSELESS) as bad:
+        raise Corrupt(
+            f"the newest snapshot checks but cannot be read: {bad!r}",
+            "nothing was changed; if a newer ckptd wrote it: upgrade, or see FORMAT.md",
+        ) from bad
+
+
+def _apply(state: State, lsn: int, record: AnyRecord) -> None:
+    try:
+        apply(state, lsn, record)
+    except _SENSELESS as bad:
+        raise Corrupt(
+            f"the record at LSN {lsn} checks but makes no sense: {type(record).__name__}, {bad!r}",
+            "nothing was changed; `ckptctl wal dump` shows it, `wal repair --truncate-after"
+            f" {lsn - 1}` drops it and what follows",
+        ) from bad
 
 
 def _behind_a_hole(found: Replayed, hole: Frame, frames: Iterator[Frame]) -> Replayed:

@@ -81,8 +81,6 @@ def _seen(opened: Store) -> Seen:
         return Seen(refusal=refused)
     except OSError as bad:
         return Seen(refusal=Corrupt(f"it cannot be read: {bad}", "look at the disk: dmesg"))
-    except (ValueError, LookupError, AssertionError) as bad:  # it checks, and makes no sense
-        return Seen(refusal=Corrupt(f"it cannot be replayed: {bad!r}"))
     return Seen(found.report, is_replayed)
 
 

@@ -17,10 +17,12 @@ from zlib import crc32
 import msgspec
 import pytest
 
+from ckptd.core.records import Moved, Phase
 from ckptd.protocol import codec
 from ckptd.protocol import messages as m
 from ckptd.sdk.rate import Bucket
 from ckptd.storage.journal import Journal
+from ckptd.storage.store import Store
 from tests.daemon_fixture import LiveDaemon, StartDaemon
 from tests.raw_client import RawClient, RefusedError
 from tests.waiting import until
@@ -182,6 +184,55 @@ def test_a_newer_state_directory_is_refused_and_no_byte_of_it_changes(
     )
     assert done.returncode != 0
     assert "newer" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert tree(state) == before
+
+
+def add_a_later_snapshot(store: Store) -> None:
+    """Write a snapshot that checks, of chunks that only a later version knows."""
+    wal = store.arm(store.recover(), epoch=9, boot_id="b", at_ns=1)
+    snapshot = store.begin_snapshot(wal.durable_lsn)
+    snapshot.add(msgspec.msgpack.encode(["Planets", 1]))
+    snapshot.finish()
+    assert until(snapshot.poll)
+
+
+def add_a_record_of_nobody(store: Store) -> None:
+    wal = store.arm(store.recover(), epoch=9, boot_id="b", at_ns=1)
+    wal.append(msgspec.msgpack.encode([Moved(777, 1, Phase.HELD, "who?")]), 1)
+    wal.sync()
+    wal.mark_idle()
+
+
+@pytest.mark.parametrize(
+    ("add", "words"),
+    [
+        (add_a_later_snapshot, "the newest snapshot checks but cannot be read"),
+        (add_a_record_of_nobody, "checks but makes no sense: Moved"),
+    ],
+)
+def test_what_checks_and_says_nothing_that_we_know_is_refused_by_all_alike(
+    tmp_path: Path, add: Callable[[Store], None], words: str
+) -> None:
+    state = tmp_path / "state"
+    store = Store.open(str(state))
+    add(store)
+    store.close()
+    before = tree(state)
+    config = tmp_path / "c.toml"
+    config.write_text(f'[daemon]\nstate_dir = "{state}"\nrun_dir = "{tmp_path}/run"\n')
+    for command, code in {
+        ("ckptd", "--config", str(config)): 65,
+        ("ckptctl", "wal", "verify", "--state", str(state)): 65,
+        ("ckptctl", "wal", "replay", "--state", str(state)): 65,
+        ("ckptctl", "doctor", "--config", str(config)): 1,
+    }.items():
+        done = subprocess.run(
+            (sys.executable, "-m", *command), check=False, capture_output=True, text=True
+        )
+        told = done.stdout + done.stderr
+        assert done.returncode == code, told
+        assert words in " ".join(told.split())
+        assert "Traceback" not in told
     assert tree(state) == before
 
 
