@@ -142,7 +142,9 @@ class ResumableContext(TaskContext):
         """Save state, cursors and staged files; see `SyncResumableContext.checkpoint`.
 
         Raises:
-            StopRequested: somebody asked to stop before the save; everything is saved.
+            StopRequested: somebody asked to stop before the save; everything is saved. Not once
+                it was raised, nor the first time after the task's code has seen the wish: that is
+                its own last save; nor in an at-most-once step, which could not be run again.
 
         Durable: the checkpoint it returns.
         """

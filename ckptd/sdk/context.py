@@ -45,9 +45,9 @@ class SyncResumableContext(TaskContext):
         """Save state, cursors and staged files; in the task's own thread a safe point, too.
 
         Raises:
-            StopRequested: somebody asked to stop before the call; everything is saved. Not where
-                the task's code has seen that, or had it raised: this is its own last save then;
-                nor in an at-most-once step, which could not be run again.
+            StopRequested: somebody asked to stop before the call; everything is saved. Not once
+                it was raised, nor the first time after the task's code has seen the wish: that is
+                its own last save; nor in an at-most-once step, which could not be run again.
             CheckpointTooLarge, NotJson: it does not fit; the one before stands.
             TransientError: the disk is full or fails.
 
@@ -55,7 +55,7 @@ class SyncResumableContext(TaskContext):
         """
         is_stopped = self._is_stopped()
         saved = self._save(self._work.draft(reason=reason))
-        if threading.get_ident() == self._owner:
+        if threading.get_ident() == self._work.owner:
             self._leave_untold(is_stopped=is_stopped)
         return saved
 
@@ -94,7 +94,7 @@ class SyncResumableContext(TaskContext):
         """
         self._can_be_stopped = True
         work = self._work
-        if threading.get_ident() != self._owner:
+        if threading.get_ident() != self._work.owner:
             work.raise_if_stopped()
             return False
         is_stopped = self._is_stopped()
@@ -177,7 +177,7 @@ class SyncResumableContext(TaskContext):
 
     def _save_after_step(self) -> None:
         work = self._work
-        if threading.get_ident() != self._owner:
+        if threading.get_ident() != self._work.owner:
             return
         is_worth = work.task.strategy.is_worth_at_step_end(work.pace, work.ports.now_s())
         if is_worth and work.is_dirty():
@@ -279,7 +279,8 @@ class SyncResumableContext(TaskContext):
 
         Durable: the limit, for everybody who shares the scope.
         """
-        is_beside = threading.get_ident() != self._owner  # of an item: saving is not its business
+        # Of an item: saving is not its business.
+        is_beside = threading.get_ident() != self._work.owner
         wait_s = waits.limit_wait_s(scope, retry_after, rate)
         while wait_s > 0:  # Bound: the limit; whoever had to wait has not had its turn yet
             if is_beside:

@@ -9,7 +9,6 @@ Read next: `context.py` (those that make something durable, or wait), `work.py` 
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,7 +40,8 @@ class TaskContext:
         self._loops: set[str] = set()
         self._can_be_stopped = False
         self._begun_once: set[str] = set()  # steps that would count as interrupted
-        self._owner = threading.get_ident()
+        self._is_stop_seen = False  # by the author's code, in any thread
+        self._is_last_saved = False
 
     # --- who and where --------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class TaskContext:
     def _told_of(self, reason: str | None) -> str | None:
         """Take note that the author looks for a stop himself, and whether he has seen one."""
         self._can_be_stopped = True
-        self._work.is_stop_told |= bool(reason)
+        self._is_stop_seen |= bool(reason)
         return reason
 
     def set_progress(
@@ -240,12 +240,17 @@ class TaskContext:
     def _leave_untold(self, *, is_stopped: bool) -> None:
         """Raise StopRequested after a save that the author asked for, where he knows of no stop.
 
-        Who knows of it has his own way to leave, in which this save must not be the last line.
+        Who knows of it has his own way to leave, in which this save must not be the last line:
+        one save, for what looked may be a line that logs, or a thread that this one never asks.
         An at-most-once step is not cut in two.
         """
         self._can_be_stopped = True
-        if is_stopped and not self._work.is_stop_told and not self._begun_once:
-            self._work.raise_if_stopped()
+        if not is_stopped or self._begun_once or self._work.is_leaving:
+            return
+        if self._is_stop_seen and not self._is_last_saved:
+            self._is_last_saved = True
+            return
+        self._work.raise_if_stopped()
 
     @staticmethod
     def _item_fact(key: str, status: str, result: Any = None, error: str | None = None) -> Fact:

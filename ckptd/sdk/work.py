@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
@@ -114,7 +115,8 @@ class Work:
         self._content = self._content_now() if self.saved else None
         self.recorder = Recorder(self.ports.journal(around), self._know)
         self.attention = Attention(around)
-        self.is_stop_told = False  # the author's code knows of a stop: it saw or was raised it
+        self.owner = threading.get_ident()  # whose state it is, and whose safe points
+        self.is_leaving = False  # StopRequested was raised into that thread
         try:
             self._migrate()
         except BaseException:
@@ -343,7 +345,7 @@ class Work:
         """Raise StopRequested where somebody asked."""
         reason = self.attention.reason()
         if reason:
-            self.is_stop_told = True
+            self.is_leaving |= threading.get_ident() == self.owner
             raise StopRequested(reason)
 
     # --- telemetry ------------------------------------------------------------------------------

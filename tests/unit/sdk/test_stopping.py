@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,42 @@ def test_a_checkpoint_in_an_at_most_once_step_does_not_interrupt_it(
     with pytest.raises(StopRequested):
         run_local(plain if form == "plain" else awaited, tmp_path / "t")
     assert list(read_facts(str(tmp_path / "t"), 0, os.getuid(), 9).steps) == ["send"]
+
+
+@pytest.mark.parametrize(
+    ("hears", "form"),
+    [
+        *product((looks, asks_why, counts_down), ("plain", "awaited")),
+        (was_struck, "plain"),
+    ],
+)
+def test_a_loop_of_checkpoints_is_stopped_though_a_thread_beside_it_has_heard(
+    tmp_path: Path, hears: Callable[[Any], None], form: str
+) -> None:
+    def turn(ctx: Any, beside: ThreadPoolExecutor, number: int) -> None:
+        ctx.state["n"] = number
+        if number == 3:
+            ask(ctx, stop="cancel", deadline=time.time() + 30)
+        if number >= 3:
+            beside.submit(hears, ctx).exception()
+
+    @task(strategy=Manual())
+    def plain(ctx: SyncResumableContext) -> None:
+        with ThreadPoolExecutor(1) as beside:
+            for number in range(50):
+                turn(ctx, beside, number)
+                ctx.checkpoint()
+
+    @task(strategy=Manual())
+    async def awaited(ctx: ResumableContext) -> None:
+        with ThreadPoolExecutor(1) as beside:
+            for number in range(50):
+                turn(ctx, beside, number)
+                await ctx.checkpoint()
+
+    with pytest.raises(StopRequested, match="cancel"):
+        run_local(plain if form == "plain" else awaited, tmp_path / "t")
+    assert saved(tmp_path / "t")["state"]["n"] <= 4
 
 
 def test_a_checkpoint_of_another_thread_only_saves(tmp_path: Path) -> None:
