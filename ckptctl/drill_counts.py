@@ -59,7 +59,7 @@ def lost_text(story: Story) -> str:
 def fallen_back(story: Story) -> float | None:
     """Return where the new attempt was again, if that is less than its checkpoint says."""
     base = story.base
-    if base is None or not _is_held_to(story, base) or 0 < base.total <= base.done:
+    if base is None or not _is_held_to(story, base) or _is_at_its_end(base):
         return None
     below, beyond_ns = _told_below(story, base)
     saved = story.first_saved
@@ -69,6 +69,12 @@ def fallen_back(story: Story) -> float | None:
         return min([saved.done, *below])
     gets_on = any(one < following for one, following in itertools.pairwise(below))
     return min(below) if gets_on else None
+
+
+def _is_at_its_end(base: Progress) -> bool:
+    """Tell so of the last of a count from 0, too: 4 of 5."""
+    left = base.total - base.done
+    return base.total > 0 and (left <= 0 or (left <= 1 < base.total))
 
 
 def _told_below(story: Story, base: Progress) -> tuple[list[float], int]:

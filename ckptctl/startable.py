@@ -12,13 +12,13 @@ from typing import Final
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import TaskSpec
 
-_SHELL: Final = frozenset(" \t\n|&;<>()$`")
+_SHELL: Final = frozenset("|&;<>$`")
 
 
 def check_line(task: TaskSpec, env: Mapping[str, str]) -> None:
     """Raise BadRequest for one word that is no program and reads like a line of shell."""
     line = task.argv[0]
-    if len(task.argv) == 1 and not _SHELL.isdisjoint(line) and _why_not(task, env):
+    if len(task.argv) == 1 and _is_of_shell(line, task, env) and _why_no_program(line, task, env):
         raise BadRequest(
             f"there is no program {line!r}: this is one word, and no shell reads it",
             "for a line of shell: --shell; for a program with arguments: no quotes around it all",
@@ -33,7 +33,20 @@ def doubts(tasks: Iterable[TaskSpec], env: Mapping[str, str]) -> Iterator[str]:
 def _why_not(task: TaskSpec, env: Mapping[str, str]) -> str:
     if task.cwd and not os.path.isdir(task.cwd):
         return f"there is no directory {task.cwd!r}"
-    name = task.argv[0]
+    return _why_no_program(task.argv[0], task, env)
+
+
+def _is_of_shell(line: str, task: TaskSpec, env: Mapping[str, str]) -> bool:
+    """Tell a line from a program with blanks in its name, that may yet come: its first word is one.
+
+    Bound: builtins are no programs; a line of these alone is taken, with a note.
+    """
+    words = line.split()
+    is_one_of_many = len(words) > 1 and not _why_no_program(words[0], task, env)
+    return is_one_of_many or not _SHELL.isdisjoint(line)
+
+
+def _why_no_program(name: str, task: TaskSpec, env: Mapping[str, str]) -> str:
     if "/" in name:
         path = os.path.join(task.cwd, name)
         if os.path.isfile(path):
@@ -47,4 +60,4 @@ def _why_not(task: TaskSpec, env: Mapping[str, str]) -> str:
 
 
 def _is_program(path: str) -> bool:
-    return os.access(path, os.X_OK) and os.path.isfile(path)
+    return os.path.isfile(path) and os.access(path, os.X_OK)  # the first takes a NUL, too

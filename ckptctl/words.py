@@ -103,9 +103,8 @@ def _why(row: TaskRow, now_ns: int) -> str:
 def _ended(row: TaskRow) -> str:
     """Return the end and, where there is one that says more, the reason."""
     end = end_text(row) if row.phase == "failed" else _ENDS.get(row.cause, "")
-    if row.cause == "spawn_error":
-        return end or row.reason
-    reason = "" if row.reason in (row.cause, row.phase, "cancel", "kill", "oom") else row.reason
+    says_nothing = (row.cause, row.phase, "cancel", "kill", "oom", "cannot start")
+    reason = "" if row.reason in says_nothing else row.reason
     reason = _ENDS.get(reason, reason)
     if not end or end == reason:
         return reason

@@ -131,7 +131,12 @@ def test_what_may_count_something_else_or_is_told_below_but_once_fails_no_drill(
 
 def test_a_part_that_was_counted_to_its_end_or_anew_before_the_blow_is_held_to_nothing() -> None:
     below = (count(1, 2), count(2, 3))
-    assert checkpoint(story(*below, base=replace(BASE, done=TOTAL)))[0], "the next part"
+    for last in (TOTAL, TOTAL - 1):  # counted from 1, and from 0
+        assert checkpoint(story(*below, base=replace(BASE, done=last)))[0], "the next part"
+    base, before = replace(BASE, done=TOTAL - 2), count(TOTAL - 1, -1)
+    assert checkpoint(story(*below, base=base, before=before))[0] is False
+    share = story(count(0.1, 2, 1), count(0.2, 3, 1), base=replace(BASE, done=0.5, total=1.0))
+    assert checkpoint(share)[0] is False, "a share of one is not at its last"
     anew = story(*below, before=count(5, -1))
     assert checkpoint(anew)[0], "told after the save, and less"
     assert drill_counts.items_lost(anew) is None

@@ -39,6 +39,10 @@ def test_an_end_says_how() -> None:
 
 def test_a_task_that_could_not_start_names_what_was_missing() -> None:
     text = "cannot execute mkae: No such file or directory"
+    late = row(phase="failed", reason="deadline", cause="spawn_error", code=11, text=text)
+    assert words.state_text(late, 0) == f"failed: past its deadline ({text})"
+    gone = row(phase="cancelled", reason="cancel", cause="spawn_error", code=11, text=text)
+    assert words.state_text(gone, 0) == "cancelled"
     failed = row(phase="failed", reason="cannot start", cause="spawn_error", code=2, text=text)
     assert words.state_text(failed, NOW_NS) == f"failed: {text}"
 
