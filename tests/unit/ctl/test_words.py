@@ -39,12 +39,16 @@ def test_an_end_says_how() -> None:
 
 def test_a_task_that_could_not_start_names_what_was_missing() -> None:
     text = "cannot execute mkae: No such file or directory"
-    late = row(phase="failed", reason="deadline", cause="spawn_error", code=11, text=text)
-    assert words.state_text(late, 0) == f"failed: past its deadline ({text})"
-    gone = row(phase="cancelled", reason="cancel", cause="spawn_error", code=11, text=text)
-    assert words.state_text(gone, 0) == "cancelled"
     failed = row(phase="failed", reason="cannot start", cause="spawn_error", code=2, text=text)
     assert words.state_text(failed, NOW_NS) == f"failed: {text}"
+
+
+def test_a_task_that_could_not_start_at_last_still_names_what_ended_it() -> None:
+    text = "cannot prepare its directory: Resource temporarily unavailable"
+    late = row(phase="failed", reason="deadline", cause="spawn_error", code=11, text=text)
+    assert words.state_text(late, NOW_NS) == f"failed: past its deadline ({text})"
+    gone = row(phase="cancelled", reason="cancel", cause="spawn_error", code=11, text=text)
+    assert words.state_text(gone, NOW_NS) == "cancelled"
 
 
 def test_a_state_after_running_out_of_memory_says_what_comes_next() -> None:
