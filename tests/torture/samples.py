@@ -84,38 +84,37 @@ def growth(samples: list[dict[str, int]], seconds: float) -> Growth:
     """Return plateau, maximum and slope of all that is watched, over so many seconds.
 
     Over the last two thirds, from life to life; and within every life of the daemon that was long
-    enough, since its own memory and descriptors begin anew with each. What it remembers of answers
-    is full by then, or that is waited for: until then it has to grow.
+    enough, since its own memory and descriptors begin anew with each: before its first snapshot,
+    and after it, for it takes the pages for one once. What it remembers of answers is full by then,
+    or that is waited for: until then it has to grow.
     """
     full = [one for one in samples if one["changes"] >= _ANSWERS_KEPT]
     late = samples[len(samples) // 3 :]
     late = min(late, full or late, key=len)
-    lives = _lives(late)
+    spans = _spans(samples, late)
     figures: dict[str, Any] = {
         "samples": len(samples),
         "samples_judged": len(late),
-        "lives_judged": len(lives),
+        "lives_judged": len({span[0]["pid"] for span in spans}),
         "snapshots_seen": len({one["snapshot_lsn"] for one in samples} - {0}),
         "rss_kb_by_part": _medians(samples, "rss_kb"),
     }
-    violations = list(_too_few(samples, lives, seconds))
+    violations = list(_too_few(samples, figures["lives_judged"], seconds))
     for name in _WATCHED if late else ():
         figures[name] = found = _trend(late, name)
         violations += _judged(name, found, late)
-        if name in _OF_PROCESS and lives:
-            found["grown_in_a_life_max"] = max(_grown(life, name) for life in lives)
-            violations += [text for life in lives for text in _judged_life(name, life)]
+        if name in _OF_PROCESS and spans:
+            found["grown_in_a_life_max"] = max(_grown(span, name) for span in spans)
+            violations += [text for span in spans for text in _judged_span(name, span)]
     return Growth(figures, violations)
 
 
-def _too_few(
-    samples: list[dict[str, int]], lives: list[list[dict[str, int]]], seconds: float
-) -> Iterator[str]:
+def _too_few(samples: list[dict[str, int]], lives: int, seconds: float) -> Iterator[str]:
     """Without samples nothing is known."""
     if len(samples) < seconds / _EVERY_S / 2:
         yield f"only {len(samples)} samples in {seconds:.0f} s"
-    if seconds >= 2 * _CYCLE_S and len(lives) < seconds // _CYCLE_S // 2:
-        yield f"only {len(lives)} lives of the daemon were long enough to be judged"
+    if seconds >= 2 * _CYCLE_S and lives < seconds // _CYCLE_S // 2:
+        yield f"only {lives} lives of the daemon were long enough to be judged"
 
 
 def _judged(name: str, found: dict[str, float], late: list[dict[str, int]]) -> Iterator[str]:
@@ -127,10 +126,10 @@ def _judged(name: str, found: dict[str, float], late: list[dict[str, int]]) -> I
         yield f"{name} came to {found['max']} over a plateau of {plateau}"
 
 
-def _judged_life(name: str, life: list[dict[str, int]]) -> Iterator[str]:
-    grown, plateau = _grown(life, name), statistics.median(one[name] for one in life)
+def _judged_span(name: str, span: list[dict[str, int]]) -> Iterator[str]:
+    grown, plateau = _grown(span, name), statistics.median(one[name] for one in span)
     if grown > _allowed(name, plateau):
-        took_s = life[-1]["t_s"] - life[0]["t_s"]
+        took_s = span[-1]["t_s"] - span[0]["t_s"]
         yield f"{name} grew by {grown:.0f} in one life of {took_s} s, around {plateau}"
 
 
@@ -138,15 +137,24 @@ def _allowed(name: str, plateau: float) -> float:
     return max(_GROWTH_MAX * plateau, _SLACK.get(name, 0))
 
 
-def _lives(samples: list[dict[str, int]]) -> list[list[dict[str, int]]]:
-    """Return the samples of each daemon that was alive for long enough."""
-    lives = (list(life) for _, life in groupby(samples, itemgetter("pid")))
-    return [life for life in lives if len(life) >= _SAMPLES_MIN]
+def _spans(samples: list[dict[str, int]], late: list[dict[str, int]]) -> list[list[dict[str, int]]]:
+    """Return what is late of each daemon's life before its first snapshot, and after it.
+
+    Only what is long enough.
+    """
+    found: list[list[dict[str, int]]] = []
+    for _, samples_of_life in groupby(samples, itemgetter("pid")):
+        life = list(samples_of_life)
+        before = [one for one in life if one["snapshot_lsn"] == life[0]["snapshot_lsn"]]
+        found += [before, life[len(before) :]]
+    since_s = late[0]["t_s"] if late else 0
+    judged = ([one for one in span if one["t_s"] >= since_s] for span in found)
+    return [span for span in judged if len(span) >= _SAMPLES_MIN]
 
 
-def _grown(life: list[dict[str, int]], name: str) -> float:
-    """Return what the last third of a life has more than the second: the first warms it up."""
-    values = [one[name] for one in life]
+def _grown(span: list[dict[str, int]], name: str) -> float:
+    """Return what the last third of a span has more than the second: the first warms it up."""
+    values = [one[name] for one in span]
     third = len(values) // 3
     return statistics.median(values[-third:]) - statistics.median(values[third:-third])
 

@@ -383,6 +383,24 @@ def test_lives_that_take_their_pages_once_do_not_grow() -> None:
     assert grown_of(lives(*wild(30), FLAT, *wild(30), FLAT, *wild(30), FLAT)) == []
 
 
+def with_snapshots(seen: list[dict[str, int]], *at: int) -> list[dict[str, int]]:
+    """Let each of the last thirty samples that `at` counts be the first behind a new snapshot."""
+    for number, one in enumerate(seen[-30:]):
+        one["snapshot_lsn"] += sum(number >= count for count in at)
+    return seen
+
+
+def test_what_the_first_snapshot_of_a_life_takes_is_taken_once() -> None:
+    late = [42_000] * 20 + [48_500] * 10
+    assert grown_of(with_snapshots(lives(*wild(30), FLAT, *wild(30), late), 20)) == []
+
+
+def test_what_every_snapshot_of_a_life_takes_is_a_leak() -> None:
+    late = [42_000] * 2 + [48_500] * 18 + [56_000] * 10
+    found = grown_of(with_snapshots(lives(*wild(30), FLAT, *wild(30), late), 2, 20))
+    assert any(one.startswith("rss_kb grew by") and "in one life" in one for one in found), found
+
+
 @pytest.mark.parametrize("kb_per_sample", [1_000, 4_000])
 def test_a_leak_in_one_life_of_many_is_seen(kb_per_sample: int) -> None:
     found = grown_of(lives(*wild(30), FLAT, *wild(30), leaking(kb_per_sample), *wild(30), FLAT))
