@@ -35,7 +35,7 @@ from ckptd.core.records import (
 from ckptd.core.rights import check_command, check_task, may_change
 from ckptd.core.select import selected
 from ckptd.core.state import Group, Run, State, Task
-from ckptd.core.submit import check_limits, check_spec, entry, submit
+from ckptd.core.submit import check_deadline, check_limits, check_spec, entry, submit
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest, Conflict, ErrorReply, NotFound, Rejected
 from ckptd.protocol.limits import REPLY_BYTES_MAX, REQUEST_BYTES_MAX
@@ -305,6 +305,7 @@ def _check_edit(case: Case, command: m.Edit) -> None:
     if command.group is not None and command.group not in case.state.groups:
         raise NotFound(f"no group {command.group!r}", f"ckptctl group add {command.group}")
     check_spec(m.TaskSpec(argv=command.argv or ("x",), cwd=command.cwd or "/"))
+    check_deadline(command.deadline_ns or 0, case.now)
     if command.cwd == "":
         raise BadRequest("cwd is empty; it must be an absolute path")
     try:

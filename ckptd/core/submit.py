@@ -71,8 +71,7 @@ class _Submit:
             known_id = self._known(uid, asked.key, digest)
             if known_id:
                 return known_id, False
-        if asked.deadline_ns and asked.deadline_ns <= self.now.at_ns:
-            raise BadRequest("the deadline has passed already", "give one that lies ahead")
+        check_deadline(asked.deadline_ns, self.now)
         needs = tuple(self._need(uid, need) for need in asked.after) if asked.after else ()
         number, self.next_id = self.next_id, self.next_id + 1
         if asked.key:
@@ -222,6 +221,12 @@ def check_spec(asked: m.TaskSpec) -> None:
         raise BadRequest(f"backoff_max_s {most_s} is below backoff_s {first_s}")
     if asked.env:
         check_env(asked.env)
+
+
+def check_deadline(deadline_ns: int, now: Now) -> None:
+    """Raise BadRequest for a deadline that has passed: the task would fail without a start."""
+    if 0 < deadline_ns <= now.at_ns:
+        raise BadRequest("the deadline has passed already", "give one that lies ahead")
 
 
 def check_limits(asked: m.TaskSpec | Spec, uid: int) -> None:

@@ -286,3 +286,16 @@ def test_a_second_kill_by_hand_is_delivered_where_the_first_was_lost() -> None:
     world.ask(m.Kill(ids(number)))
 
     assert world.ordered(Deliver) == first == [Deliver(number, 1, 9, tree=True)]
+
+
+def test_an_edit_to_a_deadline_that_has_passed_is_refused_and_fails_no_task() -> None:
+    world = World()
+    number = world.submit(hold=True, deadline_ns=world.at_ns + SECOND)
+    for passed_ns in (1, world.at_ns):
+        with pytest.raises(BadRequest, match="passed already"):
+            world.ask(m.Edit(ids(number), deadline_ns=passed_ns))
+    assert world.task(number).deadline_ns == world.at_ns + SECOND
+
+    world.ask(m.Edit(ids(number), deadline_ns=0))
+
+    assert (world.phase(number), world.task(number).deadline_ns) == (Phase.HELD, 0)
