@@ -72,6 +72,7 @@ class _Submit:
             if known_id:
                 return known_id, False
         check_deadline(asked.deadline_ns, self.now)
+        _check_start(asked.at_ns, self.now)
         needs = tuple(self._need(uid, need) for need in asked.after) if asked.after else ()
         number, self.next_id = self.next_id, self.next_id + 1
         if asked.key:
@@ -227,6 +228,19 @@ def check_deadline(deadline_ns: int, now: Now) -> None:
     """Raise BadRequest for a deadline that has passed: the task would fail without a start."""
     if 0 < deadline_ns <= now.at_ns:
         raise BadRequest("the deadline has passed already", "give one that lies ahead")
+
+
+def _check_start(at_ns: int, now: Now) -> None:
+    """Raise BadRequest for a start so long past that it was meant otherwise, as a wrong year is.
+
+    What is known by its request id or key never comes here: it is answered as it was accepted.
+    """
+    late_ns = now.at_ns - at_ns
+    if at_ns and late_ns > limits.START_PAST_S_MAX * 1_000_000_000:
+        raise BadRequest(
+            f"the start lies {late_ns // 1_000_000_000} s in the past",
+            "look at its year and day; without a time it starts at once",
+        )
 
 
 def check_limits(asked: m.TaskSpec | Spec, uid: int) -> None:
