@@ -318,3 +318,32 @@ def test_a_submit_by_key_that_was_taken_is_still_answered_when_its_start_is_long
     number = world.submit(key="nightly", at_ns=when)
     world.pass_time(3_600)
     assert world.submit(key="nightly", at_ns=when) == number
+
+
+def test_a_task_that_may_not_be_cleaned_names_some_of_those_that_wait_for_it() -> None:
+    world = World(slots=1)
+    world.begins(world.submit())  # holds the only slot
+    parent = world.submit()
+    first, second = (world.submit(after=(m.Dependency(parent),)) for _ in range(2))
+    world.ask(m.Cancel(ids(parent)))
+    assert refusal(world, parent).endswith(f"still wait for how it ended: {first}, {second}")
+
+    more = [world.submit(after=(m.Dependency(parent),)) for _ in range(5)]
+
+    named = ", ".join(map(str, (first, second, *more[:3])))
+    assert refusal(world, parent).endswith(f"{named} and 2 more")
+
+
+def refusal(world: World, number: int) -> str:
+    answer = world.ask(m.Clean(ids(number)))
+    assert isinstance(answer, m.Changed)
+    (row,) = answer.tasks
+    assert row.error is not None
+    return row.error.message
+
+
+def test_a_clean_names_no_waiting_task_that_its_caller_may_not_see() -> None:
+    world = World()
+    mine = finished(world)
+    world.submit(caller=ROOT, after=(m.Dependency(mine), m.Dependency(world.submit(hold=True))))
+    assert refusal(world, mine).endswith(": 1 of others")
