@@ -147,6 +147,13 @@ def test_a_configuration_is_checked_in_json(scripted: Scripted, short_dir: Path)
     assert "socket path of 117 bytes" in found["problems"][0]
 
 
+@pytest.mark.parametrize("verb", ["check", "diff"])
+def test_an_empty_name_of_a_configuration_is_wrong_usage(scripted: Scripted, verb: str) -> None:
+    code, out, err = ctl(scripted({}).endpoint, "config", verb, "")
+    assert (code, out) == (64, "")
+    assert "the file's name is empty" in err
+
+
 def test_more_tasks_than_one_request_shows_are_shown_in_turn(scripted: Scripted) -> None:
     def show(asked: m.Message) -> m.TaskDetails:
         assert isinstance(asked, m.Show)

@@ -1,6 +1,7 @@
 """The configuration: defaults, refusals that help, and what a reload may change."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -186,6 +187,23 @@ def test_check_exits_78_with_the_reason_and_0_for_a_good_file(write: Write) -> N
     good, bad = check(str(SHIPPED)), check(write("[wal]\nx = 1\n"))
     assert (good.returncode, bad.returncode) == (0, 78)
     assert "unknown key wal.x" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("ckptd.host.config", "check", ""), ("ckptd.host.config", "show", ""),
+              ("ckptd", "--config", ""), ("ckptd", "--config=")],
+)  # fmt: skip
+def test_an_empty_name_of_a_file_is_wrong_usage_and_not_the_usual_file(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    kinds = ("CONFIGURATION", "STATE", "RUNTIME")
+    env = os.environ | {f"{kind}_DIRECTORY": str(tmp_path) for kind in kinds}
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=env, timeout=15,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "the name of the configuration file is empty" in done.stderr
 
 
 def test_paths_follow_root_xdg_systemd_and_the_configuration_in_rising_order() -> None:
