@@ -163,19 +163,8 @@ def load(path: str | None) -> Config:
     config = msgspec.convert(tables, Config)
     _check_pairs(found, config)
     _check_on_oom(found, config.task.on_oom)
-    _check_run_dir(found, config.daemon.run_dir)
+    paths.check_run(config.daemon.run_dir, f"{found}: ")
     return config
-
-
-def _check_run_dir(path: str, run_dir: str) -> None:
-    """Refuse a directory in which no socket can be bound: unix(7) bounds its path."""
-    size = len(os.fsencode(os.path.join(run_dir, paths.SOCKET_NAME)))
-    if run_dir and size > paths.SOCKET_PATH_BYTES_MAX:
-        raise BadConfig(
-            f"{path}: daemon.run_dir makes a socket path of {size} bytes,"
-            f" at most {paths.SOCKET_PATH_BYTES_MAX} are allowed: {run_dir}/{paths.SOCKET_NAME}",
-            "choose a shorter daemon.run_dir, such as one below /run",
-        )
 
 
 def _check_on_oom(path: str, text: str) -> None:
