@@ -260,6 +260,12 @@ def _is_file_list(files: object) -> bool:
     )
 
 
+def is_brought_in(manifest: Manifest) -> bool:
+    """Tell whether a person made it from outside, by `import` or `edit`, and not the task."""
+    origin = manifest.get("provenance")
+    return isinstance(origin, dict) and not origin.keys().isdisjoint(("imported_from", "edited"))
+
+
 def verify(dir_fd: int, uid: int, manifest: Manifest, *, is_deep: bool) -> None:
     """Compare the files with the manifest: names and sizes, and when deep also every digest.
 
