@@ -12,7 +12,7 @@ import pytest
 from ckptd.sdk import ckpt
 from ckptd.sdk.save import begin, save
 from ckptd.storage import blobs, facts
-from tests.task_world import CKPT, TaskWorld
+from tests.task_world import CKPT, TASK, TaskWorld
 from tests.waiting import until
 
 
@@ -83,6 +83,29 @@ def test_a_step_marked_once_is_not_repeated_after_an_interruption(world: TaskWor
 
     assert done.returncode == 65
     assert "must not run twice" in done.stderr
+
+
+def test_a_step_marked_once_that_fails_says_that_it_was_begun_and_how_to_go_on(
+    world: TaskWorld,
+) -> None:
+    failed = world.ckpt("step", "pay now", "--once", "--", "sh", "-c", "exit 3")
+    assert failed.returncode == 3
+    assert "step 'pay now' failed with 3 and stays recorded as begun" in failed.stderr
+    world.begin()
+    again = world.ckpt("step", "pay now", "--once", "--", "true")
+    assert again.returncode == 65
+    for told in (failed.stderr, again.stderr):
+        assert "`ckpt step 'pay now' -- true`" in told
+        assert f"`ckptctl retry --from-step 'pay now' {TASK}`" in told
+
+    assert world.ckpt("step", "pay now", "--", "true").returncode == 0  # as it was told
+    assert world.ckpt("step", "pay now", "--once", "--", "false").returncode == 0
+
+
+def test_a_step_of_an_item_is_not_sent_to_a_task_of_its_number(world: TaskWorld) -> None:
+    failed = world.ckpt("step", "pay", "--once", "--", "false", CKPTD_ITEM_KEY="a")
+    assert "run it without --once" in failed.stderr
+    assert "ckptctl" not in failed.stderr
 
 
 def test_values_survive_the_attempt(world: TaskWorld) -> None:
