@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ckptctl import batch_spec, batch_words, spec, units, words
 from ckptctl.batch_files import Batch, ask_json, become, report, runner
-from ckptctl.batch_look import active_task, check_code
+from ckptctl.batch_look import LOOK_S, active_task, check_code
 from ckptctl.call import Call
 from ckptctl.follow import Markers, follow
 from ckptctl.render import json_text
@@ -37,7 +37,6 @@ from ckptd.protocol.messages import (
 
 Ready = dict[str, Any]
 """What `prepare` answers."""
-LOOK_S: Final = 1.0  # between two looks at a batch that somebody waits for
 SAY_S: Final = 30.0  # between two lines about it, where there is no terminal
 
 

@@ -5,11 +5,12 @@ exit codes of `ckptd/protocol/errors.py`. A batch belongs to its user, not to th
 this works without one. Read next: `ckptd/batch/report.py`.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -147,6 +148,20 @@ def become(words: Sequence[str]) -> NoReturn:
     sys.stderr.flush()
     command = _command(words)
     os.execv(command[0], command)  # noqa: S606 (no shell)
+
+
+@contextlib.contextmanager
+def attended(words: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run the tool beside us: it prints, and knows us to be there until the block ends."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = subprocess.Popen([*_command(words), "--attended"], stdin=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
 
 
 def runner(directory: str) -> list[str]:

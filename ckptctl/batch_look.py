@@ -5,6 +5,7 @@ tasks that run them. Read next: `batch_words.py`, `batch_files.py`.
 """
 
 import argparse
+import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -17,6 +18,7 @@ from ckptctl.batch_files import (
     Trouble,
     ask,
     ask_json,
+    attended,
     become,
     check_name,
     report,
@@ -28,9 +30,11 @@ from ckptctl.render import Column, Listing, facts_lines, json_text, table_lines
 from ckptctl.selectors import ACTIVE, PENDING, STUCK
 from ckptctl.units import duration_text
 from ckptd.protocol.errors import BadRequest, CkptdError
-from ckptd.protocol.messages import Selector, TaskRow
+from ckptd.protocol.messages import FINISHED, Selector, TaskRow, Wait, Waited
 
 _NOT_OVER: Final = ACTIVE + PENDING + STUCK
+_AT_WORK: Final = ("starting", "running", "stopping")
+LOOK_S: Final = 1.0  # between two looks at a batch that somebody waits for
 _ITEMS_SHOWN: Final = 1_000  # of a table for people; every other format has all
 
 
@@ -293,14 +297,49 @@ def batch_logs_options(parser: argparse.ArgumentParser) -> None:
 
 
 def batch_logs(call: Call) -> int:
-    """Print the output of items, oldest run first."""
+    """Print the output of items, oldest run first; follow it through whatever they wait for."""
     call.takes()
     args = call.args
     check_name(args.name)
     options = [*(["--follow"] if args.follow else []),
                *([f"--lines={args.lines}"] if args.lines is not None else []),
                *([f"--key={args.key}"] if args.key is not None else [])]  # fmt: skip
-    return become(["logs", args.name, *options])
+    command = ["logs", args.name, *options]
+    if args.follow and args.key is None:
+        (seen,) = _with_tasks(call, [report(args.name)])
+        if seen.task is not None:
+            return _followed(call, args.name, seen.task.id, command)
+        if not seen.batch.is_locked:
+            state = batch_words.state_text(seen.batch, None, time.time_ns())
+            steps = batch_words.next_steps(seen.batch, None)
+            call.note("; ".join([f"nobody runs batch {args.name} now, it is {state}", *steps[:1]]))
+    return become(command)
+
+
+def _followed(call: Call, name: str, task: int, command: Sequence[str]) -> int:
+    """Copy what items print until the task is over, whatever that waits for in between."""
+    with attended(command) as process:
+        row = _until_over(call, name, task, process)
+    if row is not None and row.phase != "succeeded":
+        call.note(f"batch {name}: {batch_words.rests_text(row, time.time_ns())}")
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _until_over(
+    call: Call, name: str, task: int, process: "subprocess.Popen[bytes]"
+) -> TaskRow | None:
+    """Tell what the task waits for; return how it ended, None where the reader went first."""
+    asked = Wait(Selector(ids=(task,)), hold_s=LOOK_S)
+    said = "", "", 0
+    while process.poll() is None:  # Bound: the task's end
+        (row,) = call.wait_for("wait", asked, Waited).tasks
+        if row.phase in FINISHED:
+            return row
+        state = row.phase, row.reason, row.until_ns
+        if state != said and row.phase not in _AT_WORK:
+            call.note(f"batch {name}: {batch_words.rests_text(row, time.time_ns())}")
+        said = state
+    return None
 
 
 # --- gc -----------------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ PAINT: Final = {
 """ANSI colour of a status or state."""
 BAD: Final = ("fail", "error", "quarantined")
 _AGAIN: Final = {"fail": "--failed", "error": "--errors"}
+_GO_ON: Final = {
+    "held": "to let it go on: ckptctl release {}", "paused": "to let it go on: ckptctl resume {}",
+}  # fmt: skip
 _ENDS: Final = {
     "finished": "did what was asked for",
     "max_errors": "stopped at --max-errors",
@@ -132,6 +135,12 @@ def pauses_text(batch: Batch, *, utc: bool) -> str:
     until = clock_text(batch.paused_until_ns, utc=utc)
     now = f", this one until {until}" if until else ""
     return f"{batch.pause_count}{now}; {duration_text(batch.wait_s)} waited in all"
+
+
+def rests_text(row: TaskRow, now_ns: int) -> str:
+    """Return how the task of a batch is that is not at work, and what to do about it."""
+    step = _GO_ON.get(row.phase, "why: ckptctl explain {}").format(row.id)
+    return f"task {row.id} is {words.state_text(row, now_ns)}; {step}"
 
 
 def next_steps(batch: Batch, task: TaskRow | None) -> list[str]:

@@ -8,6 +8,7 @@ Read next: `saving.py` (the words), `ckptd/offline/checkpoint.py`.
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -43,6 +44,7 @@ from ckptd.protocol.messages import (
 Found = TypeVar("Found")
 Rows = tuple[CheckpointRow, ...]
 EDITED: Final = ("state", "cursors", "progress", "results")
+_PACKERS: Final = {".tgz": "gzip", ".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 
 
 # --- now, ls, verify -------------------------------------------------------------------------
@@ -231,10 +233,8 @@ def export(call: Call) -> int:
     """Copy one generation to a new directory or tar file, all or nothing."""
     target = call.args.target
     call.takes(*(() if target == "-" else ("json",)))
-    if os.path.lexists(target) and target != "-":
-        raise Conflict(f"{target} exists already", "name one that does not exist yet")
-    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(target))):
-        raise BadRequest(f"there is no directory {folder}", "make it first")
+    what = call.args.task if call.args.seq is None else f"{call.args.task} {call.args.seq}"
+    _check_target(target, what)
     if target == "-" and sys.stdout.isatty():
         raise BadRequest(
             "a tar is nothing for a terminal", "example: ... export 7 - | gzip > 7.tgz"
@@ -248,6 +248,21 @@ def export(call: Call) -> int:
     elif not call.is_for_people:
         call.out([target])
     return 0
+
+
+def _check_target(target: str, what: str) -> None:
+    """Refuse what is there, and what whoever wrote it means something else by."""
+    if not target:
+        raise BadRequest("the name to export to is empty", "name a directory, FILE.tar, or -")
+    if os.path.lexists(target) and target != "-":
+        raise Conflict(f"{target} exists already", "name one that does not exist yet")
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(target))):
+        raise BadRequest(f"there is no directory {folder}", "make it first")
+    if pack := _PACKERS.get(os.path.splitext(target)[1].lower()):
+        hint = f"ckptctl checkpoint export {what} - | {pack} > {shlex.quote(target)}"
+        raise BadRequest(
+            f"{target}: what is exported is a directory or a tar, not compressed", hint
+        )
 
 
 def _exported(call: Call, target: str) -> CheckpointRow:

@@ -1,14 +1,16 @@
 """`logs NAME`: what items printed, lane after lane, or as it comes; one item's alone.
 
-    python -m ckptd.batch logs NAME [--key=KEY] [--lines=N] [--follow]
+    python -m ckptd.batch logs NAME [--key=KEY] [--lines=N] [--follow [--attended]]
 
 It reads the files that `meter.py` appends to, and stands back from them: a lane that is turned
-over meanwhile is followed into its new file. Read next: `meter.py` (their form).
+over meanwhile is followed into its new file. `--attended`: whoever started us knows of a runner to
+come for as long as our stdin is open. Read next: `meter.py` (their form).
 """
 
 import contextlib
 import os
 import re
+import select
 import sys
 import time
 from collections import deque
@@ -31,7 +33,7 @@ def logs(words: Sequence[str]) -> int:
     Raises:
         Refused: an unknown batch, a number that is none, an item that has printed nothing.
     """
-    asked = Asked(words, ("key", "lines", "follow"))
+    asked = Asked(words, ("key", "lines", "follow", "attended"))
     name = asked.one_name()
     path = place.path_of(name)
     place.load(path)
@@ -43,7 +45,7 @@ def logs(words: Sequence[str]) -> int:
             raise Refused(f"--lines: not a whole number: {lines!r}")
         followed = _print_lanes(path, int(lines) if lines else None)
         if asked.has("follow"):
-            _follow(path, followed)
+            _follow(path, followed, is_attended=asked.has("attended"))
         return 0
     return 130
 
@@ -130,18 +132,23 @@ def _chunks(opened: BinaryIO) -> Iterator[bytes]:
         yield data
 
 
-def _follow(path: str, followed: dict[str, tuple[int, int]]) -> None:
-    """Print what comes, for as long as a runner holds the batch."""
+def _follow(path: str, followed: dict[str, tuple[int, int]], *, is_attended: bool) -> None:
+    """Print what comes, for as long as a runner holds the batch, or is known to come."""
     is_last = False
-    while True:  # Bound: the runner's life; then one look more
+    while True:  # Bound: the runner's life, and that of who attends us; then one look more
         for lane in _lanes(path):
             followed[lane] = _print_new(lane, *followed.get(lane, (0, 0)))
         sys.stdout.buffer.flush()
         if is_last:
             return
-        is_last = place.holder(path) is None
+        is_last = not (is_attended and _is_open(sys.stdin.fileno())) and place.holder(path) is None
         if not is_last:
             time.sleep(_LOOK_S)
+
+
+def _is_open(fd: int) -> bool:
+    """Return whether somebody holds the other end: nothing comes out of it but its end."""
+    return not select.select([fd], [], [], 0)[0]
 
 
 def _print_new(lane: str, inode: int, offset: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ said so and does not stop the others. Read next: `submit.py`, `plan.py`.
 """
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -32,10 +33,10 @@ from ckptd.core.records import (
     Spec,
     StopIntent,
 )
-from ckptd.core.rights import check_command, check_task, may_change
+from ckptd.core.rights import check_command, check_task, may_change, may_see
 from ckptd.core.select import selected
 from ckptd.core.state import Group, Run, State, Task
-from ckptd.core.submit import check_limits, check_spec, entry, submit
+from ckptd.core.submit import check_deadline, check_limits, check_spec, entry, submit
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest, Conflict, ErrorReply, NotFound, Rejected
 from ckptd.protocol.limits import REPLY_BYTES_MAX, REQUEST_BYTES_MAX
@@ -44,6 +45,7 @@ from ckptd.protocol.on_oom import EXAMPLES, parse_on_oom
 SIGKILL = 9
 STARVES_S = 10.0  # without memory; who lives then is killed
 EDIT_BYTES_MAX = 2 * REQUEST_BYTES_MAX  # of specs, which an edit writes anew: half a segment
+WAITING_NAMED_MAX = 5  # of those that an ended task is kept for; there may be thousands
 _REASONS_BYTES_MAX = 3 * REPLY_BYTES_MAX // 8  # in one answer; its other half are the rows
 _LIMITS = ("memory_bytes", "cpus", "tasks_max", "io_weight", "nice", "on_oom")
 _pack = msgspec.msgpack.Encoder(order="sorted")
@@ -174,10 +176,25 @@ def _clean(case: Case, task: Task, command: m.Clean) -> list[AnyRecord]:
         hint = "see: ckptctl quarantine" if task.phase is Phase.QUARANTINED else "cancel it first"
         raise _conflict(task, "clean", hint)
     if task.id in case.state.dependents:
-        raise _conflict(task, "clean", "other tasks still wait for how it ended")
+        raise _needed(case, task)
     if case.now.at_ns - task.until_ns < command.older_s * 1e9:
         raise Conflict(f"cannot clean task {task.id}: it ended less than {command.older_s} s ago")
     return [Removed(task.id, case.now.at_ns)]
+
+
+def _needed(case: Case, task: Task) -> Conflict:
+    """Return why an ended task stays: whom it is kept for, as far as the caller may see them."""
+    waiting = case.state.dependents[task.id]
+    some = [case.state.tasks.get(number) for number in islice(waiting, WAITING_NAMED_MAX)]
+    named = sorted(one.id for one in some if one is not None and may_see(one, case.caller))
+    left = len(waiting) - len(named)
+    who = ", ".join(map(str, named)) + (" and " if named and left else "")
+    who += (f"{left} more" if named else f"{left} of others") if left else ""
+    return Conflict(
+        f"cannot clean task {task.id}: it is {task.phase.word}, and other tasks still wait for how"
+        f" it ended: {who}",
+        f"let them end, or: ckptctl cancel {named[0]}" if named else "",
+    )
 
 
 # --- running --------------------------------------------------------------------------------
@@ -305,6 +322,7 @@ def _check_edit(case: Case, command: m.Edit) -> None:
     if command.group is not None and command.group not in case.state.groups:
         raise NotFound(f"no group {command.group!r}", f"ckptctl group add {command.group}")
     check_spec(m.TaskSpec(argv=command.argv or ("x",), cwd=command.cwd or "/"))
+    check_deadline(command.deadline_ns or 0, case.now)
     if command.cwd == "":
         raise BadRequest("cwd is empty; it must be an absolute path")
     try:

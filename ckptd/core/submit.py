@@ -71,8 +71,8 @@ class _Submit:
             known_id = self._known(uid, asked.key, digest)
             if known_id:
                 return known_id, False
-        if asked.deadline_ns and asked.deadline_ns <= self.now.at_ns:
-            raise BadRequest("the deadline has passed already", "give one that lies ahead")
+        check_deadline(asked.deadline_ns, self.now)
+        _check_start(asked.at_ns, self.now)
         needs = tuple(self._need(uid, need) for need in asked.after) if asked.after else ()
         number, self.next_id = self.next_id, self.next_id + 1
         if asked.key:
@@ -222,6 +222,25 @@ def check_spec(asked: m.TaskSpec) -> None:
         raise BadRequest(f"backoff_max_s {most_s} is below backoff_s {first_s}")
     if asked.env:
         check_env(asked.env)
+
+
+def check_deadline(deadline_ns: int, now: Now) -> None:
+    """Raise BadRequest for a deadline that has passed: the task would fail without a start."""
+    if 0 < deadline_ns <= now.at_ns:
+        raise BadRequest("the deadline has passed already", "give one that lies ahead")
+
+
+def _check_start(at_ns: int, now: Now) -> None:
+    """Raise BadRequest for a start so long past that it was meant otherwise, as a wrong year is.
+
+    What is known by its request id or key never comes here: it is answered as it was accepted.
+    """
+    late_ns = now.at_ns - at_ns
+    if at_ns and late_ns > limits.START_PAST_S_MAX * 1_000_000_000:
+        raise BadRequest(
+            f"the start lies {late_ns // 1_000_000_000} s in the past",
+            "look at its year and day; without a time it starts at once",
+        )
 
 
 def check_limits(asked: m.TaskSpec | Spec, uid: int) -> None:

@@ -55,13 +55,13 @@ from ckptd.host.journal import (
 )
 from ckptd.host.notify import Notify
 from ckptd.host.wake import Wake
-from ckptd.protocol.errors import BadConfig, CkptdError, Corrupt, Internal
+from ckptd.protocol.errors import BadConfig, CkptdError, Corrupt, DiskFull, Internal
 from ckptd.protocol.version import VERSION
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.frame import Frame
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.store import Store
-from ckptd.storage.wal import WalFailed
+from ckptd.storage.wal import NO_ROOM, WalFailed
 
 
 @dataclass
@@ -141,6 +141,7 @@ def _base(config_path: str | None, journal: Journal, notify: Notify) -> Base:
     paths = locations.resolve(
         os.geteuid(), os.environ, state_dir=config.daemon.state_dir, run_dir=config.daemon.run_dir
     )
+    locations.check_run(paths.run)
     clock = clocks.Clock()
     progress = Progress(notify, clock)
     boot_id, pid = clocks.boot_id(), os.getpid()
@@ -168,7 +169,7 @@ def _serve(base: Base) -> None:
     where = f"state in {base.paths.state}, configuration {cfg.find(base.config_path) or 'built in'}"
     text = f"ckptd {VERSION} starts as uid {os.geteuid()}: {where}"
     base.journal.event(Kind.DAEMON_STARTING, text, INFO)
-    os.makedirs(base.paths.run, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
+    _make_run(base.paths.run)
     segment_bytes = base.config.wal.segment_bytes
     store = Store.open(base.paths.state, RealDisk(), segment_bytes=segment_bytes)
     gc.disable()  # a replay makes much and drops nothing; `_settle` turns it on again
@@ -186,6 +187,25 @@ def _serve(base: Base) -> None:
     loop, requests = build(base, edges, recovered, orders, started_mono_ns)
     loop.run()
     close(base, recovered.engine, edges, requests)
+
+
+def _make_run(path: str) -> None:
+    """Make the runtime directory. Raises BadConfig where it cannot be, or nothing be made in it."""
+    try:
+        os.makedirs(path, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
+    except OSError as bad:
+        if bad.errno in NO_ROOM:
+            raise DiskFull(f"cannot make {path}: {bad.strerror}") from bad
+        raise _no_run(path, str(bad.strerror)) from bad
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise _no_run(path, "it may not be written to")
+
+
+def _no_run(path: str, why: str) -> BadConfig:
+    return BadConfig(
+        f"{path} cannot be used as runtime directory: {why}",
+        "make it for the user of the daemon, or choose another daemon.run_dir",
+    )
 
 
 def adopt(base: Base, engine: Engine, runner: Runner) -> list[Adopt]:

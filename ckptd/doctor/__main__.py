@@ -1,17 +1,21 @@
 """`ckptctl doctor`: is this machine fit for ckptd, and what to do where it is not.
 
 Looks from outside, as the user who runs it, with or without a daemon; changes nothing but a
-small file for timing that it removes again. Exit 1 where something is bad, else 0.
+small file for timing that it removes again. Exit 1 where something is bad, 64
+for wrong usage, else 0.
 Read next: `place.py` for what is looked at, then one module for each part of the report.
 """
 
 import argparse
+import difflib
+import shlex
 import shutil
 import signal
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import msgspec
 
@@ -67,9 +71,24 @@ def verdict(findings: Sequence[Finding]) -> str:
     return f"Fit; {count['warn']} to look at." if count["warn"] else "Fit; nothing to do."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the findings; 1 where something is bad."""
-    parser = argparse.ArgumentParser("doctor", description="Is this machine fit for ckptd?")
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with 64 (EX_USAGE): argparse's 2 would say "try again"."""
+        _refuse(message)
+
+
+def _refuse(text: str, hint: str = "see: ckptctl doctor -h") -> NoReturn:
+    """Say it as `ckptctl` does, which people called us by."""
+    print(f"ckptctl: doctor: {text}\n  hint: {hint}", file=sys.stderr)
+    raise SystemExit(64)
+
+
+def asked_for(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options; ends with 64 for what is none, such as a configuration without --config.
+
+    An empty `--config` is refused: the usual file in its place would be about another daemon.
+    """
+    parser = _Parser("doctor", description="Is this machine fit for ckptd?", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="the daemon's configuration")
     parser.add_argument("--endpoint", metavar="PATH", default="", help="the daemon's socket")
     parser.add_argument("-o", choices=["table", "json"], default="table", dest="form")
@@ -77,7 +96,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     whose = parser.add_mutually_exclusive_group()
     for name, text in (("system", "the daemon of root"), ("user", "a daemon of your own")):
         whose.add_argument(f"--{name}", action="store_const", const=name, dest="scope", help=text)
-    asked = parser.parse_args(argv)
+    asked, extra = parser.parse_known_args(argv)
+    if extra:
+        _refuse_word(parser, extra[0])
+    if asked.config == "":
+        _refuse("--config names no file", "name one, or leave --config out for the usual one")
+    return asked
+
+
+def _refuse_word(parser: argparse.ArgumentParser, word: str) -> NoReturn:
+    if not word.startswith("-"):
+        hint = f"for that configuration: --config {shlex.quote(word)}"
+        _refuse(f"unexpected word {word!r}", hint)
+    flag = word.partition("=")[0]
+    if close := difflib.get_close_matches(flag, parser._option_string_actions, n=1):
+        _refuse(f"unknown option {flag}", f"did you mean {close[0]}?")
+    _refuse(f"unknown option {flag}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the findings; 1 where something is bad."""
+    asked = asked_for(argv)
     here = place.find(asked.config, asked.endpoint, asked.scope or "")
     if asked.form == "json":
         findings = [finding for _, finding in examine(here)]

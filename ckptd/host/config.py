@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from ckptd.host import paths
 from ckptd.protocol import limits
-from ckptd.protocol.errors import BadConfig
+from ckptd.protocol.errors import BadConfig, BadRequest
 from ckptd.protocol.messages import GroupName
 from ckptd.protocol.on_oom import EXAMPLES, parse_on_oom
 
@@ -126,7 +126,15 @@ class Config(Table, frozen=True):
 
 
 def find(path: str | None) -> str:
-    """Return the file that `load` reads: `path` itself, else the default one, "" if not there."""
+    """Return the file that `load` reads: `path` itself, else the default one, "" if not there.
+
+    Raises BadRequest for an empty name: the usual file may be about another store.
+    """
+    if path == "":
+        raise BadRequest(
+            "the name of the configuration file is empty",
+            "name one, or leave --config out for the usual one",
+        )
     if path is not None:
         return path
     default = paths.default_config(os.geteuid(), os.environ)
@@ -137,6 +145,7 @@ def load(path: str | None) -> Config:
     """Return the configuration of `path` (None: of the default file, or defaults).
 
     Raises BadConfig with every problem of the file, one a line; nothing is half applied.
+    Raises BadRequest for an empty name.
     """
     found = find(path)
     if not found:
@@ -154,19 +163,8 @@ def load(path: str | None) -> Config:
     config = msgspec.convert(tables, Config)
     _check_pairs(found, config)
     _check_on_oom(found, config.task.on_oom)
-    _check_run_dir(found, config.daemon.run_dir)
+    paths.check_run(config.daemon.run_dir, f"{found}: ")
     return config
-
-
-def _check_run_dir(path: str, run_dir: str) -> None:
-    """Refuse a directory in which no socket can be bound: unix(7) bounds its path."""
-    size = len(os.fsencode(os.path.join(run_dir, paths.SOCKET_NAME)))
-    if run_dir and size > paths.SOCKET_PATH_BYTES_MAX:
-        raise BadConfig(
-            f"{path}: daemon.run_dir makes a socket path of {size} bytes,"
-            f" at most {paths.SOCKET_PATH_BYTES_MAX} are allowed: {run_dir}/{paths.SOCKET_NAME}",
-            "choose a shorter daemon.run_dir, such as one below /run",
-        )
 
 
 def _check_on_oom(path: str, text: str) -> None:
@@ -263,10 +261,10 @@ def main(argv: list[str]) -> int:
             return 64
     try:
         config = load(path)
-    except BadConfig as bad:
+    except (BadConfig, BadRequest) as bad:
         hint = f"\n  hint: {bad.hint}" if bad.hint else ""
         print(f"{bad.message}{hint}", file=sys.stderr)
-        return BadConfig.exit_code
+        return bad.exit_code
     print(as_toml(config) if show else f"{path}: ok")
     return 0
 

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 
 import msgspec
 
+from ckptd.protocol.errors import BadConfig
+
 SOCKET_NAME = "ctl.sock"
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), less the closing zero byte
+RUN_BYTES_MAX = SOCKET_PATH_BYTES_MAX - len(f"/notify/{(1 << 47) - 1}.sock")  # of the last task
 
 
 class Paths(msgspec.Struct, frozen=True):
@@ -37,6 +40,20 @@ def resolve(uid: int, env: Mapping[str, str], *, state_dir: str = "", run_dir: s
     state = state_dir or _handed_over(env, "STATE_DIRECTORY") or _default_state(uid, env)
     run = run_dir or _handed_over(env, "RUNTIME_DIRECTORY") or _default_run(uid, env, state)
     return Paths(state=state, run=run, socket=os.path.join(run, SOCKET_NAME))
+
+
+def check_run(run: str, where: str = "") -> None:
+    """Raise BadConfig for a directory in which no socket of a task could be bound.
+
+    Its tasks would be without NOTIFY_SOCKET, and say nothing about it.
+    """
+    size = len(os.fsencode(run))
+    if size > RUN_BYTES_MAX:
+        raise BadConfig(
+            f"{where}daemon.run_dir has {size} bytes, over {RUN_BYTES_MAX}: the sockets of tasks"
+            f" have no room in {run}",
+            "choose a shorter daemon.run_dir, such as one below /run",
+        )
 
 
 def _default_state(uid: int, env: Mapping[str, str]) -> str:

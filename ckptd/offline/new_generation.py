@@ -24,7 +24,7 @@ from typing import IO, Any, Final, NamedTuple
 from ckptd.sdk.save import Saved, save
 from ckptd.storage import facts
 from ckptd.storage import manifest as seals
-from ckptd.storage.copy import copy_in, made_below
+from ckptd.storage.copy import Intake, made_below
 from ckptd.storage.disk import append_all, sync_fd
 from ckptd.storage.journal import Fact, Journal, StaleAttempt
 from ckptd.storage.manifest import Manifest
@@ -179,8 +179,9 @@ def publish(where: Place, source: str, origin: Manifest, header: Manifest) -> Sa
         os.mkdir(f"{where.task_dir}/ckpt", 0o700)
     stage_fd = _own_stage(where)
     try:
+        into = Intake(stage_fd)
         for name in names_in_order(source):
-            copy_in(f"{source}/{name}", stage_fd)
+            into.take(f"{source}/{name}")
         seals.verify(stage_fd, os.getuid(), origin, is_deep=True)
         own = {"task": where.task, "attempt": where.attempt}
         return save(where.task_dir, [], {**header, **own})

@@ -22,6 +22,7 @@ LABELS_MAX: Final = 32
 DEPENDENCIES_MAX: Final = 1_000
 SELECTED_MAX: Final = 10_000  # tasks that one mutating request may touch
 RETRIES_UNLIMITED: Final = 1_000_000  # for as long as there is progress; 3 in a row without stop it
+START_PAST_S_MAX: Final = 60  # a submit that was long under way is not one of a wrong year
 PRIORITY_MAX: Final = 1_000_000
 PARALLEL_MAX: Final = 10_000
 CPUS_MAX: Final = 10_000  # processors that one task may be limited to

@@ -111,10 +111,10 @@ class TaskSpec(Message, frozen=True):
     labels: Annotated[dict[str, str], msgspec.Meta(max_length=limits.LABELS_MAX)] = {}
     after: Annotated[tuple[Dependency, ...], msgspec.Meta(max_length=limits.DEPENDENCIES_MAX)] = ()
     hold: bool = False
-    at_ns: WallNs = 0  # not before; wins over in_s
+    at_ns: WallNs = 0  # not before; wins over in_s; over 60 s ago is refused
     in_s: Seconds = 0.0
     timeout_s: Seconds = 0.0  # of one attempt; 0: none
-    deadline_ns: WallNs = 0  # of the whole task; 0: none
+    deadline_ns: WallNs = 0  # of the whole task, must lie ahead; 0: none
     retries: Count | None = None  # failures beyond the first; 1,000,000: any number; None: default
     backoff_s: Seconds | None = None  # first delay after a failure
     backoff_max_s: Seconds | None = None
@@ -235,7 +235,7 @@ class Edit(Message, frozen=True):
     argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     cwd: str | None = None
     timeout_s: Seconds | None = None
-    deadline_ns: WallNs | None = None
+    deadline_ns: WallNs | None = None  # 0: none; must lie ahead
     retries: Count | None = None
     grace_s: Seconds | None = None
     labels: Annotated[dict[str, str], msgspec.Meta(max_length=limits.LABELS_MAX)] | None = None

@@ -36,6 +36,7 @@ HELP: Final = """\
 ckpt: checkpoints, steps and items of a task that ckptd runs
 
   step NAME [--once] -- CMD...   run CMD unless the step is done; done once CMD succeeds
+                                 (--once: never begun twice; begun and not done exits 65)
   done NAME                      exit 0 if the step is done, else 1
   set KEY VALUE|-                keep a value (- reads it from stdin)
   get KEY [DEFAULT]              print a value; exit 1 if there is none
@@ -93,14 +94,28 @@ def _step(around: Surroundings, words: list[str]) -> int:
     if name in known.steps:
         return YES
     if is_once and name in known.started:
-        return _fail(f"step {name!r} was interrupted and must not run twice; look first", BAD_DATA)
+        text = f"step {name!r} was begun, is not done, and must not run twice"
+        return _fail(f"{text}; {_how_to_go_on(around, name)}", BAD_DATA)
     if is_once:
         _record(around, facts.step_start(name))
     around.notify(f"STATUS=step {name}")
     code = _run(command)
     if code == 0:
         _record(around, facts.step_done(name))
+    elif is_once:
+        text = f"step {name!r} failed with {code} and stays recorded as begun: --once never runs it"
+        return _fail(f"{text} again; {_how_to_go_on(around, name)}", code)
     return code
+
+
+def _how_to_go_on(around: Surroundings, name: str) -> str:
+    """Say what a person can do about a step of which nobody knows how much of it was done."""
+    import shlex  # noqa: PLC0415  (costs 3 ms; only here)
+
+    shown = shlex.quote(name)
+    ways = f"look: if it was done, say `ckpt step {shown} -- true`, if not, run it without --once"
+    is_item = "CKPTD_ITEM_KEY" in os.environ  # a batch's: it is no task that could be retried
+    return ways if is_item else f"{ways} or `ckptctl retry --from-step {shown} {around.task}`"
 
 
 def _split(words: list[str]) -> tuple[list[str], bool, list[str]]:

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from ckptd.sdk.surroundings import Surroundings
 from ckptd.storage.blobs import generations, newest_sealed, pruned
-from ckptd.storage.copy import carry_on, copy_in
+from ckptd.storage.copy import Intake, carry_on
 from ckptd.storage.facts import read_durable
 from ckptd.storage.journal import StaleAttempt
 from ckptd.storage.manifest import EMPTY, TEMPORARY, Manifest, load, seal
@@ -47,6 +47,7 @@ from ckptd.storage.untrusted import (
 )
 
 _COLLISIONS_MAX: Final = 10
+_NOT_THERE: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 
 
 class Saved(NamedTuple):
@@ -69,9 +70,10 @@ def save(
     `carry` names files of the newest valid generation that are to be in this one as they are.
 
     Raises:
+        ValueError: a file is not there, or two would have one name.
         StaleAttempt: a newer attempt exists. NotTrusted: not regular files, or too many.
         FileExistsError: a file to carry is also new. Damaged: it is not what was saved.
-        OSError: a file is missing or the disk refuses; the generation before stays the newest.
+        OSError: the disk refuses; the generation before stays the newest.
 
     Durable: the whole checkpoint and its name.
     """
@@ -98,7 +100,26 @@ def begin(
 
     Durable: nothing yet.
     """
+    _check_named(files)
     return Saving(task_dir, files, attempt, carry, carry_from=carry_from, waits=waits)
+
+
+def _check_named(files: Sequence[str]) -> None:
+    """Raise ValueError for what whoever named the files can put right, and no disk."""
+    named: dict[str, str] = {}
+    for path in files:
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                raise ValueError(f"cannot save {path!r}: {error.strerror}") from error
+            raise
+        name = os.path.basename(os.path.abspath(path))
+        if name in {MANIFEST, TEMPORARY}:
+            raise ValueError(f"cannot save {path!r}: the seal of a checkpoint has this name")
+        if name in named:
+            raise ValueError(f"cannot save {named[name]!r} and {path!r}: both would be {name!r}")
+        named[name] = path
 
 
 class Saving:
@@ -198,8 +219,9 @@ class Saving:
         if files:
             new_fd = open_directory(self._name, self._uid, self._ckpt_fd)
             try:
+                into = Intake(new_fd)
                 for path in files:
-                    copy_in(path, new_fd)
+                    into.take(path)
             finally:
                 os.close(new_fd)
 

@@ -3,7 +3,8 @@
 Nothing here is called from the daemon's loop: it may read gigabytes. What a task may do to these
 files while we look: see `untrusted.py`; where they lie: see `taskdir.py`.
 Invariant: present = complete for the task; sealed and checked = complete for us.
-Invariant: two valid generations stay; nothing damaged is deleted before two newer are valid.
+Invariant: two valid generations stay, and the newest that the task itself saved; nothing damaged is
+deleted before two newer are valid.
 Stdlib only. Read next: `ckptd/sdk/save.py` (how `ckpt save` and the SDK make a generation).
 """
 
@@ -321,6 +322,8 @@ def _seal_one(ckpt_fd: int, name: str, uid: int, header: dict[str, Any]) -> Seal
 def prune(task_dir: str, owner_uid: int, keep: int = KEPT) -> list[int]:
     """Delete what nobody needs: generations below the newest `keep` valid ones; return them.
 
+    The newest that the task itself saved stays, however many were imported or edited since: what
+    a person brought in may be wrong, and this is the way back.
     Sizes and manifests are compared, digests are not. Steps back (deletes nothing) while a
     save is under way: it holds the lock on `ckpt/`.
     """
@@ -334,10 +337,10 @@ def prune(task_dir: str, owner_uid: int, keep: int = KEPT) -> list[int]:
 
 def pruned(task_fd: int, ckpt_fd: int, uid: int, keep: int = KEPT) -> list[int]:
     """Prune under a lock that the caller holds."""
-    oldest_kept = _oldest_kept(ckpt_fd, uid, keep)
+    oldest_kept, own = _kept(ckpt_fd, uid, keep)
     removed = []
     for seq, name in numbered(ckpt_fd):
-        if seq < oldest_kept:
+        if seq < oldest_kept and seq != own:
             discard(name, ckpt_fd)
             removed.append(seq)
     asides = sorted(
@@ -353,15 +356,22 @@ def pruned(task_fd: int, ckpt_fd: int, uid: int, keep: int = KEPT) -> list[int]:
     return removed
 
 
-def _oldest_kept(ckpt_fd: int, uid: int, keep: int) -> int:
-    """Return the number of the `keep`-th newest valid generation; 0: fewer are valid."""
-    valid = 0
+def _kept(ckpt_fd: int, uid: int, keep: int) -> tuple[int, int]:
+    """Return the numbers of the `keep`-th newest valid generation, and of the newest own; 0: none.
+
+    Bound: what was published since the last prune, and the few that it kept.
+    """
+    valid: list[int] = []
+    own = 0
     for seq, name in numbered(ckpt_fd):
         with contextlib.suppress(TooNew):
-            valid += _look(ckpt_fd, "", seq, name, uid, is_deep=False).valid
-        if valid == keep:
-            return seq
-    return 0
+            one = _look(ckpt_fd, "", seq, name, uid, is_deep=False)
+            if one.valid:
+                valid.append(seq)
+                own = own or (0 if seals.is_brought_in(one.manifest) else seq)
+        if own and len(valid) >= keep:
+            break
+    return (valid[keep - 1] if len(valid) >= keep else 0), own
 
 
 # --- how far it has come -------------------------------------------------------------------------

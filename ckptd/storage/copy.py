@@ -13,9 +13,18 @@ import stat
 from typing import IO, TYPE_CHECKING, Final
 
 from ckptd.storage.disk import append_all, sync_fd
-from ckptd.storage.manifest import Manifest, load, sha256, verify
+from ckptd.storage.manifest import HASHED_BYTES_MAX, Manifest, checked_size, load, sha256, verify
 from ckptd.storage.taskdir import MANIFEST, numbered, opened
-from ckptd.storage.untrusted import Damaged, NotTrusted, open_directory, open_regular
+from ckptd.storage.untrusted import (
+    DEPTH_MAX,
+    FILES_MAX,
+    Damaged,
+    NotTrusted,
+    is_fit,
+    names_in,
+    open_directory,
+    open_regular,
+)
 
 if TYPE_CHECKING:
     import tarfile
@@ -23,46 +32,106 @@ if TYPE_CHECKING:
 _FICLONE: Final = 0x40049409  # Source: linux/fs.h
 _CHUNK_BYTES: Final = 1 << 20
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DANGLING: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 _NOT_HERE: Final = frozenset((errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP))
 
 
-def copy_in(path: str, dir_fd: int) -> None:
-    """Copy a file, or a directory with all in it, into a new checkpoint under its own name.
+class Intake:
+    """What is copied into one new checkpoint. What sealing would refuse is not even copied."""
 
-    Durable: no; sealing syncs what was copied.
-    """
-    name = os.path.basename(os.path.abspath(path))
-    if not os.path.isdir(path):
-        _copy_file(path, name, dir_fd)
-        return
-    os.mkdir(name, 0o700, dir_fd=dir_fd)
-    sub_fd = open_directory(name, os.getuid(), dir_fd)
+    def __init__(self, dir_fd: int) -> None:
+        self._dir_fd = dir_fd
+        self._left_names, self._left_files = 2 * FILES_MAX, FILES_MAX
+        self._left_bytes = HASHED_BYTES_MAX
+        self._within = [_identity(os.fstat(dir_fd))]  # this checkpoint, and what we are down in
+
+    def take(self, path: str) -> None:
+        """Copy a file, or a directory with all in it, under its own name; links are followed.
+
+        Raises:
+            NotTrusted: what no checkpoint may hold, or more than it may. OSError: the disk refuses.
+
+        Durable: no; sealing syncs what was copied.
+        """
+        self._take(path, os.path.basename(os.path.abspath(path)), self._dir_fd)
+
+    def _take(self, path: str, name: str, dir_fd: int) -> None:
+        is_directory = os.path.isdir(path)
+        self._left_names -= 1
+        self._left_files -= not is_directory
+        if self._left_names < 0 or self._left_files < 0:
+            raise NotTrusted(f"more than {FILES_MAX} files in one checkpoint")
+        if not is_fit(name):
+            raise NotTrusted(f"a name is no UTF-8 or too long: {name[:60]!r}")
+        if is_directory:
+            self._take_directory(path, name, dir_fd)
+        else:
+            self._left_bytes -= _copy_file(path, name, dir_fd, self._left_bytes)
+
+    def _take_directory(self, path: str, name: str, dir_fd: int) -> None:
+        here = _identity(os.stat(path))
+        if here in self._within:
+            raise NotTrusted(f"{path} holds itself: it would be copied without end")
+        if len(self._within) > DEPTH_MAX:
+            raise NotTrusted(f"{path} is more than {DEPTH_MAX} directories deep")
+        os.mkdir(name, 0o700, dir_fd=dir_fd)
+        sub_fd = open_directory(name, os.getuid(), dir_fd)
+        self._within.append(here)
+        try:
+            for inner in _names_in(path):
+                self._take(f"{path}/{inner}", inner, sub_fd)
+        finally:
+            self._within.pop()
+            os.close(sub_fd)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _names_in(path: str) -> list[str]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for inner in sorted(os.listdir(path)):  # Bound: sealing refuses more than DEPTH_MAX
-            copy_in(f"{path}/{inner}", sub_fd)
+        return sorted(names_in(fd))
     finally:
-        os.close(sub_fd)
+        os.close(fd)
 
 
-def _copy_file(path: str, name: str, dir_fd: int) -> None:
-    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def _copy_file(path: str, name: str, dir_fd: int, left_bytes: int) -> int:
     try:
-        mode = os.fstat(source).st_mode
-        if not stat.S_ISREG(mode):
+        source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in _DANGLING:
+            raise
+        raise NotTrusted(f"{path} leads nowhere: {error.strerror}") from error
+    try:
+        found = os.fstat(source)
+        if not stat.S_ISREG(found.st_mode):
             raise NotTrusted(f"{path} is not a regular file")
-        target = os.open(name, _CREATE, (mode & 0o777) | 0o600, dir_fd=dir_fd)
+        size = checked_size(found, path, left_bytes)
+        target = os.open(name, _CREATE, (found.st_mode & 0o777) | 0o600, dir_fd=dir_fd)
         try:
             _clone(source, target)
         finally:
             os.close(target)
     finally:
         os.close(source)
+    return size
 
 
 def _clone(source: int, target: int) -> None:
     if not _is_shared(source, target):
+        _refuse_without_room(os.fstat(source), target)
         while _copied(source, target):  # Bound: until the source ends
             pass
+
+
+def _refuse_without_room(found: os.stat_result, target: int) -> None:
+    """Raise what the disk would once it is full: it is not filled up for that."""
+    room = os.fstatvfs(target)
+    free_bytes = (room.f_bavail if os.geteuid() else room.f_bfree) * room.f_frsize
+    if min(found.st_size, 512 * found.st_blocks) > free_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _is_shared(source: int, target: int) -> bool:

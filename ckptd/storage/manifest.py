@@ -191,13 +191,7 @@ def _syncing(fd: int, size: int) -> Iterator[None]:
 
 
 def _read_digest(fd: int, path: str, left_bytes: int) -> tuple[int, str]:
-    """Bound: a hole costs its maker nothing and would keep us reading for days: refused."""
-    found = os.fstat(fd)
-    size, on_disk = found.st_size, 512 * found.st_blocks
-    if size > _PACKED_MAX * on_disk + HOLE_BYTES_MAX:
-        raise NotTrusted(f"{path} is mostly a hole: {size} bytes long, {on_disk} on disk")
-    if size > left_bytes:
-        raise NotTrusted(f"more than {HASHED_BYTES_MAX} bytes in one checkpoint")
+    size = checked_size(os.fstat(fd), path, left_bytes)
     running, done = sha256(), 0
     room = memoryview(bytearray(min(_CHUNK_BYTES, size + 1)))
     while count := os.readv(fd, [room]):  # Bound: stops when the file outgrows its size
@@ -208,6 +202,19 @@ def _read_digest(fd: int, path: str, left_bytes: int) -> tuple[int, str]:
     if done != size:
         raise NotTrusted(f"{path} changes while it is read")
     return size, running.hexdigest()
+
+
+def checked_size(found: os.stat_result, path: str, left_bytes: int) -> int:
+    """Return the size of a file that a checkpoint may have. Raises NotTrusted for any other.
+
+    Bound: a hole costs its maker nothing and would keep us reading for days: refused.
+    """
+    size, on_disk = found.st_size, 512 * found.st_blocks
+    if size > _PACKED_MAX * on_disk + HOLE_BYTES_MAX:
+        raise NotTrusted(f"{path} is mostly a hole: {size} bytes long, {on_disk} on disk")
+    if size > left_bytes:
+        raise NotTrusted(f"more than {HASHED_BYTES_MAX} bytes in one checkpoint")
+    return size
 
 
 def load(dir_fd: int, uid: int) -> Manifest:
@@ -251,6 +258,12 @@ def _is_file_list(files: object) -> bool:
         isinstance(entry, dict) and isinstance(entry.get("name"), str) and is_fit(entry["name"])
         for entry in files
     )
+
+
+def is_brought_in(manifest: Manifest) -> bool:
+    """Tell whether a person made it from outside, by `import` or `edit`, and not the task."""
+    origin = manifest.get("provenance")
+    return isinstance(origin, dict) and not origin.keys().isdisjoint(("imported_from", "edited"))
 
 
 def verify(dir_fd: int, uid: int, manifest: Manifest, *, is_deep: bool) -> None:

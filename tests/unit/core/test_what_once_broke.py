@@ -286,3 +286,64 @@ def test_a_second_kill_by_hand_is_delivered_where_the_first_was_lost() -> None:
     world.ask(m.Kill(ids(number)))
 
     assert world.ordered(Deliver) == first == [Deliver(number, 1, 9, tree=True)]
+
+
+def test_an_edit_to_a_deadline_that_has_passed_is_refused_and_fails_no_task() -> None:
+    world = World()
+    number = world.submit(hold=True, deadline_ns=world.at_ns + SECOND)
+    for passed_ns in (1, world.at_ns):
+        with pytest.raises(BadRequest, match="passed already"):
+            world.ask(m.Edit(ids(number), deadline_ns=passed_ns))
+    assert world.task(number).deadline_ns == world.at_ns + SECOND
+
+    world.ask(m.Edit(ids(number), deadline_ns=0))
+
+    assert (world.phase(number), world.task(number).deadline_ns) == (Phase.HELD, 0)
+
+
+def test_a_start_long_past_is_refused_and_one_just_past_begins_at_once() -> None:
+    world = World()
+    with pytest.raises(BadRequest, match="61 s in the past"):
+        world.submit(at_ns=world.at_ns - 61 * SECOND)
+    with pytest.raises(BadRequest, match="in the past"):
+        world.submit(at_ns=1, hold=True)
+    assert not world.log
+
+    assert world.phase(world.submit(at_ns=world.at_ns - 60 * SECOND)) is Phase.STARTING
+
+
+def test_a_submit_by_key_that_was_taken_is_still_answered_when_its_start_is_long_past() -> None:
+    world = World()
+    when = world.at_ns + SECOND
+    number = world.submit(key="nightly", at_ns=when)
+    world.pass_time(3_600)
+    assert world.submit(key="nightly", at_ns=when) == number
+
+
+def test_a_task_that_may_not_be_cleaned_names_some_of_those_that_wait_for_it() -> None:
+    world = World(slots=1)
+    world.begins(world.submit())  # holds the only slot
+    parent = world.submit()
+    first, second = (world.submit(after=(m.Dependency(parent),)) for _ in range(2))
+    world.ask(m.Cancel(ids(parent)))
+    assert refusal(world, parent).endswith(f"still wait for how it ended: {first}, {second}")
+
+    more = [world.submit(after=(m.Dependency(parent),)) for _ in range(5)]
+
+    named = ", ".join(map(str, (first, second, *more[:3])))
+    assert refusal(world, parent).endswith(f"{named} and 2 more")
+
+
+def refusal(world: World, number: int) -> str:
+    answer = world.ask(m.Clean(ids(number)))
+    assert isinstance(answer, m.Changed)
+    (row,) = answer.tasks
+    assert row.error is not None
+    return row.error.message
+
+
+def test_a_clean_names_no_waiting_task_that_its_caller_may_not_see() -> None:
+    world = World()
+    mine = finished(world)
+    world.submit(caller=ROOT, after=(m.Dependency(mine), m.Dependency(world.submit(hold=True))))
+    assert refusal(world, mine).endswith(": 1 of others")

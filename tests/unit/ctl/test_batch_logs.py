@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from ckptd.batch import place
+from ckptd.protocol import messages as m
 from tests.unit.ctl.batches import done, made, names_in, ran
-from tests.unit.ctl.conftest import ctl, ctl_on_terminal, ctl_process
+from tests.unit.ctl.conftest import Scripted, ctl, ctl_on_terminal, ctl_process
+from tests.unit.ctl.rows import page, row
 from tests.waiting import until
 
 NOBODY = "ipc:///nonexistent/ctl.sock"
@@ -67,6 +69,42 @@ def test_following_goes_on_into_a_new_file_until_the_runner_is_gone(logs: Path) 
             file.write("the end\n")
     out, err = process.communicate(timeout=20)
     assert (out, err, process.returncode) == ("the end\n", "", 0)
+
+
+def test_following_a_held_batch_says_so_and_goes_on_until_its_task_is_over(
+    logs: Path, scripted: Scripted
+) -> None:
+    states = {"now": row(7, "held", name="batch:census", labels={"batch": "census"})}
+
+    def waited(_: m.Message) -> m.Waited:
+        return m.Waited(states["now"].phase == "succeeded", (states["now"],))
+
+    daemon = scripted({"status": lambda _: page(states["now"]), "wait": waited})
+    process = ctl_process(daemon.endpoint, "batch", "logs", "-f", "-n", "0", "census")
+    assert process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr.readline() == (
+        "ckptctl: batch census: task 7 is held; to let it go on: ckptctl release 7\n"
+    )
+    states["now"] = row(7, "waiting", reason="rate_limit", until_ns=1, name="batch:census")
+    assert process.stderr.readline() == (
+        "ckptctl: batch census: task 7 is waiting: rate limit, now; why: ckptctl explain 7\n"
+    )
+    states["now"] = row(7, "running", name="batch:census")
+    heads = [process.stdout.readline() for _ in range(2)]
+    assert heads == ["==> lane-00.log <==\n", "==> lane-01.log <==\n"]
+    with place.locked(str(logs.parent), "census"), (logs / "lane-02.log").open("w") as file:
+        file.write("at last\n")
+    assert process.stdout.readline() == "at last\n"
+    states["now"] = row(7, "succeeded", name="batch:census")
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("", "", 0)
+
+
+def test_following_a_batch_that_nobody_runs_says_what_would(logs: Path) -> None:
+    code, _, err = ctl(NOBODY, "batch", "logs", "-f", "-n", "0", logs.parent.name)
+    assert code == 0
+    assert "nobody runs batch census now, it is new; to go on: ckptctl batch retry census" in err
 
 
 def test_gc_asks_a_person_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """How saving goes and what a task came to, as `ckptctl show` tells it."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -159,3 +160,20 @@ def test_a_list_that_grew_is_one_line_and_many_changes_are_cut() -> None:
     lines = saving.change_lines(many)
     assert len(lines) == 101
     assert lines[-1] == "... 400 more: -o json"
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("", "the name to export to is empty"),
+        ("out.tgz", "hint: ckptctl checkpoint export 7 3 - | gzip > out.tgz"),
+        ("a b.tar.zst", "hint: ckptctl checkpoint export 7 3 - | zstd > 'a b.tar.zst'"),
+    ],
+)
+def test_a_name_that_means_something_else_is_not_exported_to(
+    tmp_path: Path, target: str, told: str
+) -> None:
+    nowhere = f"ipc://{tmp_path}/none"
+    code, out, err = ctl(nowhere, "checkpoint", "export", "7", "3", target, "--timeout", "1s")
+    assert (code, out) == (64, "")
+    assert told in err

@@ -144,7 +144,14 @@ def test_a_configuration_is_checked_in_json(scripted: Scripted, short_dir: Path)
     code, out, _ = ctl(endpoint, "config", "check", str(file), "-o", "json")
     found = json.loads(out)["config"]
     assert (code, found["ok"]) == (78, False)
-    assert "socket path of 117 bytes" in found["problems"][0]
+    assert "daemon.run_dir has 108 bytes, over 79" in found["problems"][0]
+
+
+@pytest.mark.parametrize("verb", ["check", "diff"])
+def test_an_empty_name_of_a_configuration_is_wrong_usage(scripted: Scripted, verb: str) -> None:
+    code, out, err = ctl(scripted({}).endpoint, "config", verb, "")
+    assert (code, out) == (64, "")
+    assert "the file's name is empty" in err
 
 
 def test_more_tasks_than_one_request_shows_are_shown_in_turn(scripted: Scripted) -> None:

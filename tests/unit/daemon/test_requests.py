@@ -32,6 +32,7 @@ class Desk:
     """Requests over a log in memory; there is no daemon behind it, and none is asked for."""
 
     OWN_UID = 1_000
+    at_ns = 10**18
 
     def __init__(self, state: State | None = None, disk: MemoryDisk | None = None) -> None:
         self.disk = disk or MemoryDisk()
@@ -51,7 +52,7 @@ class Desk:
 
     def reply(self, request_id: str, verb: str, args: m.Message, uid: int = 0) -> m.Reply:
         incoming = Incoming(Peer(uid, uid, 1), b"c", False, request_id, verb, args, 1)
-        self.requests.take(incoming, Now(10**18), 1)
+        self.requests.take(incoming, Now(self.at_ns), 1)
         self.engine.commit()
         return codec.decode_reply(self.requests.outbox.pop()[1])
 
@@ -118,6 +119,15 @@ def test_a_copy_that_comes_after_a_snapshot_and_a_restart_gets_the_first_answer(
     again = Desk(state)
     assert again.ask("a", "submit", submit) == first
     assert len(again.engine.state.tasks) == 1
+
+
+def test_a_copy_of_a_submit_is_answered_alike_though_its_start_is_long_past() -> None:
+    desk = Desk()
+    submit = m.Submit((m.TaskSpec(("true",), at_ns=desk.at_ns),))
+    first = desk.ask("a", "submit", submit)
+    desk.at_ns += 3_600 * 10**9
+    assert desk.ask("a", "submit", submit) == first
+    assert not desk.reply("b", "submit", submit).ok
 
 
 def test_an_operator_can_steer_on_a_full_disk_whether_or_not_it_changes_anything() -> None:

@@ -98,6 +98,29 @@ def test_a_configuration_that_would_refuse_the_start_is_bad(config: Path) -> Non
     assert "unknown key wal.x" in found["configuration"]["text"]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["/etc/ckptd/ckptd.toml"], "for that configuration: --config /etc/ckptd/ckptd.toml"),
+        (["--confg", "x"], "did you mean --config?"),
+        (["--conf=x"], "did you mean --config?"),
+        (["--config"], "see: ckptctl doctor -h"),
+        (["--config", ""], "leave --config out"),
+        (["--json", "-o", "csv"], "see: ckptctl doctor -h"),
+    ],
+)
+def test_words_that_the_doctor_does_not_know_are_wrong_usage_with_a_hint(
+    words: list[str], told: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptd.doctor", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (64, "")
+    said, hint = done.stderr.splitlines()
+    assert said.startswith("ckptctl: doctor: ")
+    assert told in hint
+
+
 @pytest.mark.parametrize("columns", [80, 100])
 def test_the_table_has_its_parts_and_fits_the_terminal(config: Path, columns: int) -> None:
     lines = table("--config", str(config), columns=columns)

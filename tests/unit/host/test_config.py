@@ -1,6 +1,7 @@
 """The configuration: defaults, refusals that help, and what a reload may change."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from ckptd.host import config, paths
 from ckptd.host.config_check import known_keys
 from ckptd.protocol.errors import BadConfig
+from ckptd.protocol.messages import Id
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "etc" / "ckptd.toml"
@@ -188,6 +190,23 @@ def test_check_exits_78_with_the_reason_and_0_for_a_good_file(write: Write) -> N
     assert "unknown key wal.x" in bad.stderr
 
 
+@pytest.mark.parametrize(
+    "words", [("ckptd.host.config", "check", ""), ("ckptd.host.config", "show", ""),
+              ("ckptd", "--config", ""), ("ckptd", "--config=")],
+)  # fmt: skip
+def test_an_empty_name_of_a_file_is_wrong_usage_and_not_the_usual_file(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    kinds = ("CONFIGURATION", "STATE", "RUNTIME")
+    env = os.environ | {f"{kind}_DIRECTORY": str(tmp_path) for kind in kinds}
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=env, timeout=15,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "the name of the configuration file is empty" in done.stderr
+
+
 def test_paths_follow_root_xdg_systemd_and_the_configuration_in_rising_order() -> None:
     assert paths.resolve(0, {}).socket == "/run/ckptd/ctl.sock"
     assert paths.default_config(0, {}) == "/etc/ckptd/ckptd.toml"
@@ -216,3 +235,40 @@ def test_every_key_is_read_by_somebody() -> None:
         if not key.startswith("groups.") and not re.search(rf"\b{key}\b", code)
     }
     assert unread == set()
+
+
+def test_the_longest_runtime_directory_leaves_room_for_the_socket_of_the_last_task(
+    write: Write, tmp_path: Path
+) -> None:
+    (last,) = (bound.lt for bound in Id.__metadata__)
+    longest = "/" + "r" * (paths.RUN_BYTES_MAX - 1)
+    assert len(f"{longest}/notify/{last - 1}.sock") == paths.SOCKET_PATH_BYTES_MAX
+    config.load(write(f'[daemon]\nrun_dir = "{longest}"\n'))
+    with pytest.raises(BadConfig, match="80 bytes, over 79"):
+        config.load(write(f'[daemon]\nrun_dir = "{longest}r"\n'))
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        ("file/run", "cannot be used as runtime directory: Not a directory"),
+        ("file", "cannot be used as runtime directory: File exists"),
+        ("r" * 80, "the sockets of tasks have no room"),
+    ],
+)
+def test_a_daemon_without_a_usable_runtime_directory_is_a_matter_of_its_configuration(
+    tmp_path: Path, run: str, told: str
+) -> None:
+    (tmp_path / "file").touch()
+    env = os.environ | {
+        "STATE_DIRECTORY": f"{tmp_path}/s",
+        "RUNTIME_DIRECTORY": f"{tmp_path}/{run}",
+    }
+    env["CONFIGURATION_DIRECTORY"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptd"],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=env, timeout=15,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (78, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

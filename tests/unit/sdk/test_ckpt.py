@@ -12,7 +12,7 @@ import pytest
 from ckptd.sdk import ckpt
 from ckptd.sdk.save import begin, save
 from ckptd.storage import blobs, facts
-from tests.task_world import CKPT, TaskWorld
+from tests.task_world import CKPT, TASK, TaskWorld
 from tests.waiting import until
 
 
@@ -83,6 +83,29 @@ def test_a_step_marked_once_is_not_repeated_after_an_interruption(world: TaskWor
 
     assert done.returncode == 65
     assert "must not run twice" in done.stderr
+
+
+def test_a_step_marked_once_that_fails_says_that_it_was_begun_and_how_to_go_on(
+    world: TaskWorld,
+) -> None:
+    failed = world.ckpt("step", "pay now", "--once", "--", "sh", "-c", "exit 3")
+    assert failed.returncode == 3
+    assert "step 'pay now' failed with 3 and stays recorded as begun" in failed.stderr
+    world.begin()
+    again = world.ckpt("step", "pay now", "--once", "--", "true")
+    assert again.returncode == 65
+    for told in (failed.stderr, again.stderr):
+        assert "`ckpt step 'pay now' -- true`" in told
+        assert f"`ckptctl retry --from-step 'pay now' {TASK}`" in told
+
+    assert world.ckpt("step", "pay now", "--", "true").returncode == 0  # as it was told
+    assert world.ckpt("step", "pay now", "--once", "--", "false").returncode == 0
+
+
+def test_a_step_of_an_item_is_not_sent_to_a_task_of_its_number(world: TaskWorld) -> None:
+    failed = world.ckpt("step", "pay", "--once", "--", "false", CKPTD_ITEM_KEY="a")
+    assert "run it without --once" in failed.stderr
+    assert "ckptctl" not in failed.stderr
 
 
 def test_values_survive_the_attempt(world: TaskWorld) -> None:
@@ -186,13 +209,29 @@ def test_a_restore_takes_its_turn_behind_a_save_and_gives_what_that_saved(
     assert (tmp_path / "out" / "x").read_text() == "new"
 
 
-def test_saving_what_is_not_there_exits_74_and_keeps_the_checkpoint_before(
-    world: TaskWorld, tmp_path: Path
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["nothing"], "No such file or directory"),
+        (["model/weights"], "Not a directory"),
+        (["itself"], "Too many levels of symbolic links"),
+        (["model", "other/model"], "both would be 'model'"),
+        (["other/MANIFEST.json"], "the seal of a checkpoint has this name"),
+    ],
+)
+def test_a_mistake_in_what_to_save_exits_64_and_keeps_the_checkpoint_before(
+    world: TaskWorld, tmp_path: Path, names: list[str], told: str
 ) -> None:
-    (tmp_path / "model").write_text("weights")
+    (tmp_path / "other").mkdir()
+    for name in ("model", "other/model", "other/MANIFEST.json"):
+        (tmp_path / name).write_text("weights")
+    (tmp_path / "itself").symlink_to("itself")
     world.ckpt("save", str(tmp_path / "model"))
 
-    assert world.ckpt("save", "/nonexistent").returncode == 74
+    done = world.ckpt("save", *(str(tmp_path / name) for name in names))
+
+    assert (done.returncode, done.stdout) == (64, "")
+    assert told in done.stderr
     assert world.newest().seq == 1
     assert os.listdir(world.path("ckpt")) == ["00000001"]
 
@@ -322,7 +361,7 @@ def test_pipe_answers_in_order_and_later_requests_see_earlier_ones(world: TaskWo
         ('{"op":"step_start","name":""}', "bad_request"),
         ('{"op":"retry_after","seconds":"soon"}', "bad_request"),
         ('{"op":"checkpoint","files":"x"}', "bad_request"),
-        ('{"op":"checkpoint","files":["/nonexistent"]}', "io_error"),
+        ('{"op":"checkpoint","files":["/nonexistent"]}', "bad_request"),
         ("[" * 100_000, "bad_request"),
         ("x" * (1 << 21), "too_large"),
         ('{"op":"set","key":"k","value":"%s"}' % ("\u00e9" * 300_000), "too_large"),

@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import resource
+import subprocess
+import tempfile
 import threading
 from hashlib import sha256
 from pathlib import Path
@@ -85,6 +88,80 @@ def test_a_save_that_failed_leaves_the_stage_as_it_was(world: TaskWorld) -> None
 
     assert staged(world) == ["a", "d"]
     assert numbers(world) == []
+
+
+# --- what is copied -------------------------------------------------------------------------------
+
+
+def made(folder: Path, count: int = 1) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"f{number:05}").touch()
+    return folder
+
+
+def refused(world: TaskWorld, path: Path, why: str) -> None:
+    with pytest.raises(NotTrusted, match=why):
+        save(world.dir, [str(path)], HEADER)
+    assert numbers(world) == [], "nothing is left behind"
+
+
+def test_a_link_back_into_what_is_saved_is_refused_before_it_is_copied_again(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    data = made(tmp_path / "data", 1_500)  # eight times as much would be too many files
+    (data / "again").symlink_to(data)
+    refused(world, data, r"data/again holds itself")
+
+
+def test_a_link_that_leads_nowhere_is_told_as_that(world: TaskWorld, tmp_path: Path) -> None:
+    (made(tmp_path / "data") / "gone").symlink_to("nothing")
+    refused(world, tmp_path / "data", "data/gone leads nowhere: No such file")
+
+
+def test_the_directory_that_the_checkpoint_lies_in_is_not_copied_into_itself(
+    world: TaskWorld,
+) -> None:
+    refused(world, Path(world.dir), r"/ckpt/\.leftover-new-\d+ holds itself")
+
+
+def test_more_files_than_a_checkpoint_may_hold_are_refused_at_the_first_one_too_many() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        world, data = TaskWorld(Path(name)), made(Path(name, "data"))
+        (data / "link").symlink_to(made(Path(name, "many"), 10_000))
+        (data / "then").symlink_to("/dev/null")  # never looked at
+        refused(world, data, "more than 10000 files")
+
+
+def test_what_is_too_deep_or_mostly_a_hole_is_refused_before_it_is_copied(
+    world: TaskWorld, tmp_path: Path
+) -> None:
+    deep = made(tmp_path / "deep")
+    (deep.joinpath(*"12345678") / "last").mkdir(parents=True)
+    (deep / "x").symlink_to("/dev/null")  # never looked at
+    refused(world, deep, "more than 8 directories deep")
+    hole = made(tmp_path / "hole")
+    os.truncate(hole / "f00000", 1 << 40)
+    refused(world, hole, r"hole/f00000 is mostly a hole")
+
+
+def test_a_disk_without_room_for_a_file_is_not_filled_up_first(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    order = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if subprocess.run(order, check=False, capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        world = TaskWorld(disk)
+        (tmp_path / "large").write_bytes(b"x" * LARGE_BYTES)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # EFBIG, if any is copied
+        with pytest.raises(OSError, match="No space left on device"):
+            save(world.dir, [str(tmp_path / "large")], HEADER)
+        assert numbers(world) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 # --- what is carried on ---------------------------------------------------------------------------

@@ -203,6 +203,31 @@ def test_two_valid_generations_stay(world: TaskWorld) -> None:
     assert numbers(world) == ["3", "4"]
 
 
+def test_however_many_are_imported_or_edited_the_newest_of_the_task_itself_stays(
+    world: TaskWorld,
+) -> None:
+    saved(world, a="1")
+    saved(world, a="2")
+    for origin in ({"imported_from": {}}, {"edited": 3}, {"edited": 4}):
+        world.path("stage", "a").write_text("by hand")
+        save(world.dir, [], {"attempt": 1, "provenance": origin})
+    assert numbers(world) == ["00000002", "00000004", "00000005"]
+    hurt(world.path("ckpt", "00000005"), "flip")
+    hurt(world.path("ckpt", "00000004"), "flip")
+    assert world.newest().seq == 2
+
+
+def test_what_the_task_saves_after_an_import_takes_the_place_of_what_it_saved_before(
+    world: TaskWorld,
+) -> None:
+    saved(world, a="1")
+    world.path("stage", "a").write_text("by hand")
+    save(world.dir, [], {"attempt": 1, "provenance": {"imported_from": {}}})
+    saved(world, a="3")
+    saved(world, a="4")
+    assert numbers(world) == ["00000003", "00000004"]
+
+
 def test_a_damaged_one_does_not_count_as_kept(world: TaskWorld) -> None:
     for number in range(1, 4):
         world.publish(number, a=str(number))
@@ -337,7 +362,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(world: TaskWorld) -> None
 
     with pytest.raises(NotTrusted):
         saved(world)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="No such file"):
         save(world.dir, ["/nonexistent"], {"attempt": 1})
 
     assert numbers(world) == before
