@@ -1,10 +1,13 @@
 """When patience with a task ends, and when it does not: what counts, and what starts it anew."""
 
+import errno
+
 import pytest
 
 from ckptd.core import outcome
-from ckptd.core.port import Deliver, EndSeen
+from ckptd.core.port import Deliver, EndSeen, MarkSeen
 from ckptd.core.records import Phase
+from ckptd.protocol import messages as m
 from tests.unit.core.world import SECOND, World
 
 
@@ -130,3 +133,38 @@ def test_a_task_that_is_done_while_it_is_only_asked_to_save_is_done() -> None:
     assert world.ordered(Deliver) == [], "no signal was sent yet"
     world.ends(number)
     assert world.phase(number) is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT]
+)
+def test_a_start_that_the_machine_refuses_for_now_is_no_failure_of_the_task(number: int) -> None:
+    world = World()
+    task = world.submit(retries=0)
+    world.begins(task)
+    world.ends(task, "spawn_error", code=number)
+    assert reason(world, task) == (Phase.WAITING, "transient")
+
+
+def test_a_task_that_lost_what_it_had_saved_has_made_no_progress_by_that() -> None:
+    world = World()
+    number = world.submit()
+    world.begins(number)
+    world.saves(number, 1)
+    world.ends(number, code=1)
+    world.pass_time(1_000)
+    world.begins(number)
+    world.put(outcome.marked(world.state, MarkSeen(number, 2, 0, 0, ""), world.now))
+    del world.mark
+    world.ends(number, code=1)
+    assert world.phase(number) is Phase.FAILED
+
+
+def test_a_task_that_is_cancelled_while_it_starts_stays_one_that_is_being_stopped() -> None:
+    world = World()
+    number = world.submit()
+    world.ask(m.Cancel(m.Selector(ids=(number,))))
+    world.begins(number)
+    assert reason(world, number) == (Phase.STOPPING, "cancel")
+    world.ends(number, "signal", signal=15)
+    assert world.phase(number) is Phase.CANCELLED
