@@ -1,4 +1,4 @@
-"""What a task waits for: its time, its place in a group, others; and the deadline that ends it."""
+"""What a task waits for, its deadline, and what is done to it while it runs: once, and in time."""
 
 import pytest
 
@@ -131,3 +131,15 @@ def test_of_a_task_that_runs_nothing_but_its_priority_is_edited() -> None:
     assert world.task(number).unpacked().argv == ("sleep", "1")
     assert not refusal(world.ask(m.Edit(ids(number), priority=7)))
     assert world.task(number).priority == 7
+
+
+def test_a_task_that_is_asked_once_to_save_gets_its_signal_once() -> None:
+    world = World()
+    number = world.submit(checkpoint_signal=10)
+    world.begins(number)
+    for _ in range(2):
+        world.ask(m.CheckpointNow(ids(number)))
+        assert world.ordered(Deliver) == [Deliver(number, 1, 10, tree=False)]
+        world.saves(number, world.at_ns)
+        world.ask(m.Edit(ids(number), priority=world.task(number).priority + 1))
+        assert world.ordered(Deliver) == []
