@@ -1,9 +1,11 @@
 """What the desk answers to a request that comes twice, and on a full disk."""
 
 import io
+import threading
 from typing import Any
 
 import msgspec
+import pytest
 
 from ckptd.core import image
 from ckptd.core.policy import Now, Policy
@@ -203,3 +205,42 @@ def test_status_names_what_a_task_could_not_be_started_for() -> None:
     desk.engine.see(seen, Now(10**18))
     (row,) = desk.ask("b", "status", m.Status(m.Selector(all=True)))["tasks"]
     assert row["text"] == text
+
+
+def test_a_daemon_that_is_stopping_takes_no_new_work_and_still_lets_its_tasks_be_steered() -> None:
+    desk = Desk()
+    desk.ask("a", "submit", m.Submit((m.TaskSpec(("true",), hold=True),)))
+    desk.engine.draining = True
+    refused = desk.reply("b", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    assert refused.error is not None
+    assert (refused.error.code, refused.error.retryable) == ("shutting_down", True)
+    assert desk.engine.state.next_id == 2
+    assert desk.ask("c", "cancel", m.Cancel(ONE))["tasks"][0]["phase"] == "cancelled"
+
+
+def test_a_bug_behind_one_verb_is_told_to_who_asked_and_ends_nothing() -> None:
+    desk = Desk()  # it has no counters
+    failed = desk.reply("a", "stats", m.Empty())
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.exit_code) == ("internal", 70)
+    assert desk.ask("b", "submit", m.Submit((m.TaskSpec(("true",)),)))["ids"] == [1]
+
+
+def test_files_that_nobody_can_make_sense_of_are_told_to_who_asked_and_end_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hostile(*_: object, **__: object) -> m.CheckpointList:
+        raise RecursionError("nested too deep")
+
+    monkeypatch.setattr(Files, "checkpoints", hostile)
+    desk, is_read = Desk(), threading.Event()
+    desk.requests.on_late = is_read.set
+    desk.ask("a", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    asked = Incoming(Peer(0, 0, 1), b"c", False, "b", "checkpoints", m.Checkpoints(1), 1)
+    desk.requests.take(asked, Now(10**18), 1)
+    assert is_read.wait(10.0)
+    desk.requests.revisit((), Now(10**18), 1, grown=False)
+    ((_, frame),) = desk.requests.outbox
+    error = codec.decode_reply(frame).error
+    assert error is not None
+    assert "nested too deep" in error.message
