@@ -201,7 +201,7 @@ class Housekeeping:
             self._journal.event(Kind.LOG_FULL, text, ERROR)
         else:
             self._journal.event(Kind.LOG_ROOM, "there is room again: new work is taken", WARNING)
-            self._engine.state.touched.update(self._engine.state.active)  # plan again
+            self._engine.has_more = True  # room that this turn's plan may not have found
         self._notify.status(self.status_line())
 
     def timeout_s(self, now: Now, mono_ns: int) -> float:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ckptd.batch import ledger
 from ckptd.storage import facts
 from tests.task_world import TaskWorld
 
@@ -38,3 +39,9 @@ def test_a_start_is_no_progress(tmp_path: Path) -> None:
     assert world.mark().cursor == before
     world.record(facts.item_done("a", "pass"))
     assert world.mark().cursor != before
+
+
+def test_every_run_has_a_number_of_its_own_or_its_fence_would_fence_nothing(tmp_path: Path) -> None:
+    path = str(tmp_path / "batch")
+    assert [ledger.begin(path) for _ in range(3)] == [1, 2, 3]
+    assert ledger.begin(path, fresh=True) == 4

@@ -1,7 +1,7 @@
 """What a daemon knows and does after it came up from a snapshot, and no test would have missed."""
 
 from ckptd.core import image, outcome
-from ckptd.core.plan import Observed, adoption
+from ckptd.core.plan import Observed, adoption, wake_ns
 from ckptd.core.port import Deliver, EndSeen, MarkSeen, Start
 from ckptd.core.records import Phase
 from ckptd.core.state import State
@@ -94,3 +94,13 @@ def test_a_start_from_scratch_that_never_began_is_still_one_the_next_time() -> N
     (start,) = world.ordered(Start)
     assert isinstance(start, Start)
     assert (start.attempt, start.fresh) == (3, True)
+
+
+def test_the_next_daemon_wakes_up_for_the_deadline_of_a_task_that_runs() -> None:
+    world = World()
+    number = world.submit(deadline_ns=world.at_ns + 60 * SECOND)
+    world.begins(number)
+    restarted(world)
+    assert wake_ns(world.state) == world.at_ns + 60 * SECOND
+    world.pass_time(61)
+    assert (world.phase(number), world.task(number).reason) == (Phase.STOPPING, "deadline")

@@ -132,3 +132,16 @@ def test_what_an_attempt_before_said_last_is_not_held_against_this_one() -> None
     task = engine.state.tasks.get(1)
     assert task is not None
     assert task.phase is Phase.QUEUED
+
+
+def test_a_full_disk_keeps_the_segment_that_the_next_start_copies_its_tail_to() -> None:
+    disk = MemoryDisk()
+    store = Store.open("/state", disk, segment_bytes=SEGMENT_BYTES, has_threads=False)
+    engine = Engine(State(), store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1), Policy())
+    disk.capacity -= disk.free_bytes("/state")
+    fill(engine)
+    killed = disk.clone()
+    assert killed.free_bytes("/state") < SEGMENT_BYTES
+    store = Store.open("/state", killed, segment_bytes=SEGMENT_BYTES, has_threads=False)
+    wal = store.arm(store.recover(), epoch=2, boot_id="b", at_ns=2)
+    assert wal.durable_lsn == engine.wal.durable_lsn

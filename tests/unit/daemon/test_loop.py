@@ -11,6 +11,7 @@ import pytest
 from ckptd.core.plan import wake_ns
 from ckptd.core.policy import Now
 from ckptd.core.port import Effect, EndSeen, Identity, StartSeen
+from ckptd.core.records import Moved, Phase
 from ckptd.core.state import State
 from ckptd.daemon.ending import Ending
 from ckptd.daemon.inhibitor import Inhibitor
@@ -106,13 +107,16 @@ class Runner(SimRunner):
 
 
 class SetClock(Clock):
-    """The machine's clocks; the wall clock can be set."""
+    """The machine's clocks; the wall clock can be set, and time can go by."""
 
-    ahead_ns = 0
+    ahead_ns = later_ns = 0
 
     def now(self) -> Now:
         now = super().now()
-        return Now(now.at_ns + self.ahead_ns, now.seed)
+        return Now(now.at_ns + self.later_ns + self.ahead_ns, now.seed)
+
+    def mono_ns(self) -> int:
+        return super().mono_ns() + self.later_ns
 
 
 class Life:
@@ -240,3 +244,37 @@ def test_the_log_of_many_short_reigns_is_cut_behind_snapshots(life: Life) -> Non
         appended.append(life.engine.appended_bytes)
     assert max(appended) < 10_000, "no reign alone would be worth a snapshot"
     assert any(name.endswith(".snap") for name in life.disk.names("/state/snap"))
+
+
+def fill(life: Life) -> None:
+    """Fill the log, and leave the disk no room for another segment."""
+    life.disk.capacity -= life.disk.free_bytes("/state")
+    while life.engine.has_room():  # Bound: two segments
+        life.engine.stage([Moved(1, 2, Phase.HELD, "x" * 100_000)])
+        life.engine.commit()
+    life.engine.orders()
+
+
+def test_a_queued_task_does_not_wait_for_a_call_where_room_was_made_right_after_the_plan(
+    life: Life,
+) -> None:
+    """Room comes after the plan found none, and before the look at the disk that ends the turn."""
+    life.door.ask("a", "submit", m.Submit((m.TaskSpec(("true",), hold=True),)))
+    life.door.ask("b", "group_set", m.GroupSet("g", paused=True))
+    life.door.ask("c", "submit", m.Submit((m.TaskSpec(("true",), group="g"),)))
+    life.loop.turn()
+    fill(life)
+    life.clock.later_ns += 10**10
+    life.door.ask("d", "group_set", m.GroupSet("g", paused=False))
+    life.loop.turn()
+    life.clock.later_ns += 10**10  # the idle mark is written, behind the plan, and nothing else
+    life.disk.watch = lambda kind, _: make_room(life.disk) if kind == "write" else None
+    life.loop.turn()
+    assert life.runner.ordered == [], "the plan found no room"
+    assert life.loop.rest_s() == 0.0, "the loop sleeps, and nobody wakes it"
+    life.loop.turn()
+    assert [effect.task for effect, _ in life.runner.ordered] == [2]
+
+
+def make_room(disk: MemoryDisk) -> None:
+    disk.capacity = 1 << 40

@@ -1,9 +1,12 @@
 """What the desk answers to a request that comes twice, and on a full disk."""
 
 import io
+import threading
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
+import pytest
 
 from ckptd.core import image
 from ckptd.core.policy import Now, Policy
@@ -12,7 +15,7 @@ from ckptd.core.records import Started, StartIntent
 from ckptd.core.state import State
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.files import Files
-from ckptd.daemon.requests import Requests
+from ckptd.daemon.requests import LATE_MAX, Requests
 from ckptd.door.access import Roles
 from ckptd.door.server import Incoming
 from ckptd.door.zap import Access, Peer
@@ -34,14 +37,19 @@ class Desk:
     OWN_UID = 1_000
     at_ns = 10**18
 
-    def __init__(self, state: State | None = None, disk: MemoryDisk | None = None) -> None:
+    def __init__(
+        self,
+        state: State | None = None,
+        disk: MemoryDisk | None = None,
+        door: type[Access] = Access,
+    ) -> None:
         self.disk = disk or MemoryDisk()
         store = Store.open("/state", self.disk, segment_bytes=8 << 20, has_threads=False)
         found = store.recover()
         wal = store.arm(found, epoch=found.epoch + 1, boot_id="b", at_ns=1)
         self.engine = Engine(state or State(), wal, Policy())
         journal = Journal(StreamSink(io.StringIO(), prefixed=True))
-        roles = Roles(self.OWN_UID, Access(self.OWN_UID, ""))
+        roles = Roles(self.OWN_UID, door(self.OWN_UID, ""))
         self.requests = Requests(self.engine, self, Files("/state"), journal, roles)
 
     def ask(self, request_id: str, verb: str, args: m.Message, uid: int = 0) -> Any:
@@ -213,3 +221,105 @@ def test_status_names_what_a_task_could_not_be_started_for() -> None:
     desk.engine.see(seen, Now(10**18))
     (row,) = desk.ask("b", "status", m.Status(m.Selector(all=True)))["tasks"]
     assert row["text"] == text
+
+
+def test_a_daemon_that_is_stopping_takes_no_new_work_and_still_lets_its_tasks_be_steered() -> None:
+    desk = Desk()
+    desk.ask("a", "submit", m.Submit((m.TaskSpec(("true",), hold=True),)))
+    desk.engine.draining = True
+    refused = desk.reply("b", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    assert refused.error is not None
+    assert (refused.error.code, refused.error.retryable) == ("shutting_down", True)
+    assert desk.engine.state.next_id == 2
+    assert desk.ask("c", "cancel", m.Cancel(ONE))["tasks"][0]["phase"] == "cancelled"
+
+
+def test_a_bug_behind_one_verb_is_told_to_who_asked_and_ends_nothing() -> None:
+    desk = Desk()  # it has no counters
+    failed = desk.reply("a", "stats", m.Empty())
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.exit_code) == ("internal", 70)
+    assert desk.ask("b", "submit", m.Submit((m.TaskSpec(("true",)),)))["ids"] == [1]
+
+
+def test_files_that_nobody_can_make_sense_of_are_told_to_who_asked_and_end_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hostile(*_: object, **__: object) -> m.CheckpointList:
+        raise RecursionError("nested too deep")
+
+    monkeypatch.setattr(Files, "checkpoints", hostile)
+    desk, is_read = Desk(), threading.Event()
+    desk.requests.on_late = is_read.set
+    desk.ask("a", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    asked = Incoming(Peer(0, 0, 1), b"c", False, "b", "checkpoints", m.Checkpoints(1), 1)
+    desk.requests.take(asked, Now(10**18), 1)
+    assert is_read.wait(10.0)
+    desk.requests.revisit((), Now(10**18), 1, grown=False)
+    ((_, frame),) = desk.requests.outbox
+    error = codec.decode_reply(frame).error
+    assert error is not None
+    assert "nested too deep" in error.message
+
+
+def test_no_more_wait_for_files_to_be_read_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on = threading.Event()
+
+    def slow(*_: object, **__: object) -> m.CheckpointList:
+        assert goes_on.wait(10.0)
+        return m.CheckpointList(())
+
+    monkeypatch.setattr(Files, "checkpoints", slow)
+    desk = Desk()
+    desk.ask("a", "submit", m.Submit((m.TaskSpec(("true",)),)))
+    for number in range(LATE_MAX + 1):
+        asked = Incoming(
+            Peer(0, 0, 1), b"c", False, f"{number}", "checkpoints", m.Checkpoints(1), 1
+        )
+        desk.requests.take(asked, Now(10**18), 1)
+    goes_on.set()
+    ((refused, frame),) = desk.requests.outbox
+    error = codec.decode_reply(frame).error
+    assert error is not None
+    assert (refused.request_id, error.code, error.retryable) == (f"{LATE_MAX}", "busy", True)
+
+
+MINE, THEIRS = 1_001, 1_002
+
+
+class OpenDoor(Access):
+    """Lets everybody in."""
+
+    def permits(self, peer: Peer, groups: Collection[int] = ()) -> bool:
+        return True
+
+
+def with_a_task_of_another() -> Desk:
+    desk = Desk(door=OpenDoor)
+    desk.ask("a", "submit", m.Submit((m.TaskSpec(("true",), hold=True),)), uid=THEIRS)
+    return desk
+
+
+def test_nobody_follows_what_becomes_of_another_users_tasks() -> None:
+    desk = with_a_task_of_another()
+    assert desk.ask("b", "events", m.Events(0), uid=MINE)["events"] == []
+    assert len(desk.ask("c", "events", m.Events(0), uid=THEIRS)["events"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "args"), [("output", m.Output(1)), ("checkpoints", m.Checkpoints(1))]
+)
+def test_nobody_reads_what_another_users_task_says_and_saves(verb: str, args: m.Message) -> None:
+    error = with_a_task_of_another().reply("b", verb, args, uid=MINE).error
+    assert error is not None
+    assert (error.code, error.exit_code) == ("denied", 77)
+
+
+def test_how_busy_others_are_is_theirs_to_know() -> None:
+    desk = with_a_task_of_another()
+    desk.counters = dict  # type: ignore[attr-defined]
+    mine, theirs = (desk.ask("b", "stats", m.Empty(), uid=uid) for uid in (MINE, THEIRS))
+    assert (mine["totals"], mine["groups"]) == ({}, {})
+    assert (theirs["totals"], theirs["groups"]) == ({"held": 1}, {})

@@ -8,12 +8,13 @@ import tempfile
 import threading
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckptd.sdk.save import Saving, begin, save
 from ckptd.storage import blobs, facts
-from ckptd.storage.manifest import load
+from ckptd.storage.manifest import load, seal
 from ckptd.storage.untrusted import Damaged, NotTrusted
 from tests.task_world import TaskWorld
 
@@ -333,3 +334,22 @@ def test_a_dropped_save_takes_the_place_of_nothing_newer(world: TaskWorld) -> No
     assert world.path("stage", "state").read_text() == "2"
     assert save(world.dir, [], HEADER).seq == 1
     assert numbers(world) == ["00000001"], "what could not go back is pruned"
+
+
+def test_a_checkpoint_that_a_shell_published_meanwhile_under_the_same_number_stays(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seal_beside_a_shell(*args: Any) -> dict[str, Any]:
+        shells = world.path("ckpt", "00000001")
+        if not shells.exists():
+            shells.mkdir()
+            (shells / "its").write_text("own")
+        return seal(*args)
+
+    stage(world, mine="own")
+    with monkeypatch.context() as beside:
+        beside.setattr("ckptd.sdk.save.seal", seal_beside_a_shell)
+        saved = save(world.dir, [], HEADER)
+    assert saved.seq == 2
+    assert os.listdir(world.path("ckpt", "00000001")) == ["its"]
+    assert world.newest().seq == 2

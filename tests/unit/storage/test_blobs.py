@@ -1,5 +1,6 @@
 """Checkpoint generations: sealed or not, valid or not, and what a hostile task may try."""
 
+import errno
 import fcntl
 import io
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ckptd.sdk.save import save
+from ckptd.sdk.save import begin, save
 from ckptd.storage import blobs, facts
 from ckptd.storage import manifest as seals
 from ckptd.storage.copy import copy_out, write_tar
@@ -440,3 +441,108 @@ def test_restore_never_replaces_a_good_file_by_a_damaged_one(
 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
     assert (tmp_path / "out" / "a").read_text() == "good"
+
+
+# --- what only looks like a checkpoint -----------------------------------------------------------
+
+
+def test_one_that_lost_the_end_of_a_file_does_not_count_as_kept(world: TaskWorld) -> None:
+    for number in range(1, 4):
+        world.publish(number, a=f"number {number}")
+    world.seal()
+    os.truncate(world.path("ckpt", "3", "a"), 3)
+
+    assert blobs.prune(world.dir, world.uid) == []
+    assert world.mark().checkpoint == 2, "and is no gain"
+
+
+def test_an_old_checkpoint_under_a_new_number_is_not_taken_for_the_newest(world: TaskWorld) -> None:
+    saved(world, a="first")
+    saved(world, a="second")
+    shutil.copytree(world.path("ckpt", "00000001"), world.path("ckpt", "00000009"))
+
+    found = world.newest()
+
+    assert found.seq == 2
+    assert "that of checkpoint 1" in found.warning
+
+
+def test_a_disk_that_cannot_read_the_only_checkpoint_now_is_trouble_and_no_verdict_on_it(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(world, a="only")
+
+    def unreadable(_fd: int, _into: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "readv", unreadable)
+        with pytest.raises(OSError, match="no checkpoint can be read"):
+            world.newest()
+
+    found = world.newest()
+    assert (found.seq, found.warning) == (1, "")
+
+
+def test_of_what_was_set_aside_the_newest_two_are_kept_to_be_looked_at(world: TaskWorld) -> None:
+    saved(world, a="good")
+    for number in range(2, 6):
+        world.publish(f"{number:08d}", a="bad")
+        world.seal()
+        hurt(world.path("ckpt", f"{number:08d}"), "flip")
+        assert world.newest().seq == 1
+
+    blobs.prune(world.dir, world.uid)
+
+    assert numbers(world) == ["00000001", "00000004.damaged", "00000005.damaged"]
+
+
+def test_nothing_is_pruned_from_under_a_save_that_is_under_way(world: TaskWorld) -> None:
+    for number in range(1, 4):
+        world.publish(number, a=str(number))
+    world.seal()
+    world.path("stage", "a").write_text("new")
+    saving = begin(world.dir, [], world.attempt)
+
+    assert blobs.prune(world.dir, world.uid) == []
+    done = saving.finish({"attempt": world.attempt})
+
+    assert Path(done.path, "a").read_text() == "new"
+
+
+def test_a_sealed_checkpoint_names_the_one_before_it(world: TaskWorld) -> None:
+    for number in (1, 2, 4):
+        world.publish(number, a=str(number))
+    world.seal()
+    found = blobs.generations(world.dir, world.uid, verify=False)
+    assert [one.manifest.get("parent") for one in found] == [2, 1, None]
+
+
+@pytest.mark.parametrize("left_bytes", [1 << 20, 3 << 20])
+def test_a_file_that_its_task_still_changes_is_not_sealed(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch, left_bytes: int
+) -> None:
+    file = world.publish(1, a="x" * (2 << 20)) / "a"
+    real = os.readv
+
+    def read_beside_the_task(fd: int, into: list[memoryview]) -> int:
+        os.truncate(file, left_bytes)
+        return real(fd, into)
+
+    with monkeypatch.context() as beside:
+        beside.setattr(os, "readv", read_beside_the_task)
+        (said,) = world.seal()
+
+    assert "changes while it is read" in said
+    assert not (file.parent / "MANIFEST.json").exists()
+
+
+def test_a_number_that_is_damaged_twice_is_set_aside_twice(world: TaskWorld) -> None:
+    saved(world, a="good")
+    for _ in range(2):
+        world.publish("00000002", a="bad")
+        world.seal()
+        hurt(world.path("ckpt", "00000002"), "flip")
+        found = world.newest()
+        assert (found.seq, found.problem) == (1, "")
+    assert numbers(world) == ["00000001", "00000002.damaged", "00000002.damaged-2"]

@@ -249,3 +249,12 @@ def test_when_something_was_last_recorded_is_known_and_a_start_alone_is_nothing(
     assert before_ns <= gained_ns <= time.time_ns()
     world.record(facts.step_start("parse"))
     assert world.mark().gained_ns == gained_ns
+
+
+def test_a_wait_is_counted_from_when_it_was_asked_for_and_not_from_when_it_is_read() -> None:
+    known = facts.Standing()
+    asked_ns = time.time_ns() - 3_600 * 10**9
+    known.take(1, {**facts.retry_after(60), "at_ns": asked_ns})
+    assert known.retry_after_s(1) == 0
+    known.take(1, {**facts.retry_after(7_200), "at_ns": asked_ns})
+    assert known.retry_after_s(1) <= 3_600

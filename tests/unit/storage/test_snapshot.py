@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ckptd.protocol.errors import Corrupt
-from ckptd.storage import snapshot
+from ckptd.storage import frame, snapshot
+from ckptd.storage.segment import BLOCK_BYTES, Place
 from ckptd.storage.snapshot import SnapshotDone, SnapshotFailed
 from ckptd.storage.store import Store
 from tests.fakes.log_model import ROOT, Writer, open_store, replay
@@ -171,3 +172,41 @@ def test_a_snapshot_for_which_memory_runs_out_at_reading_back_is_removed() -> No
     unlucky.finish()
     assert isinstance(unlucky.poll(), SnapshotFailed)
     assert disk.names(f"{ROOT}/snap") == []
+
+
+def snapped(path: Path, chunks: int) -> Place:
+    """Write a snapshot at LSN 1 of so many chunks, of one size; return where it stands."""
+    store = Store.open(f"{path}/state", has_threads=False)
+    wal = store.arm(store.recover(), epoch=1, boot_id="b", at_ns=1)
+    wal.append(b"x", 1)
+    wal.sync()
+    writer = store.begin_snapshot(1)
+    for number in range(chunks):
+        writer.add(b"%08d" % number)
+    writer.finish()
+    assert isinstance(writer.poll(), SnapshotDone)
+    store.close()
+    return store.place
+
+
+def test_an_old_snapshot_under_the_name_of_a_newer_one_is_damage(tmp_path: Path) -> None:
+    place = snapped(tmp_path, 3)
+    old, new = (f"{place.snap_dir}/{snapshot.name_of(lsn)}" for lsn in (1, 2))
+    os.rename(old, new)
+    with pytest.raises(Corrupt, match="is a snapshot of LSN 1"):
+        snapshot.verify(place, new, 2)
+
+
+@pytest.mark.parametrize("way", ["a chunk is missing", "two chunks are exchanged"])
+def test_a_snapshot_whose_chunks_are_not_those_in_their_order_is_damage(
+    tmp_path: Path, way: str
+) -> None:
+    place = snapped(tmp_path, 3)
+    path = Path(place.snap_dir, snapshot.name_of(1))
+    data = path.read_bytes()
+    head, frames = data[:BLOCK_BYTES], data[BLOCK_BYTES:]
+    size = frame.frame_bytes(8)
+    first, second, rest = frames[:size], frames[size : 2 * size], frames[2 * size :]
+    path.write_bytes(head + (first + rest if "missing" in way else second + first + rest))
+    with pytest.raises(Corrupt, match="does not check after"):
+        snapshot.verify(place, str(path), 1)

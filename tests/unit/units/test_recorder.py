@@ -1,6 +1,7 @@
 """The recorder, run by real shells; what records say, and what is made of that."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -345,3 +346,23 @@ def test_a_start_noted_by_one_daemon_is_read_whole_by_the_next(tmp_path: Path) -
     records.make((7, 2))
     records.note_start((7, 2), began)
     assert records_in(tmp_path).read((7, 2)).began == began
+
+
+def test_a_record_is_synchronous_or_is_known_not_to_be(tmp_path: Path) -> None:
+    """What is told of it decides whether its recorder calls sync(1), a process more."""
+    records = records_in(tmp_path)
+    fd = os.open(records.make(KEY), os.O_RDONLY)
+    try:
+        assert records.is_synchronous == is_flagged(fd)
+    finally:
+        os.close(fd)
+
+
+def is_flagged(fd: int) -> bool:
+    """Return whether writes are synchronous. Source: ioctl_iflags(2)."""
+    flags = bytearray(8)
+    try:
+        fcntl.ioctl(fd, 0x8008_6601, flags)  # FS_IOC_GETFLAGS
+    except OSError:
+        return False
+    return bool(int.from_bytes(flags, sys.byteorder) & 0x8)  # FS_SYNC_FL

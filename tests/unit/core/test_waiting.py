@@ -1,0 +1,145 @@
+"""What a task waits for, its deadline, and what is done to it while it runs: once, and in time."""
+
+import pytest
+
+from ckptd.core.port import Deliver
+from ckptd.core.records import Phase
+from ckptd.protocol import messages as m
+from tests.unit.core.world import SECOND, World
+
+
+def ids(*numbers: int) -> m.Selector:
+    return m.Selector(ids=numbers)
+
+
+def refusal(answer: m.Answer) -> str:
+    assert isinstance(answer, m.Changed)
+    error = answer.tasks[0].error
+    return f"{error.message}: {error.hint}" if error is not None else ""
+
+
+# --- deadlines ------------------------------------------------------------------------------
+
+
+def test_a_task_that_waits_for_its_time_fails_at_its_deadline_before_that() -> None:
+    world = World()
+    number = world.submit(in_s=3_600.0, deadline_ns=world.at_ns + 60 * SECOND)
+    world.pass_time(61)
+    assert (world.phase(number), world.task(number).reason) == (Phase.FAILED, "deadline")
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 3_600.0])
+def test_a_running_task_is_stopped_at_its_deadline_whatever_its_timeout(timeout_s: float) -> None:
+    world = World()
+    number = world.submit(timeout_s=timeout_s, deadline_ns=world.at_ns + 60 * SECOND)
+    world.begins(number)
+    world.pass_time(61)
+    assert (world.phase(number), world.task(number).reason) == (Phase.STOPPING, "deadline")
+
+
+def test_who_asked_for_more_time_before_it_was_stopped_is_killed_after_its_grace() -> None:
+    world = World()
+    number = world.submit(grace_s=5.0)
+    world.begins(number)
+    instance = world.observed.of(number, 1)
+    assert instance is not None
+    instance.extended_ns = world.at_ns + 86_400 * SECOND
+    world.ask(m.Cancel(ids(number)))
+    world.pass_time(6)
+    assert Deliver(number, 1, 9, tree=True) in world.orders
+
+
+# --- groups ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [m.Cancel, m.Pause])
+def test_a_task_that_is_being_stopped_or_paused_keeps_its_place_in_the_group(
+    verb: type[m.Cancel | m.Pause],
+) -> None:
+    world = World(slots=1)
+    first, second = world.submit(), world.submit()
+    world.begins(first)
+    world.ask(verb(ids(first)))
+    assert world.phase(second) is Phase.QUEUED
+    world.ends(first, "signal", signal=15)
+    assert world.phase(second) is Phase.STARTING
+
+
+# --- others ---------------------------------------------------------------------------------
+
+
+def test_a_task_that_can_never_start_is_blocked_at_once_though_it_waits_for_others_too() -> None:
+    world = World(slots=8)
+    running, failed = world.submit(), world.submit()
+    world.begins(failed)
+    world.ends(failed, code=1)
+    child = world.submit(after=(m.Dependency(running), m.Dependency(failed)))
+    assert world.phase(child) is Phase.BLOCKED
+
+
+def test_what_runs_after_a_failure_runs_after_a_cancel_too() -> None:
+    world = World(slots=8)
+    parent = world.submit(hold=True)
+    cleanup = world.submit(after=(m.Dependency(parent, when="fail"),))
+    world.ask(m.Cancel(ids(parent)))
+    assert world.phase(cleanup) is Phase.STARTING
+
+
+def test_a_task_that_others_wait_for_is_not_cleaned_away() -> None:
+    world = World()
+    parent, other = world.submit(), world.submit()
+    world.begins(parent)
+    world.ends(parent)
+    child = world.submit(hold=True, after=(m.Dependency(parent), m.Dependency(other)))
+    assert "still wait" in refusal(world.ask(m.Clean(ids(parent))))
+    world.begins(other)
+    world.ends(other)
+    world.ask(m.Release(ids(child)))
+    assert world.phase(child) is Phase.STARTING
+
+
+def test_a_retry_does_not_make_a_task_overtake_those_that_it_waits_for() -> None:
+    world = World()
+    child = world.submit(after=(m.Dependency(world.submit()),))
+    assert "it waits: after" in refusal(world.ask(m.Retry(ids(child))))
+    assert world.phase(child) is Phase.WAITING
+
+
+# --- times ----------------------------------------------------------------------------------
+
+
+def test_a_delayed_task_that_was_held_and_released_still_starts_when_it_is_due() -> None:
+    world = World()
+    number = world.submit(in_s=60.0)
+    world.ask(m.Hold(ids(number)))
+    world.ask(m.Release(ids(number)))
+    assert (world.phase(number), world.task(number).reason) == (Phase.WAITING, "at")
+    world.pass_time(59)
+    assert world.phase(number) is Phase.WAITING
+    world.pass_time(2)
+    assert world.phase(number) is Phase.STARTING
+
+
+# --- what runs ------------------------------------------------------------------------------
+
+
+def test_of_a_task_that_runs_nothing_but_its_priority_is_edited() -> None:
+    world = World()
+    number = world.submit("sleep", "1")
+    world.begins(number)
+    assert "not running can be edited" in refusal(world.ask(m.Edit(ids(number), argv=("rm",))))
+    assert world.task(number).unpacked().argv == ("sleep", "1")
+    assert not refusal(world.ask(m.Edit(ids(number), priority=7)))
+    assert world.task(number).priority == 7
+
+
+def test_a_task_that_is_asked_once_to_save_gets_its_signal_once() -> None:
+    world = World()
+    number = world.submit(checkpoint_signal=10)
+    world.begins(number)
+    for _ in range(2):
+        world.ask(m.CheckpointNow(ids(number)))
+        assert world.ordered(Deliver) == [Deliver(number, 1, 10, tree=False)]
+        world.saves(number, world.at_ns)
+        world.ask(m.Edit(ids(number), priority=world.task(number).priority + 1))
+        assert world.ordered(Deliver) == []
