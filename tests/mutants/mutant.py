@@ -11,7 +11,9 @@ The catalog is data, `catalog/*.toml`, a file for each room of the code:
     killers = ["tests/unit/storage/test_wal.py::test_..."]
 
 A killer fails within SECONDS_MAX because of what the code does: a mutant that only breaks an
-import, or hangs its killer, is a mistake of the catalog.
+import, or hangs its killer, is a mistake of the catalog. So is one that reaches processes which are
+not its killer's: it may be made on a machine whose tasks matter (a search of process trees by the
+attempt's number alone killed the tasks of a soak beside it).
 """
 
 import tomllib
