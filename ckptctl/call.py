@@ -4,6 +4,7 @@ stdout is for data; `note` and `problem` speak on stderr. Read next: `cli.py`.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from ckptd.protocol.messages import (
     TaskPage,
     TaskRow,
 )
+from ckptd.streams import Lost
 
 A = TypeVar("A", bound=Answer)
 
@@ -193,7 +195,8 @@ class Call:
 
 def report(error: ErrorReply, *, is_json: bool = False, about: str = "") -> None:
     """Write an error to stderr: what failed, and on a second line what to do."""
-    sys.stdout.flush()
+    with contextlib.suppress(Lost):  # it is told when all is done; a refusal tells more
+        sys.stdout.flush()
     message = f"{about}{error.message}"
     if is_json:
         fields = {

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from ckptd import streams
 from ckptd.doctor import contact, disk, journald, machine, place, services
 from ckptd.doctor.finding import Check, Finding, Report
 
@@ -106,4 +107,4 @@ def _print_all(here: place.Place) -> Iterator[Finding]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough is no error
-    sys.exit(main())
+    sys.exit(streams.run(main, "ckptctl doctor"))
