@@ -25,6 +25,7 @@ INTERRUPTED: Final = 130
 UNREAD: Final = 141
 
 _SHOWN: Final = "ckptd.shown"
+_WAS_NO_TEXT: Final = ("\udc80", "\udcff")  # how Python keeps a byte that is no text
 
 
 class Lost(Exception):
@@ -85,8 +86,7 @@ class _Out(io.FileIO):
         return 0
 
     def _fail(self, error: OSError) -> None:
-        is_unread = isinstance(error, BrokenPipeError)
-        self.lost = Lost(f"stdout cannot be written: {_why(error)}", UNREAD if is_unread else LOST)
+        self.lost = broken(error)
         raise self.lost from error
 
 
@@ -97,6 +97,12 @@ class _Err(_Out):
         self.lost = Lost(f"stderr cannot be written: {_why(error)}")
 
 
+def broken(error: OSError) -> Lost:
+    """Return what a write to stdout that failed with `error` comes to."""
+    is_unread = isinstance(error, BrokenPipeError)
+    return Lost(f"stdout cannot be written: {_why(error)}", UNREAD if is_unread else LOST)
+
+
 def _unread(error: OSError) -> NoInput:
     return NoInput(f"stdin cannot be read: {_why(error)}")
 
@@ -105,9 +111,9 @@ def _why(error: OSError) -> str:
     return "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
 
 
-def run(work: Callable[[], int], name: str = "") -> int:
+def run(work: Callable[[], int], name: str = "", *, gives_bytes: bool = False) -> int:
     """Do a command's work between good streams; return the exit code for it and its output."""
-    settle()
+    settle(gives_bytes=gives_bytes)
     try:
         return ended(work(), name)
     except Lost as lost:
@@ -145,10 +151,13 @@ def flush() -> None:
         raise raw.lost
 
 
-def settle() -> None:
-    """Put our own streams in place of Python's."""
-    occupy()
-    codecs.register_error(_SHOWN, _shown)
+def settle(*, gives_bytes: bool = False) -> None:
+    """Put our own streams in place of Python's.
+
+    `gives_bytes`: what stdout's encoding lacks comes as UTF-8, for who gave it as bytes.
+    """
+    _occupy()
+    codecs.register_error(_SHOWN, _as_utf8 if gives_bytes else _shown)
     sys.stdin = io.TextIOWrapper(
         io.BufferedReader(_In(0, "r", closefd=False)),
         encoding=_encoding(sys.__stdin__),
@@ -173,7 +182,7 @@ def _encoding(stream: TextIO | None) -> str:
     return "utf-8" if stream is None else stream.encoding
 
 
-def occupy() -> None:
+def _occupy() -> None:
     """Let the numbers 0, 1 and 2 be taken: else a file of ours gets one, and is printed into.
 
     What stands for a closed 0 cannot be read, and what stands for a closed 1 cannot be written:
@@ -189,14 +198,20 @@ def occupy() -> None:
                 os.close(null)
             else:
                 os.set_inheritable(fd, True)
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 (for our whole life)
 
 
 def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
     """Return how a character is written that the encoding of stdout does not have."""
     assert isinstance(error, UnicodeEncodeError)
-    number = ord(error.object[error.start])
-    if 0xDC80 <= number <= 0xDCFF:  # a byte that was no text, as Python keeps it
-        return bytes((number - 0xDC00,)), error.start + 1
-    units = chr(number).encode("utf-16-be", "surrogatepass").hex()
+    char = error.object[error.start]
+    if _WAS_NO_TEXT[0] <= char <= _WAS_NO_TEXT[1]:
+        return _as_utf8(error)
+    units = char.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)), error.start + 1
+
+
+def _as_utf8(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    char = error.object[error.start]
+    is_byte = _WAS_NO_TEXT[0] <= char <= _WAS_NO_TEXT[1]
+    return char.encode(errors="surrogateescape" if is_byte else "surrogatepass"), error.start + 1
