@@ -156,3 +156,31 @@ def test_a_pipe_that_another_made_non_blocking_loses_nothing(world: LiveDaemon) 
 
         assert done.returncode == 0
         assert heard.result().decode() == said(world, "completion zsh").stdout
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_a_daemon_without_standard_streams_runs_and_its_files_hold_none_of_its_lines(
+    start_daemon: StartDaemon, closed: str
+) -> None:
+    daemon = start_daemon(prefix=["sh", "-c", f'exec "$@" {closed}', "sh"])
+
+    assert daemon.row(daemon.submit("true", options=["--hold"]))["phase"] == "held"
+    if "&-" in closed:
+        assert os.readlink(f"/proc/{daemon.pid}/fd/2") == os.devnull
+    assert daemon.stop() == 0
+    for file in (path for path in daemon.root.rglob("*") if path.is_file()):
+        assert b"replayed to LSN" not in file.read_bytes()
+
+
+@pytest.mark.parametrize(("words", "code"), [("--help", 74), ("--version", 74), ("--nope", 64)])
+def test_the_daemon_s_own_words_on_a_broken_stdout_are_an_error(
+    world: LiveDaemon, words: str, code: int
+) -> None:
+    for redirected in (">/dev/full", ">&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "ckptd", words],
+            env=world.env, capture_output=True, text=True, check=False, timeout=50,
+        )  # fmt: skip
+
+        assert (done.returncode, done.stdout) == (code, "")
+        assert "Traceback" not in done.stderr
