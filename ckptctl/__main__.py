@@ -16,9 +16,14 @@ gc.disable()  # a short life with many imports: collecting would be a tenth of i
 from ckptctl import cli  # noqa: E402 (the collector is off first)
 from ckptctl.call import report_error  # noqa: E402
 from ckptd import streams  # noqa: E402
-from ckptd.protocol.errors import CkptdError, Internal, StreamBroken  # noqa: E402
+from ckptd.protocol.errors import BadRequest, CkptdError, Internal, StreamBroken  # noqa: E402
 
 _ALL_THE_SAME: Final = "give it room; what was to be changed is changed all the same"
+
+_NOWHERE: Final = (
+    "the directory that you are in was removed",
+    "go to one that is there; or name it (-d DIR), and all paths from /",
+)
 
 
 def main() -> NoReturn:
@@ -45,8 +50,10 @@ def run(argv: list[str]) -> int:
             sys.stdout.flush()
         sys.stderr.write("\n")
         return streams.INTERRUPTED
-    except Exception:  # noqa: BLE001 (a bug: Python would end with 1, "a task failed")
-        sys.excepthook(*sys.exc_info())
+    except Exception as error:  # noqa: BLE001 (Python would end with 1, "a task failed")
+        if isinstance(error, FileNotFoundError) and _is_nowhere():
+            return report_error(BadRequest(*_NOWHERE), is_json=_wants_json(argv))
+        sys.excepthook(*sys.exc_info())  # a bug
         return Internal.exit_code
     return code
 
@@ -56,6 +63,14 @@ def _run(argv: list[str]) -> int:
         return cli.main(argv)
     except SystemExit as ended:  # argparse, after -h
         return ended.code if isinstance(ended.code, int) else 1
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _told(lost: streams.Lost, *, is_json: bool) -> int:

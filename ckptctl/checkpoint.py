@@ -233,7 +233,7 @@ def export(call: Call) -> int:
     call.takes(*(() if target == "-" else ("json",)))
     if os.path.lexists(target) and target != "-":
         raise Conflict(f"{target} exists already", "name one that does not exist yet")
-    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(target))):
+    if target != "-" and not os.path.isdir(folder := os.path.dirname(os.path.abspath(target))):
         raise BadRequest(f"there is no directory {folder}", "make it first")
     if target == "-" and sys.stdout.isatty():
         raise BadRequest(

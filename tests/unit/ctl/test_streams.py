@@ -28,10 +28,12 @@ SOME = [
     "doctor",
 ]  # fmt: skip
 
+REMOVED = "mkdir gone && cd gone && rmdir ../gone &&"
+
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[LiveDaemon]:
-    """A daemon with one task that is done and saved twice, and a batch; nothing changes it."""
+    """A daemon with one task that is done and saved twice, and a batch; tests change neither."""
     daemon = LiveDaemon()
     try:
         daemon.start()
@@ -49,13 +51,19 @@ def world() -> Iterator[LiveDaemon]:
 
 
 def said(
-    world: LiveDaemon, words: str, redirected: str = "", out: int = subprocess.PIPE, **env: str
+    world: LiveDaemon,
+    words: str,
+    redirected: str = "",
+    *,
+    out: int = subprocess.PIPE,
+    before: str = "",
+    **env: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run `ckptctl WORDS` with its streams as a shell redirects them."""
     places = {"CONFIG": str(world.config), "LOG": str(world.root / "log")}
     command = [sys.executable, "-m", "ckptctl", *(places.get(w, w) for w in words.split())]
     return subprocess.run(
-        ["sh", "-c", f'exec "$@" {redirected}', "sh", *command],
+        ["sh", "-c", f'{before} exec "$@" {redirected}', "sh", *command],
         env={**world.env, **env}, cwd=world.work, stdin=subprocess.DEVNULL, stdout=out,
         stderr=subprocess.PIPE, text=True, errors="replace", check=False, timeout=50,
     )  # fmt: skip
@@ -184,3 +192,31 @@ def test_the_daemon_s_own_words_on_a_broken_stdout_are_an_error(
 
         assert (done.returncode, done.stdout) == (code, "")
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["status", "logs 1", "checkpoint export 1 -", "doctor", "batch status b", "wait 1",
+     "batch run -n there -d / -- echo {} ::: a", "submit --hold -d / -- true"],
+)  # fmt: skip
+def test_what_needs_no_working_directory_works_in_one_that_was_removed(
+    world: LiveDaemon, verb: str
+) -> None:
+    done = said(world, verb, before=REMOVED)
+
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["submit -- true", "run -- true", "batch run -n here -- echo {} ::: a", "submit -d sub -- true",
+     "checkpoint export 1 x.tar", "checkpoint import 1 x.tar", "status --endpoint ctl.sock",
+     "bench overhead --python a:b"],
+)  # fmt: skip
+def test_what_needs_the_working_directory_says_that_it_was_removed(
+    world: LiveDaemon, verb: str
+) -> None:
+    done = said(world, verb, before=REMOVED)
+
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith("ckptctl: the directory that you are in was removed\n  hint: ")
