@@ -60,20 +60,23 @@ class _In(io.FileIO):
 
 
 class _Out(io.FileIO):
-    """Raises Lost at the first write that fails; what comes after it goes nowhere."""
+    """Raises Lost where a write fails, and from then on; once that was told, nothing comes out."""
 
     lost: Lost | None = None
+    is_told = False
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        written = 0
-        while written < len(view) and self.lost is None:  # Bound: each turn writes, or waits
+        written = len(view) if self.is_told else 0
+        while written < len(view):  # Bound: each turn writes, waits for a reader, or is the last
+            if self.lost is not None:
+                raise self.lost
             try:
                 taken = super().write(view[written:])
             except OSError as error:
                 self._fail(error)
-            else:
-                written += taken or self._wait()
+                break
+            written += taken or self._wait()
         return len(view)
 
     def _wait(self) -> int:
@@ -94,7 +97,7 @@ class _Err(_Out):
     """Never raises: what cannot be told changes nothing of what is done."""
 
     def _fail(self, error: OSError) -> None:
-        self.lost = Lost(f"stderr cannot be written: {_why(error)}")
+        del error
 
 
 def broken(error: OSError) -> Lost:
@@ -138,6 +141,9 @@ def ended(code: object, name: str) -> int:
 
 def tell(lost: Lost, name: str) -> int:
     """Say what got lost, unless the reader just left; return the exit code."""
+    raw = _raw()
+    if raw is not None:
+        raw.is_told = True
     if lost.code != UNREAD:
         sys.stderr.write(f"{name}: {lost}\n" if name else f"{lost}\n")
     return lost.code
@@ -146,9 +152,27 @@ def tell(lost: Lost, name: str) -> int:
 def flush() -> None:
     """Write out what was printed. Raises Lost where that, or anything before, failed."""
     sys.stdout.flush()
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    if isinstance(raw, _Out) and raw.lost is not None:
+    raw = _raw()
+    if raw is not None and raw.lost is not None:
         raise raw.lost
+
+
+def heed_reader() -> None:
+    """Raise Lost where nobody can read stdout any more: a follower may write nothing for days."""
+    raw = _raw()
+    if raw is None:
+        return
+    import select  # noqa: PLC0415 (who follows alone)
+
+    poll = select.poll()
+    poll.register(raw, 0)
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        raise broken(BrokenPipeError(errno.EPIPE, "nobody reads it"))
+
+
+def _raw() -> _Out | None:
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw if isinstance(raw, _Out) else None
 
 
 def settle(*, gives_bytes: bool = False) -> None:

@@ -19,6 +19,7 @@ from ckptd.batch import place
 from ckptd.batch.meter import shown_key
 from ckptd.batch.refusal import NOT_FOUND, Refused
 from ckptd.batch.report import Asked
+from ckptd.streams import heed_reader
 
 _LANE: Final = re.compile(r"lane-(\d+)\.log")
 _LOOK_S: Final = 0.3
@@ -141,6 +142,7 @@ def _follow(path: str, followed: dict[str, tuple[int, int]]) -> None:
             return
         is_last = place.holder(path) is None
         if not is_last:
+            heed_reader()
             time.sleep(_LOOK_S)
 
 

@@ -220,3 +220,30 @@ def test_what_needs_the_working_directory_says_that_it_was_removed(
 
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("ckptctl: the directory that you are in was removed\n  hint: ")
+
+
+@pytest.mark.parametrize("verb", ["logs -f TASK", "events -f --since 0", "run -- sleep 1000"])
+def test_who_follows_ends_with_its_reader_though_nothing_more_comes(
+    start_daemon: StartDaemon, verb: str
+) -> None:
+    daemon = start_daemon()
+    task = daemon.submit("sh", "-c", "echo begun; exec sleep 1000")
+    daemon.wait_phase(task, "running")
+    process = daemon.spawn_ctl(*verb.replace("TASK", str(task)).split())
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert (process.stderr if verb.startswith("run") else process.stdout).readline()
+
+    process.stdout.close()
+
+    assert process.wait(30) == 141
+    assert daemon.row(task)["phase"] == "running"
+
+
+def test_an_endpoint_that_is_no_utf_8_is_one_that_cannot_be_used(world: LiveDaemon) -> None:
+    command = [sys.executable, "-m", "ckptctl", "--endpoint", b"/tmp/\xff", "status"]
+
+    done = subprocess.run(command, env=world.env, capture_output=True, check=False, timeout=50)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"ckptctl: cannot use the endpoint ipc:///tmp/")
