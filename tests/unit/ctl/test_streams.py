@@ -133,8 +133,22 @@ def test_a_submit_whose_answer_is_lost_is_done_and_says_so(start_daemon: StartDa
     done = said(daemon, "submit -q --hold -- true", ">/dev/full")
 
     assert done.returncode == 74
+    assert "No space left on device; accepted: task 1\n" in done.stderr
     assert "what was to be changed is changed all the same" in done.stderr
     assert daemon.row(1)["phase"] == "held"
+
+
+def test_the_id_of_a_submit_that_waits_is_there_before_its_task_is_done(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon(env={"PYTHONUNBUFFERED": ""})
+    process = daemon.spawn_ctl("submit", "--wait", "--", "sleep", "1000")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+
+    daemon.ctl("cancel", "1")
+
+    assert process.wait(30) == 1
 
 
 def test_an_error_about_stdout_is_json_where_that_was_asked_for(world: LiveDaemon) -> None:
