@@ -261,3 +261,14 @@ def test_an_endpoint_that_is_no_utf_8_is_one_that_cannot_be_used(world: LiveDaem
 
     assert done.returncode == 2
     assert done.stderr.startswith(b"ckptctl: cannot use the endpoint ipc:///tmp/")
+
+
+def test_a_batch_whose_words_nobody_reads_is_worked_off_all_the_same(world: LiveDaemon) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+
+    done = said(world, "batch run -n unread -- true {} ::: a b", "2>&1", out=writes)
+
+    os.close(writes)
+    assert done.returncode == 0
+    assert "2 of 2 done" in said(world, "batch status unread").stdout
