@@ -272,3 +272,19 @@ def test_a_batch_whose_words_nobody_reads_is_worked_off_all_the_same(world: Live
     os.close(writes)
     assert done.returncode == 0
     assert "2 of 2 done" in said(world, "batch status unread").stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_file_of_tasks_on_stdin_is_utf_8_whatever_the_terminal_speaks(
+    world: LiveDaemon, encoding: str
+) -> None:
+    tasks = f'[[task]]\nname = "{NAME}"\ncommand = ["true"]\nhold = true\n'
+    command = [sys.executable, "-m", "ckptctl", "submit", "-q", "--file", "-"]
+
+    done = subprocess.run(
+        command, input=tasks.encode(), env={**world.env, "PYTHONIOENCODING": encoding},
+        cwd=world.work, capture_output=True, check=False, timeout=50,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert world.row(int(done.stdout))["name"] == NAME
