@@ -244,7 +244,7 @@ def _stay(call: Call, name: str, task: int, ready: Ready, *, is_new: bool) -> in
     if args.follow:
         return _followed(call, name, task)
     if args.wait:
-        return _waited(call, name, task, float("inf"))
+        return _stayed(call, name, task, float("inf"))
     if is_new and sys.stderr.isatty():
         call.note(f"how it is: ckptctl batch status {name}")
     return 0
@@ -277,19 +277,42 @@ def batch_wait(call: Call) -> int:
     task = None
     if not batch.is_locked or (batch.runs and batch.runs[-1].task):
         task = active_task(call, batch.name) if batch.todo or batch.is_locked else None
-    if task is None:
-        return _settled(call, batch.name, until)
+    return _stayed(call, batch.name, None if task is None else task.id, until)
+
+
+def _stayed(call: Call, name: str, task: int | None, until: float) -> int:
+    """Wait for the task, or for a runner of no daemon; tell at Ctrl-C what goes on."""
     try:
-        return _waited(call, batch.name, task.id, until)
+        if task is None:
+            return _settled(call, name, until)
+        return _waited(call, name, task, until)
     except KeyboardInterrupt:
-        if args.cancel_on_interrupt:
-            call.ask("cancel", Cancel(Selector(ids=(task.id,)), reason="Ctrl-C"), Changed)
-        raise
+        is_to_end = getattr(call.args, "cancel_on_interrupt", False)
+        if is_to_end and task is not None:
+            call.ask("cancel", Cancel(Selector(ids=(task,)), reason="Ctrl-C"), Changed)
+            call.note(f"batch {name}: task {task} is being cancelled")
+        else:
+            nobody_s = " (no task of the daemon's runs it)" if is_to_end else ""
+            call.note(f"batch {name} goes on{nobody_s}; {_again(name)}")
+        return 130
+
+
+def _again(name: str) -> str:
+    return f"how it is: ckptctl batch status {name}; to wait again: ckptctl batch wait {name}"
 
 
 def _waited(call: Call, name: str, task: int, until: float) -> int:
     """Wait for the task; return the exit code of the batch."""
     line = _Line(call, name)
+    try:
+        row = _ended(call, name, task, until, line)
+    finally:
+        line.clear()
+    return _verdict(call, name, row)
+
+
+def _ended(call: Call, name: str, task: int, until: float, line: "_Line") -> TaskRow:
+    """Return the task once it has ended. Raises TimedOut."""
     while True:  # Bound: `until`, or the task's end
         hold_s = min(LOOK_S, max(0.0, until - time.monotonic()), limits.HOLD_S_MAX)
         asked = Wait(Selector(ids=(task,)), "done", False, hold_s)
@@ -297,14 +320,11 @@ def _waited(call: Call, name: str, task: int, until: float) -> int:
         row = answer.tasks[0]
         line.show(row)
         if answer.met and row.phase in FINISHED:
-            line.clear()
-            return _verdict(call, name, row)
+            return row
         if time.monotonic() >= until:
-            line.clear()
             state = words.state_text(row, time.time_ns())
-            raise TimedOut(
-                f"batch {name} is not done in time: task {task} is {state}", "it goes on"
-            )
+            text = f"batch {name} is not done in time: task {task} is {state}"
+            raise TimedOut(text, f"it goes on; {_again(name)}")
 
 
 def _verdict(call: Call, name: str, row: TaskRow) -> int:
@@ -326,16 +346,22 @@ def _results(batch: Batch) -> str:
 def _settled(call: Call, name: str, until: float) -> int:
     """Wait for a runner that no daemon knows; at rest, say how the batch stands."""
     line = _Line(call, name)
+    try:
+        batch = _at_rest(name, until, line)
+    finally:
+        line.clear()
+    call.note(f"batch {name}: {batch_words.done_text(batch)} done, {_results(batch)}")
+    return check_code(batch)
+
+
+def _at_rest(name: str, until: float, line: "_Line") -> Batch:
     while True:  # Bound: `until`, or the runner's end
         batch = report(name)
         if not batch.is_locked:
-            line.clear()
-            call.note(f"batch {name}: {batch_words.done_text(batch)} done, {_results(batch)}")
-            return check_code(batch)
+            return batch
         line.show_batch(batch)
         if time.monotonic() >= until:
-            line.clear()
-            raise TimedOut(f"batch {name} is not done in time", "it goes on")
+            raise TimedOut(f"batch {name} is not done in time", f"it goes on; {_again(name)}")
         time.sleep(max(0.0, min(LOOK_S, until - time.monotonic())))
 
 

@@ -4,6 +4,7 @@ stdout is for data; `note` and `problem` speak on stderr. Read next: `cli.py`.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from ckptd.protocol.messages import (
     TaskPage,
     TaskRow,
 )
+from ckptd.streams import Lost
 
 A = TypeVar("A", bound=Answer)
 
@@ -106,14 +108,14 @@ class Call:
     def note(self, text: str) -> None:
         """Tell a person something on stderr, unless they want it quiet."""
         if not self.style.is_quiet:
-            sys.stdout.flush()
+            _show_before()
             sys.stderr.write(f"ckptctl: {text}\n")
             sys.stderr.flush()
 
     def aside(self, text: str) -> None:
         """Add a line under a table, for a person at a terminal only."""
         if self.is_for_people and sys.stdout.isatty():
-            sys.stdout.flush()
+            _show_before()
             dim = ("\x1b[2m", "\x1b[0m") if self.style.has_color else ("", "")
             sys.stderr.write(f"{dim[0]}{text}{dim[1]}\n")
             sys.stderr.flush()
@@ -191,9 +193,15 @@ class Call:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def _show_before() -> None:
+    """Let what was printed stand above what is told; that it got lost is told when all is done."""
+    with contextlib.suppress(Lost):
+        sys.stdout.flush()
+
+
 def report(error: ErrorReply, *, is_json: bool = False, about: str = "") -> None:
     """Write an error to stderr: what failed, and on a second line what to do."""
-    sys.stdout.flush()
+    _show_before()
     message = f"{about}{error.message}"
     if is_json:
         fields = {

@@ -254,7 +254,9 @@ def _check_target(target: str, what: str) -> None:
     """Refuse what is there, and what whoever wrote it means something else by."""
     if not target:
         raise BadRequest("the name to export to is empty", "name a directory, FILE.tar, or -")
-    if os.path.lexists(target) and target != "-":
+    if target == "-":
+        return
+    if os.path.lexists(target):
         raise Conflict(f"{target} exists already", "name one that does not exist yet")
     if not os.path.isdir(folder := os.path.dirname(os.path.abspath(target))):
         raise BadRequest(f"there is no directory {folder}", "make it first")

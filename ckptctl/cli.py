@@ -242,8 +242,9 @@ def overview(noun: str = "") -> list[str]:
         "TASK is 7, 3-9, @last, @~2, key:K, name:GLOB or - (ids from stdin); or -g GROUP,",
         "-l K=V, --state S, --all. Help of one verb: ckptctl VERB -h",
         "Exit codes: 0 done, 1 a task failed, 2 try again, 3 not finished, 4 no such task,",
-        "5 conflict, 64 usage, 65 damaged data, 69 protocol, 70 a bug or a bad disk, 77 denied,",
-        "78 config, 124 timeout, 130 interrupted, 141 the reader of the output is gone.",
+        "5 conflict, 64 usage, 65 damaged data, 69 protocol, 70 a bug or a bad disk, 74 stdout or",
+        "stdin is broken, 77 denied, 78 config, 124 timeout, 130 interrupted, 141 the reader of",
+        "the output is gone.",
     ]
 
 

@@ -21,7 +21,9 @@ from ckptctl.units import SECOND_NS, duration_text
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest, NotFound
 from ckptd.protocol.messages import DaemonStatus, Empty, Event, EventPage, Events
+from ckptd.streams import heed_reader
 
+HOLD_S: Final = 2.0  # of one question for what comes next; then we look whether anybody reads us
 SHOWN: Final = 40  # of the past, where nobody says how many
 TYPES: Final = (
     "daemon_started", "daemon_stopped", "submitted", "edited", "moved", "reset", "removed",
@@ -52,7 +54,7 @@ def events(call: Call) -> int:
     is_exact = (args.since or "").isdecimal() and since > 0
     kept: list[Event] = []
     while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
-        hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
+        hold_s = HOLD_S if args.follow and not kept else 0.0
         asked = Events(since, limits.EVENTS_PER_PAGE_MAX, args.task, hold_s)
         page = _page(call, asked, is_exact=is_exact)
         fits = [
@@ -69,6 +71,7 @@ def events(call: Call) -> int:
         _print_events(call, fits)
         if is_end and not args.follow:
             return 0
+        heed_reader()
 
 
 def _page(call: Call, asked: Events, *, is_exact: bool) -> EventPage:

@@ -11,7 +11,7 @@ def read_text(path: str) -> str:
     """Return the text of a file, `-` for stdin. Raises BadRequest."""
     try:
         if path == "-":
-            return sys.stdin.read()
+            return sys.stdin.buffer.read().decode()  # as a file, whatever the terminal speaks
         with open(path, encoding="utf-8") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as bad:

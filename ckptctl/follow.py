@@ -13,6 +13,7 @@ from typing import Final
 from ckptctl.call import Call
 from ckptd.protocol import limits
 from ckptd.protocol.messages import Output, OutputChunk, Selector, Wait, Waited
+from ckptd.streams import heed_reader
 
 POLL_S: Final = 0.1
 POLL_S_MAX: Final = 0.5
@@ -75,6 +76,7 @@ def follow(
             _copy(b"" if markers is None else markers.rest())
             return chunk.size
         if offset >= chunk.size:
+            heed_reader()
             is_over = _ends_within(call, task, pause_s)
             pause_s = min(POLL_S_MAX, pause_s * 1.5)
 

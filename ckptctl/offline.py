@@ -20,11 +20,14 @@ from ckptd.protocol.errors import (
     DiskFull,
     Internal,
     NotFound,
+    StreamBroken,
 )
+from ckptd.streams import UNREAD, Lost
 
 _COMMAND: Final = (sys.executable, "-P", "-m", "ckptd.offline.checkpoint")
 _REFUSALS: Final[dict[int, type[CkptdError]]] = {
-    kind.exit_code: kind for kind in (DiskFull, NotFound, Conflict, BadRequest, Corrupt, Denied)
+    kind.exit_code: kind
+    for kind in (DiskFull, NotFound, Conflict, BadRequest, Corrupt, Denied, StreamBroken)
 }
 _HINTS: Final = {
     Corrupt.exit_code: "see: ckptctl checkpoint verify",
@@ -59,6 +62,8 @@ def stream(verb: str, *given: str) -> None:
 def _refuse(code: int, said: bytes) -> None:
     if not code:
         return
+    if code == UNREAD:
+        raise Lost("nobody reads it", UNREAD)
     text, _, hint = said.decode(errors="replace").strip().partition("\n")
     kind = _REFUSALS.get(code)
     if kind is None:  # a traceback: its last line says what

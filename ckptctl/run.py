@@ -30,6 +30,7 @@ from ckptd.protocol.messages import (
     Wait,
     Waited,
 )
+from ckptd.streams import Lost
 
 GOALS: Final = ("success", "done", "running", "checkpoint")
 SECOND_INTERRUPT_S: Final = 3.0
@@ -52,9 +53,22 @@ def submit(call: Call) -> int:
         call.takes()
     answer, tasks = _submitted(call)
     is_data = not (call.is_for_people or call.style.is_quiet or call.style.form == "name")
+    try:
+        _show_ids(call, answer, tasks, is_data=is_data)
+        sys.stdout.flush()  # whoever reads has the ids before we wait
+    except Lost as lost:
+        raise Lost(f"{lost}; accepted: {_named(answer.ids)}", lost.code) from lost
+    if call.args.follow:
+        return _stay(call, answer.ids[-1])
+    if call.args.wait:
+        return _wait_until(call, list(answer.ids), "success", float("inf"), is_told=not is_data)
+    return 0
+
+
+def _show_ids(call: Call, answer: Submitted, tasks: Sequence[TaskSpec], *, is_data: bool) -> None:
     if is_data and call.args.wait:
-        pass  # one document: how they ended
-    elif is_data:
+        return  # one document: how they ended
+    if is_data:
         rows = [
             {"id": number, "created": created}
             for number, created in zip(answer.ids, answer.created, strict=True)
@@ -69,11 +83,11 @@ def submit(call: Call) -> int:
             call.out([f"task {number}: {words.clean(_name_of(task))}{starts}{known}"])
         if not call.args.follow:
             call.aside(f"follow it: ckptctl logs -f {answer.ids[-1]}")
-    if call.args.follow:
-        return _stay(call, answer.ids[-1])
-    if call.args.wait:
-        return _wait_until(call, list(answer.ids), "success", float("inf"), is_told=not is_data)
-    return 0
+
+
+def _named(ids: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ids[:8])) + (" ..." if len(ids) > 8 else "")
+    return f"task{'s' if len(ids) > 1 else ''} {shown}"
 
 
 def _name_of(task: TaskSpec) -> str:

@@ -225,8 +225,9 @@ def _add_timing(parser: argparse.ArgumentParser) -> None:
 def from_args(args: argparse.Namespace) -> list[TaskSpec]:
     """Return the specs of one submit: one from the command line, or those of --file."""
     given = options_of(args) | python.options_of(args)
-    base = {"chdir": os.getcwd()}
     tables = read_file(args.file) if args.file else [{}]
+    # Not asked for where it is not needed: the directory that we are in may be gone.
+    base = {} if all("chdir" in (table | given) for table in tables) else {"chdir": os.getcwd()}
     if args.command:
         given |= {"command": args.command, "shell": args.shell}
     merged = ({**base, **table, **given} for table in tables)

@@ -4,6 +4,7 @@ Drawn on the alternate screen in one write per frame, so that nothing flickers a
 as it was afterwards, whatever ends it: q, Ctrl-C, a signal or an error.
 """
 
+import errno
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from ckptctl.selectors import ACTIVE
 from ckptctl.units import parse_duration
 from ckptd.protocol.errors import BadRequest, Unavailable
 from ckptd.protocol.messages import TaskRow
+from ckptd.streams import UNREAD, Lost
 
 ENTER: Final = "\x1b[?1049h\x1b[?25l"
 LEAVE: Final = "\x1b[?25h\x1b[?1049l"
@@ -41,6 +43,15 @@ def watch(call: Call) -> int:
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
         raise BadRequest("--watch needs a terminal", "for programs: ckptctl events -f -o jsonl")
     call.client.timeout_s = min(call.client.timeout_s, ANSWER_S)
+    try:
+        return _watched(call, every_s)
+    except (OSError, termios.error) as gone:
+        if gone.args[0] != errno.EIO:
+            raise
+        raise Lost("the terminal is gone", UNREAD) from gone
+
+
+def _watched(call: Call, every_s: float) -> int:
     with _screen() as wake:
         shown, problem = Picture([], {}), ""
         while True:  # Bound: ends by q or Ctrl-C

@@ -128,7 +128,7 @@ class Client:
         self._poller.register(self._monitor, zmq.POLLIN)
         try:
             self._socket.connect(endpoint)
-        except zmq.ZMQError as bad:
+        except (zmq.ZMQError, UnicodeEncodeError) as bad:  # zmq takes UTF-8 alone
             self.close()
             raise Unreachable(f"cannot use the endpoint {endpoint}: {bad}", start_hint()) from bad
 

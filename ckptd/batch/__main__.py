@@ -7,7 +7,8 @@
     gc [NAME...]                 remove what is finished and old: gc.py
 
 Errors go to stderr: a line, a hint. Exit: 0 done, 1 done with errors, 2 not finished, run it
-again, 4 no such batch or item, 5 conflict, 64 usage, 65 bad data, 75 parked, 130 interrupted.
+again, 4 no such batch or item, 5 conflict, 64 usage, 65 bad data, 74 stdout or stdin is broken,
+75 parked, 130 interrupted.
 Read next: `prepare.py`, `runner.py`.
 """
 
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from ckptd import streams
 from ckptd.batch.refusal import BAD_DATA, DENIED, TRANSIENT, Refused, tell
 from ckptd.storage.untrusted import NotTrusted
 
@@ -137,9 +139,9 @@ def main(argv: list[str] | None = None) -> int:
         return tell(Refused(str(bad), "nothing was changed", code=BAD_DATA))
     except PermissionError as denied:
         return tell(Refused(str(denied), "a batch belongs to its user", code=DENIED))
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         hint = "what was recorded before is kept; run it again once that is mended"
-        return tell(Refused(str(error), hint, code=TRANSIENT))
+        return tell(Refused(str(error) or "out of memory", hint, code=TRANSIENT))
 
 
 def _keep_to_this_tree() -> None:
@@ -151,18 +153,6 @@ def _keep_to_this_tree() -> None:
         os.execv(wanted, [wanted, *sys.orig_argv[1:]])  # noqa: S606 (no shell)
 
 
-def _open_what_is_closed() -> None:
-    """Let 0, 1 and 2 be open: else a ledger gets such a number, and items print into it."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 (for our whole life)
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-
-
 if __name__ == "__main__":
-    _open_what_is_closed()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(main())
+    sys.exit(streams.run(main, "ckptd batch"))

@@ -21,6 +21,7 @@ from ckptd.batch import place
 from ckptd.batch.meter import shown_key
 from ckptd.batch.refusal import NOT_FOUND, Refused
 from ckptd.batch.report import Asked
+from ckptd.streams import heed_reader
 
 _LANE: Final = re.compile(r"lane-(\d+)\.log")
 _LOOK_S: Final = 0.3
@@ -143,6 +144,7 @@ def _follow(path: str, followed: dict[str, tuple[int, int]], *, is_attended: boo
             return
         is_last = not (is_attended and _is_open(sys.stdin.fileno())) and place.holder(path) is None
         if not is_last:
+            heed_reader()
             time.sleep(_LOOK_S)
 
 

@@ -14,6 +14,7 @@ Durable: nothing; results are, see `ledger.py`. It decides nothing. Read next: `
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -169,6 +170,7 @@ class Printed:
         self._logs: dict[int, int] = {}  # lane -> descriptor
         self._sizes: dict[int, int] = {}
         self.is_unread = False  # nobody reads our stdout any more
+        self.lost = ""  # why not all of it came out on stdout; one that is closed is not missed
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._folder, 0o700)
 
@@ -187,8 +189,9 @@ class Printed:
             append_all(fd, ended)
         except BrokenPipeError:
             self.is_unread = self.is_unread or fd == 1
-        except OSError:
-            pass  # a full disk behind `>`: the result is what counts
+        except OSError as error:  # a full disk behind `>`: the result is what counts
+            if fd == 1 and error.errno != errno.EBADF:
+                self.lost = self.lost or error.strerror or str(error)
 
     def _log(self, end: Ended, status: str, seconds: float) -> None:
         job, lane = end.job, end.job.lane

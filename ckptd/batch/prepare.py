@@ -72,8 +72,16 @@ class _Sources:
         self._taken: source.Taken | None = None
 
     def take(self, given: spec.Source) -> source.Taken:
-        self._taken = self._taken or source.take(given, os.getcwd())
+        self._taken = self._taken or source.take(given, _here())
         return self._taken
+
+
+def _here() -> str:
+    """Return the directory that we are in; one that was removed has no name any more."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.curdir
 
 
 def _tried(name: str, given: Any, wishes: Wishes, sources: _Sources) -> dict[str, Any] | None:

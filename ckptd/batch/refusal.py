@@ -15,6 +15,7 @@ NOT_FOUND: Final = 4
 CONFLICT: Final = 5
 USAGE: Final = 64
 BAD_DATA: Final = 65
+LOST: Final = 74
 PARKED: Final = 75
 DENIED: Final = 77
 INTERRUPTED: Final = 130

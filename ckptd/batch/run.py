@@ -32,6 +32,7 @@ from ckptd.batch.refusal import (
     BAD_DATA,
     FAILED,
     INTERRUPTED,
+    LOST,
     PARKED,
     TRANSIENT,
     Refused,
@@ -118,6 +119,7 @@ class _Run:
             self.chosen.bad,
             errors_allowed(batch.knobs, self.chosen.selected),
         )
+        self.lost = ""  # why stdout did not take all that items printed
 
     def work(self, *, waits: bool) -> int:
         """Do it; return the exit code."""
@@ -200,6 +202,7 @@ class _Run:
         finally:
             workers.close()
             itemdir.remove_spares(self.setting)
+            self.lost = printed.lost
             printed.close()
             epoll.close()
             self.meter.clear()
@@ -286,11 +289,15 @@ class _Run:
             text += "; nothing to run"
         self.meter.say(text)
         self.contact.tell_now(tally.done, tally.total, text, time.monotonic())
+        if self.lost:
+            where = f"all of it is in: ckptctl batch logs {self.batch.name}"
+            self.meter.say(f"not all that items printed is on stdout: {self.lost}; {where}")
         if why == "finished":
             # With `--only` others may be bad as before; it asked for these alone.
             is_part = bool(self.batch.next.only)
             bad = tally.bad if is_part else sum(tally.counts.get(status, 0) for status in BAD)
-            return FAILED if bad else 0
+            is_lost = self.lost and not self.contact.is_under_daemon  # which asks for results alone
+            return FAILED if bad else LOST if is_lost else 0
         return _CODES.get(why, PARKED)
 
 

@@ -272,6 +272,7 @@ class Runner:
         if told:
             self._meter.ended(self._tally.done, now_s)
         if self._printed.is_unread and not self._stop_why:
+            self._meter.say("nobody reads what it prints any more")
             self._contact.interrupts += 1
 
     def _show(self, now_s: float) -> None:

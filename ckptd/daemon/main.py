@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from ckptd import streams
 from ckptd.core.plan import Adopt, adoption
 from ckptd.core.port import Runner
 from ckptd.core.records import AnyRecord, DaemonStarted
@@ -103,7 +104,12 @@ class Edges:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit code: 0, or that of the error that ended it."""
-    asked = argument_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    # Where stderr is closed, the log would get its number, and our lines.
+    return streams.run(lambda: _main(sys.argv[1:] if argv is None else argv), "ckptd")
+
+
+def _main(argv: Sequence[str]) -> int:
+    asked = argument_parser().parse_args(argv)
     faulthandler.enable(all_threads=True)
     if sys.flags.optimize:
         print("ckptd: does not run under -O: its assertions guard your data", file=sys.stderr)

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from ckptd import streams
 from ckptd.core.records import AnyRecord
 from ckptd.daemon.engine import decode
 from ckptd.daemon.recovery import replay
@@ -283,4 +284,4 @@ def _mended(args: argparse.Namespace, opened: Store, done: rebuild.Rebuilt) -> i
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough is no error
-    raise SystemExit(main())
+    raise SystemExit(streams.run(main, "ckptctl"))

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import msgspec
 
+from ckptd import streams
 from ckptd.doctor import contact, disk, journald, machine, place, services
 from ckptd.doctor.finding import Check, Finding, Report
 
@@ -145,4 +146,4 @@ def _print_all(here: place.Place) -> Iterator[Finding]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough is no error
-    sys.exit(main())
+    sys.exit(streams.run(main, "ckptctl doctor"))

@@ -58,7 +58,7 @@ def _version() -> str:
 
 def _delegated() -> frozenset[str]:
     """Return the controllers of a daemon that forks, started from here; leaves nothing behind."""
-    roots = cgroup.discover(f"ckptd-doctor-{os.getpid()}")
+    roots = cgroup.discover(f"/ckptd-doctor-{os.getpid()}")
     words: frozenset[str] = frozenset()
     if roots.unified:
         handed = tools.read_text(f"{roots.unified}/cgroup.controllers").split()

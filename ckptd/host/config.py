@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from ckptd import streams
 from ckptd.host import paths
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadConfig, BadRequest
@@ -270,4 +271,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(streams.run(lambda: main(sys.argv[1:]), "ckptctl config"))

@@ -15,7 +15,6 @@ import os
 import socket
 import stat
 import struct
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -134,8 +133,9 @@ class Journal:
         return self._sink.send(Kind.LINES_DROPPED, text, WARNING, {"count": count})
 
 
-def open_journal(env: Mapping[str, str], stream: TextIO = sys.stderr) -> Journal:
-    """Return the journal for where `stream` leads: journald, a terminal, or whoever started us."""
+def open_journal(env: Mapping[str, str]) -> Journal:
+    """Return the journal for where stderr leads: journald, a terminal, or whoever started us."""
+    stream = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     if _leads_to_journald(env, stream.fileno()) and os.path.exists(JOURNAL_SOCKET):
         return Journal(JournaldSink(JOURNAL_SOCKET))
     under_systemd = "INVOCATION_ID" in env and not stream.isatty()

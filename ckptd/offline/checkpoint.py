@@ -13,7 +13,8 @@ So the command line needs to know no file format. It runs as whoever called it: 
 to the task's user. ATTEMPT is the newest one the daemon knows of; where another was started
 meanwhile, nothing is published (`taskdir.fence`).
 Exit codes: 0 done, 2 the disk refuses, 4 no such checkpoint or step, 5 a newer attempt, 64 wrong
-usage, 65 it does not check, 77 not readable. On stderr one line, and a hint as a second one.
+usage, 65 it does not check, 74 stdout or stdin is broken, 77 not readable. On stderr one
+line, and a hint as a second one.
 Invariant: no generation is ever changed; import and edit make a new one. Stdlib only.
 Read next: `new_generation.py`, `ckptd/sdk/save.py`.
 """
@@ -28,6 +29,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from ckptd import streams
 from ckptd.offline import differences, new_generation
 from ckptd.offline.differences import BadPath
 from ckptd.offline.refusal import Refused, refuse_others
@@ -352,4 +354,4 @@ VERBS: Final[dict[str, Callable[..., Any]]] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(streams.run(lambda: main(sys.argv[1:])))

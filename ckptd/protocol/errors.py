@@ -6,6 +6,7 @@
     |   |-- ProtocolMismatch (69)  BadConfig (78)
     |-- Unavailable   try the same again
     |   |-- Unreachable (2)  Busy (2)  DiskFull (2)  ShuttingDown (2)  TimedOut (124)
+    |-- StreamBroken  the caller's own stdin or stdout; never said by the daemon (exit 74)
     |-- Corrupt       stop and look: damage that must not be papered over (exit 65)
     `-- Internal      our own bug, or a disk that lies (exit 70)
 
@@ -130,6 +131,13 @@ class TimedOut(Unavailable):
 
     code = "timed_out"
     exit_code = 124
+
+
+class StreamBroken(CkptdError):
+    """The caller's stdout takes nothing more, or its stdin gives nothing."""
+
+    code = "stream_broken"
+    exit_code = 74
 
 
 class Corrupt(CkptdError):

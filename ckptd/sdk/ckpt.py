@@ -2,8 +2,10 @@
 
 A small program of its own, stdlib only, at work in about 20 ms: everything is files in CKPTD_DIR,
 no daemon is asked or waited for. In a loop use `ckpt pipe`, which starts once.
-Exit codes: 0 yes or done, 1 no, 64 wrong usage, 74 the disk refuses, 75 this attempt is over
-(a newer one was started), 65 what is stored does not check; `ckpt step` gives its command's own.
+Exit codes: 0 yes or done, 1 no, 64 wrong usage or no task, 74 the disk, stdout or stdin refuses, 75
+this attempt is over (a newer one was started), 65 what is stored does not check, 70 a bug, 130
+interrupted, 141 nobody reads stdout; `ckpt step` gives its command's own.
+Invariant: 1 is an answer; no failure ends with it.
 Read next: `docs/CHECKPOINTS.md`, `pipe.py`.
 """
 
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from ckptd import streams
 from ckptd.sdk.surroundings import NotATask, Surroundings
 from ckptd.storage import facts
 from ckptd.storage.facts import Facts, read_durable
@@ -56,7 +59,7 @@ ckpt: checkpoints, steps and items of a task that ckptd runs
   pipe                           coprocess: one JSON object per line, see docs/CHECKPOINTS.md
   help                           print this
 
-Exit: 0 yes, 1 no, 64 usage, 65 damaged, 74 disk refuses, 75 this attempt is over."""
+Exit: 0 yes, 1 no, 64 usage, 65 damaged, 74 disk or stream refuses, 75 this attempt is over."""
 
 
 class Usage(Exception):
@@ -264,7 +267,7 @@ def _status(around: Surroundings, words: list[str]) -> int:
 
 def _stop(around: Surroundings, words: list[str]) -> int:
     _exactly(words, 0, "ckpt stop?")
-    reason = around.stop_reason()
+    reason = str(around.read_control().get("stop") or "")
     if reason:
         print(reason)
     return YES if reason else NO
@@ -272,6 +275,7 @@ def _stop(around: Surroundings, words: list[str]) -> int:
 
 def _wanted(around: Surroundings, words: list[str]) -> int:
     _exactly(words, 0, "ckpt wanted")
+    around.read_control()  # which fails where no answer can be given
     return YES if around.is_checkpoint_wanted() else NO
 
 
@@ -364,7 +368,9 @@ def run(words: list[str]) -> int:
     if verb is None:
         return _fail(f"unknown verb {words[0]!r}; see `ckpt help`", USAGE)
     try:
-        return verb(Surroundings(), words[1:])
+        around = Surroundings()
+        os.stat(around.dir)  # what is gone holds nothing, and would be answered with "no"
+        return verb(around, words[1:])
     except (Usage, ValueError) as error:
         return _fail(str(error), USAGE)
     except NotATask as error:
@@ -379,10 +385,7 @@ def run(words: list[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names are bytes
-    code = run(sys.argv[1:])
-    sys.stdout.flush()
-    sys.exit(code)
+    sys.exit(streams.run(lambda: run(sys.argv[1:]), "ckpt", gives_bytes=True))
 
 
 if __name__ == "__main__":

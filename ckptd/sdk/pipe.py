@@ -29,6 +29,7 @@ from ckptd.storage.disk import append_all
 from ckptd.storage.facts import Facts, read_durable
 from ckptd.storage.journal import FACT_BYTES_MAX, Fact, Journal, StaleAttempt, TooLarge
 from ckptd.storage.untrusted import Damaged, NotTrusted, refuse_deep
+from ckptd.streams import broken
 
 PROTOCOL: Final = 1
 LINE_BYTES_MAX: Final = 1 << 20
@@ -83,7 +84,10 @@ class Pipe:
             if len(rest) > LINE_BYTES_MAX:
                 rest, is_skipping = b"", True
             self.commit()
-            append_all(sink, self._said())
+            try:
+                append_all(sink, self._said())
+            except OSError as error:  # not the journal's: all that was to be told is durable
+                raise broken(error) from error
             if self.is_over:
                 return 75
         return 0
@@ -267,7 +271,7 @@ class Pipe:
         return self._record(fact) if request.get("durable") else {"ok": True}
 
     def _should_stop(self) -> Answer:
-        control = self.around.control()
+        control = self.around.read_control()
         return {
             "ok": True,
             "stop": control.get("stop") or None,

@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ckptd.storage.untrusted import Damaged
+
 _CONTROL_BYTES_MAX: Final = 4_096
 
 
@@ -59,11 +61,26 @@ class Surroundings:
     def control(self) -> dict[str, Any]:
         """Return what the daemon asks for; empty where it asks for nothing."""
         try:
+            return self.read_control()
+        except (OSError, Damaged):
+            return {}
+
+    def read_control(self) -> dict[str, Any]:
+        """Return what the daemon asks for, for who must not take a failure for "nothing".
+
+        Raises:
+            OSError: it is there and cannot be read. Damaged: no daemon wrote that.
+        """
+        try:
             with open(self.control_path, "rb") as file:
                 found = json.loads(file.read(_CONTROL_BYTES_MAX))
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return {}
-        return found if isinstance(found, dict) else {}
+        except (ValueError, RecursionError) as bad:
+            raise Damaged(f"{self.control_path} holds no JSON: {bad}") from bad
+        if not isinstance(found, dict):
+            raise Damaged(f"{self.control_path} holds no object")
+        return found
 
     def stop_reason(self) -> str:
         """Return why the task shall stop, or an empty text."""

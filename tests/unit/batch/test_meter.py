@@ -61,15 +61,32 @@ def test_a_reader_that_is_gone_stops_the_batch_in_order(tmp_path: Path) -> None:
     world.prepare(argv=["echo"], items=[str(n) for n in range(500)], jobs=1)
     reader, writer = os.pipe()
     runner = subprocess.Popen(
-        [*BATCH, "run", str(world.dir)], stdout=writer, stderr=subprocess.DEVNULL, env=world.env
+        [*BATCH, "run", str(world.dir)], stdout=writer, stderr=subprocess.PIPE, env=world.env
     )
     os.close(writer)
     os.read(reader, 1)
     os.close(reader)
+    _, told = runner.communicate(timeout=30)
 
-    assert runner.wait(30) == 130
+    assert runner.returncode == 130
+    assert b"batch b: nobody reads what it prints any more\n" in told
     assert 0 < len(world.results()) < 500
     assert world.events() == ["begin", "end"]
+
+
+def test_a_full_disk_behind_stdout_costs_no_result_and_is_74(tmp_path: Path) -> None:
+    world = BatchWorld(tmp_path)
+    world.prepare(argv=["echo", "printed", "{}"], items=["a", "b"], jobs=1)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*BATCH, "run", str(world.dir)], stdout=full, stderr=subprocess.PIPE, env=world.env,
+            text=True, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 74
+    assert "not all that items printed is on stdout: No space left on device" in done.stderr
+    assert world.statuses() == {"a": "pass", "b": "pass"}
+    assert "printed b" in (world.dir / "logs" / "lane-00.log").read_text()
 
 
 def test_a_log_is_turned_over_and_one_old_one_is_kept(

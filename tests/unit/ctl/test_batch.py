@@ -2,7 +2,10 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,9 @@ import pytest
 from ckptd.batch import place
 from ckptd.protocol import messages as m
 from tests.unit.ctl.batches import done, made, names_in, ran
-from tests.unit.ctl.conftest import Scripted, ctl, ctl_process
+from tests.unit.ctl.conftest import ROOT, Scripted, ctl, ctl_process
 from tests.unit.ctl.rows import page, row
+from tests.waiting import until
 
 NOBODY = "ipc:///nonexistent/ctl.sock"
 
@@ -252,6 +256,57 @@ def test_a_batch_that_ends_unfinished_gives_3_whenever_somebody_waits_for_it(
     assert ctl(daemon.endpoint, "batch", "wait", "census")[0] == 3, "later"
 
 
+@pytest.mark.parametrize("verb", ["wait", "submit --wait", "wait --cancel-on-interrupt"])
+def test_ctrl_c_ends_the_waiting_alone_and_tells_how_to_look_again(
+    scripted: Scripted, root: Path, items: str, verb: str
+) -> None:
+    made("census", ["a", "b", "c"], argv=["true"], cwd=str(Path.cwd()))
+    active = row(7, name="batch:census", labels={"batch": "census"})
+    daemon = scripted({
+        "status": lambda _: page(active),
+        "wait": lambda _: m.Waited(met=False, tasks=(active,)),
+        "cancel": lambda _: m.Changed((m.TaskChange(7, "stopping"),)),
+    })  # fmt: skip
+    more = ["-n", "census", "-i", items, "true"] if verb.startswith("submit") else ["census"]
+    with ctl_process(daemon.endpoint, "batch", *verb.split(), *more) as process:
+        until(lambda: daemon.asked("wait"))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    if "cancel" in verb:
+        assert err.endswith("ckptctl: batch census: task 7 is being cancelled\n")
+        assert daemon.asked("cancel")
+    else:
+        assert err.endswith(
+            "ckptctl: batch census goes on; how it is: ckptctl batch status census;"
+            " to wait again: ckptctl batch wait census\n"
+        )
+        assert not daemon.asked("cancel")
+
+
+def test_ctrl_c_clears_the_line_about_a_batch_that_no_daemon_runs(root: Path) -> None:
+    path = made("census", ["a"])
+    mine, theirs = pty.openpty()
+    with place.locked(path, "census"), open(mine, "rb", buffering=0) as screen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ckptctl", "batch", "wait", "census", "--cancel-on-interrupt"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}, stderr=theirs,
+        )  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while b"0/1 done" not in shown:
+            shown += screen.read(4_096)
+        process.send_signal(signal.SIGINT)
+        code = process.wait(30)
+        shown = screen.read(4_096)
+
+    assert code == 130
+    assert shown.startswith(
+        b"\r\x1b[Kckptctl: batch census goes on (no task of the daemon's runs it);"
+    )
+
+
 def test_a_misspelt_field_is_warned_of_before_anything_runs(root: Path, tmp_path: Path) -> None:
     (tmp_path / "users.jsonl").write_text('{"id":1,"name":"a"}\n')
     line = ("batch", "run", "-i", str(tmp_path / "users.jsonl"), "--dry-run", "--", "true")
@@ -266,6 +321,7 @@ def test_waiting_for_a_batch_that_runs_in_a_terminal_ends_with_its_runner(root: 
         code, _, err = ctl(NOBODY, "batch", "wait", "census", "--timeout", "0")
         assert code == 124
         assert "census is not done in time" in err
+        assert "to wait again: ckptctl batch wait census" in err
         process = ctl_process(NOBODY, "batch", "wait", "census")
         ran(path, done("a"))
         with pytest.raises(subprocess.TimeoutExpired):  # all is done, but it is still at work

@@ -107,6 +107,18 @@ def test_following_a_batch_that_nobody_runs_says_what_would(logs: Path) -> None:
     assert "nobody runs batch census now, it is new; to go on: ckptctl batch retry census" in err
 
 
+def test_following_ends_with_its_reader_though_nothing_more_comes(logs: Path) -> None:
+    (logs / "lane-01.log").unlink()
+    line = (NOBODY, "batch", "logs", "census", "-f")
+    with place.locked(str(logs.parent), "census"), ctl_process(*line) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("--- a")
+        process.stdout.close()
+        assert process.wait(30) == 141
+        assert process.stderr.read() == ""
+
+
 def test_gc_asks_a_person_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKPTD_BATCH_DIR", str(tmp_path))
     ran(made("census", ["a"]), done("a"))

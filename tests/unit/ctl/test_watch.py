@@ -1,10 +1,16 @@
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 
 from ckptctl.picture import Picture
 from ckptctl.render import Style, text_width
 from ckptctl.watch import frame
 from ckptd.protocol.messages import Progress
-from tests.unit.ctl.rows import row
+from tests.unit.ctl.conftest import ROOT, Scripted
+from tests.unit.ctl.rows import page, row
 
 TASKS = [row(number, progress=Progress(number, 40, "", 1, 2.0)) for number in range(1, 31)]
 
@@ -31,3 +37,19 @@ def test_a_daemon_that_is_gone_is_told_above_the_last_picture() -> None:
 
 def test_an_empty_list_says_what_to_do() -> None:
     assert "no tasks yet; try: ckptctl run" in frame(Picture([], {}), Style(), 80, 24, "")[-1]
+
+
+def test_a_terminal_that_is_gone_ends_it_without_a_word(scripted: Scripted) -> None:
+    daemon = scripted({"status": lambda _: page(row(7))})
+    mine, theirs = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CKPTD_ENDPOINT": daemon.endpoint}
+    command = [sys.executable, "-m", "ckptctl", "status", "--watch"]
+    with subprocess.Popen(
+        command, env=env, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE
+    ) as process:
+        os.close(theirs)
+        assert os.read(mine, 64)
+        os.close(mine)
+        _, err = process.communicate(timeout=30)
+
+    assert (process.returncode, err) == (141, b"")

@@ -147,7 +147,7 @@ def test_a_control_group_that_somebody_else_sweeps_away_is_no_trouble_of_the_doc
 
     monkeypatch.setattr(cgroup, "discover", swept)
     assert machine._delegated() <= {"memory", "cpu", "cpuset", "io", "pids"}
-    assert names == [f"ckptd-doctor-{os.getpid()}"], "two doctors at once would share it"
+    assert names == [f"/ckptd-doctor-{os.getpid()}"], "two doctors at once would share it"
 
 
 def test_each_finding_that_is_not_well_says_what_to_do(config: Path) -> None:
