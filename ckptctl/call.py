@@ -45,7 +45,7 @@ class Call:
     @cached_property
     def client(self) -> Client:
         """The connection to the daemon."""
-        wait_s = units.parse_duration(self.args.wait_s) if self.args.wait_s else TIMEOUT_S
+        wait_s = TIMEOUT_S if self.args.wait_s is None else float(self.args.wait_s)
         return Client(find_endpoint(self.args.endpoint or ""), wait_s, self.note)
 
     def connect_once(self) -> None:

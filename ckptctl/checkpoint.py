@@ -114,7 +114,9 @@ def _validity(row: CheckpointRow, unsealed: Collection[int]) -> str:
 def _add_task(parser: argparse.ArgumentParser, *, has_seq: bool = True) -> None:
     parser.add_argument("task", metavar="TASK", help="7, @last, key:K")
     if has_seq:
-        parser.add_argument("seq", metavar="SEQ", nargs="?", type=int, help="default: newest valid")
+        parser.add_argument(
+            "seq", metavar="SEQ", nargs="?", type=units.whole(1), help="default: newest valid"
+        )
 
 
 def show_options(parser: argparse.ArgumentParser) -> None:
@@ -185,9 +187,11 @@ def diff_options(parser: argparse.ArgumentParser) -> None:
     """Add task and the two generations."""
     _add_task(parser, has_seq=False)
     parser.add_argument(
-        "first", metavar="A", nargs="?", type=int, help="default: before the newest"
+        "first", metavar="A", nargs="?", type=units.whole(1), help="default: before the newest"
     )
-    parser.add_argument("second", metavar="B", nargs="?", type=int, help="default: the newest")
+    parser.add_argument(
+        "second", metavar="B", nargs="?", type=units.whole(1), help="default: the newest"
+    )
 
 
 def diff(call: Call) -> int:

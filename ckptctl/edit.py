@@ -49,7 +49,7 @@ def edit_options(parser: argparse.ArgumentParser) -> None:
 def edit(call: Call) -> int:
     """Change tasks."""
     select = call.select()
-    settings = units.parse_pairs(call.args.pairs, "setting") | spec.limits_of(call.args)
+    settings = _given(call.args)
     if settings:
         return change(call, "edit", change_of(select, settings))
     if not sys.stdin.isatty():
@@ -64,6 +64,15 @@ def edit(call: Call) -> int:
         call.note("nothing was changed")
         return 0
     return tell(call, "edit", _send(call, changes))
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the options."""
+    pairs = units.named("--set", lambda words: units.parse_pairs(words, "setting"), args.pairs)
+    for key, value in pairs.items():
+        if not value and key in EDITABLE:
+            raise units.empty(f"--{key}")
+    return pairs | spec.limits_of(args)
 
 
 def _send(call: Call, changes: dict[str, dict[str, Any]]) -> list[TaskChange]:
@@ -82,9 +91,8 @@ def change_of(select: Selector, settings: dict[str, Any]) -> Edit:
             hint = units.nearest(key, EDITABLE) or f"one of: {', '.join(EDITABLE)}"
             raise BadRequest(f"cannot edit {key!r}", hint)
         if key == "command":
-            words = shlex.split(value) if isinstance(value, str) else value
-            fields["argv"] = tuple(map(str, words))
-        elif key == "deadline" and not value:
+            fields["argv"] = units.named("--command", _argv, value)
+        elif key == "deadline" and str(value) in ("", "0"):
             fields["deadline_ns"] = 0
         else:
             spec.merge(fields, key, value)
@@ -92,6 +100,14 @@ def change_of(select: Selector, settings: dict[str, Any]) -> Edit:
         return msgspec.convert({**fields, "select": msgspec.to_builtins(select)}, Edit)
     except msgspec.ValidationError as bad:
         raise out_of_range(BadRequest(f"cannot edit: {bad}"), fields) from bad
+
+
+def _argv(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return units.parse_command(value)
+    if not isinstance(value, list) or not value:
+        raise BadRequest(f"not a command: {value!r}", 'examples: "make all" ["make", "all"]')
+    return tuple(map(str, value))
 
 
 def settings_of(detail: TaskDetail) -> dict[str, Any]:

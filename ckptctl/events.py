@@ -28,6 +28,7 @@ TYPES: Final = (
     "checkpoints_dropped", "start_intent", "started", "stop_intent", "signal_intent",
     "freeze_intent", "checkpoint_asked", "marked", "ended", "group_changed", "group_removed",
 )  # fmt: skip
+_LSN: Final = re.compile(r"[0-9]+")
 _EARLIEST: Final = re.compile(r"LSN (\d+)")  # Source: PROTOCOL.md, events that are not_found
 RECORDS_PER_EVENT: Final = 20  # looked through at most for one that is shown
 
@@ -39,9 +40,13 @@ def events_options(parser: argparse.ArgumentParser) -> None:
         "--since", metavar="LSN|TIME",
         help="after this LSN (0: all that is still in the log), or from 2h ago, or a time",
     )  # fmt: skip
-    parser.add_argument("--type", metavar="T[,T]", default="", help="only these types")
-    parser.add_argument("--task", metavar="ID", type=int, default=0, help="only of this task")
-    parser.add_argument("-n", "--limit", metavar="N", type=int, help="only the last N")
+    parser.add_argument(
+        "--type", metavar="T[,T]", action="append", default=[], help="only these types"
+    )
+    parser.add_argument(
+        "--task", metavar="ID", type=units.whole(1), default=0, help="only of this task"
+    )
+    parser.add_argument("-n", "--limit", metavar="N", type=units.whole(0), help="only the last N")
 
 
 def events(call: Call) -> int:
@@ -49,7 +54,7 @@ def events(call: Call) -> int:
     args = call.args
     types = _types(args.type)
     since, from_ns, last = _since(call)
-    is_exact = (args.since or "").isdecimal() and since > 0
+    is_exact = bool(_LSN.fullmatch(args.since or "")) and since > 0
     kept: list[Event] = []
     while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
         hold_s = limits.HOLD_S_MAX if args.follow and not kept else 0.0
@@ -89,8 +94,8 @@ def _page(call: Call, asked: Events, *, is_exact: bool) -> EventPage:
                 call.note(f"the log begins at LSN {named[1]}: what was before is not kept")
 
 
-def _types(text: str) -> set[str]:
-    found = set(filter(None, text.lower().split(",")))
+def _types(texts: Sequence[str]) -> set[str]:
+    found = {word for text in texts for word in units.listed("--type", "type", text)}
     for word in sorted(found - set(TYPES)):
         hint = units.nearest(word, TYPES) or f"one of: {', '.join(TYPES)}"
         raise BadRequest(f"--type: unknown type of event {word!r}", hint)
@@ -101,9 +106,9 @@ def _since(call: Call) -> tuple[int, int, int | None]:
     """Return (LSN to start after, oldest time, how many of the past; None for all)."""
     args = call.args
     if args.since is not None:
-        if args.since.isdecimal():
+        if _LSN.fullmatch(args.since):
             return int(args.since), 0, args.limit
-        return 0, units.parse_moment(args.since), args.limit
+        return 0, units.named("--since", units.parse_moment, args.since), args.limit
     if args.task:
         return 0, 0, args.limit
     if args.follow and args.limit is None:

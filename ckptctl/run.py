@@ -182,7 +182,10 @@ def wait_options(parser: argparse.ArgumentParser) -> None:
         help="success (default: 1 if any failed), done, running or checkpoint",
     )  # fmt: skip
     parser.add_argument("--any", action="store_true", help="one of the tasks is enough")
-    parser.add_argument("--timeout", metavar="TIME", help="give up after this long, exit 124")
+    parser.add_argument(
+        "--timeout", metavar="TIME", type=units.parse_duration,
+        help="give up after this long, exit 124",
+    )  # fmt: skip
     parser.add_argument(
         "--exit-code", choices=("result", "task"), default="result", metavar="KIND",
         help="task: exit with the task's own code",
@@ -192,12 +195,11 @@ def wait_options(parser: argparse.ArgumentParser) -> None:
 def wait(call: Call) -> int:
     """Return once tasks got somewhere."""
     args = call.args
-    timeout_s = units.parse_duration(args.timeout) if args.timeout is not None else None
-    until = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    until = float("inf") if args.timeout is None else time.monotonic() + args.timeout
     ids = [row.id for row in call.rows(call.select(default_last=True))]
     if args.exit_code == "task" and len(ids) != 1:
         raise BadRequest(f"--exit-code task takes one task, not {len(ids)}")
-    if timeout_s == 0:
+    if args.timeout == 0:
         answer = call.ask("wait", Wait(_ids(ids), _goal(args.goal), args.any, 0.0), Waited)
         return _verdict(call, answer.tasks, args.goal) if answer.met else 3
     return _wait_until(call, ids, args.goal, until)
@@ -306,7 +308,9 @@ def logs_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `logs`."""
     selectors.add_options(parser, many=False)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the task is done")
-    parser.add_argument("-n", "--lines", metavar="N", type=int, help="only the last N lines")
+    parser.add_argument(
+        "-n", "--lines", metavar="N", type=units.whole(0), help="only the last N lines"
+    )
     parser.add_argument("--no-markers", action="store_true", help="without lines of the daemon's")
 
 
