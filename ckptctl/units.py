@@ -50,6 +50,11 @@ def empty(option: str) -> BadRequest:
     )
 
 
+def twice(what: str, first: object, second: object) -> BadRequest:
+    """Return the refusal of two values where there is room for one."""
+    return BadRequest(f"{what} is given twice, as {told(first)} and {told(second)}")
+
+
 def named(option: str, parse: Callable[[T], V], value: T) -> V:
     """Return the parsed value of an option; a refusal begins with the option's name."""
     try:
@@ -200,12 +205,14 @@ def parse_backoff(text: str | float) -> tuple[float, float | None]:
 
 
 def parse_pairs(words: Iterable[str], what: str) -> dict[str, str]:
-    """Return the dict of many `K=V`."""
+    """Return the dict of many `K=V`; only of variables may a later one win over an earlier."""
     pairs: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
             raise BadRequest(f"not a {what}: {told(word)}", "write it as KEY=VALUE")
+        if what != "variable" and pairs.get(key, value) != value:
+            raise twice(f"the {what} {key}", pairs[key], value)
         pairs[key] = value
     return pairs
 
