@@ -276,6 +276,7 @@ def batch_wait(call: Call) -> int:
     call.takes()
     args = call.args
     until = float("inf") if args.timeout is None else time.monotonic() + args.timeout
+    call.until_mono_s = until + 1.0 if args.timeout else float("inf")
     batch = report(args.name)
     task = None
     if not batch.is_locked or (batch.runs and batch.runs[-1].task):

@@ -34,6 +34,7 @@ class Call:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        self.until_mono_s = float("inf")  # past it, an answer is of no use to this invocation
         self.style = render.make_style(
             args.output or "table",
             columns=args.columns or "",
@@ -58,7 +59,7 @@ class Call:
     def ask(self, verb: str, args: Message, kind: type[A]) -> A:
         """Send one request and return the typed answer."""
         try:
-            return self.client.call(verb, args, kind)
+            return self.client.call(verb, args, kind, until_mono_s=self.until_mono_s)
         except (BadRequest, NotFound) as bad:
             raise self._for_people(bad, args) from bad
 

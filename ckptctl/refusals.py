@@ -53,6 +53,7 @@ _FIELDS: Final[dict[str, tuple[str, str]]] = {
     "last": ("@~N", "from @~0 to @~1000000, at most 100 of them"),
     "names": ("name:", f"at most {limits.NAME_CHARS_MAX} characters, at most 100 of them"),
     "task": ("--task", "a number from 0 on"),
+    "since": ("--since", "an LSN, a time, or how long ago: 4711, 09:00, 2h"),
 }
 """Field of the protocol -> (what people typed, what is allowed)."""
 _GROUP_NAME: Final = ("the name of a group", _GROUP)

@@ -32,6 +32,7 @@ from ckptd.protocol.messages import (
 )
 
 GOALS: Final = ("success", "done", "running", "checkpoint")
+GRACE_S: Final = 1.0  # past a time limit: for the answer that says how far the tasks are
 SECOND_INTERRUPT_S: Final = 3.0
 
 
@@ -196,6 +197,7 @@ def wait(call: Call) -> int:
     """Return once tasks got somewhere."""
     args = call.args
     until = float("inf") if args.timeout is None else time.monotonic() + args.timeout
+    call.until_mono_s = until + GRACE_S if args.timeout else float("inf")
     ids = [row.id for row in call.rows(call.select(default_last=True))]
     if args.exit_code == "task" and len(ids) != 1:
         raise BadRequest(f"--exit-code task takes one task, not {len(ids)}")
@@ -237,9 +239,11 @@ def _met(call: Call, ids: list[int], goal: str, until: float, *, is_told: bool) 
         asked = Wait(_ids(ids), _goal(goal), is_any, hold_s)
         over = {number for number, row in seen.items() if row.phase in FINISHED}
         try:
-            answer = call.wait_for("wait", asked, Waited, until + 1.0)
-        except NotFound:
-            if over.isdisjoint(ids):
+            answer = call.wait_for("wait", asked, Waited, until + GRACE_S)
+        except NotFound as gone:
+            if seen and over.isdisjoint(ids):
+                raise _forgotten(gone) from gone
+            if not seen:
                 raise
             ids = [number for number in ids if number not in over]
             continue
@@ -252,6 +256,14 @@ def _met(call: Call, ids: list[int], goal: str, until: float, *, is_told: bool) 
         ids = [row.id for row in answer.tasks if row.phase not in FINISHED]
         if is_settled or not ids:
             return _verdict(call, list(seen.values()), goal, is_told=is_told)
+
+
+def _forgotten(gone: NotFound) -> NotFound:
+    """Return what to say of a task that ended and was cleaned while no daemon answered us."""
+    return NotFound(
+        f"{gone.message} any more: it ended and was forgotten meanwhile",
+        "how it ended: ckptctl events --task N, as far back as the log is kept",
+    )
 
 
 def _over(rows: Sequence[TaskRow]) -> list[TaskRow]:

@@ -23,6 +23,7 @@ SECOND_NS: Final = 1_000_000_000
 _UNIT_S: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SIZE: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)\s*")
+_CLOCK: Final = re.compile(r"[0-9]{1,2}:[0-9]{2}")
 ON_EXIT: Final = ("ok", "fail", "retry", "transient", "again")
 
 
@@ -106,7 +107,7 @@ def parse_time(text: object, now_s: float | None = None) -> int:
     if words.startswith("+"):
         return int((now + parse_duration(words[1:])) * SECOND_NS)
     try:
-        if re.fullmatch(r"[0-9]{1,2}:[0-9]{2}", words):
+        if _CLOCK.fullmatch(words):
             hour, minute = map(int, words.split(":"))
             today = datetime.fromtimestamp(now).astimezone()
             when = today.replace(hour=hour, minute=minute, second=0, microsecond=0)
@@ -121,11 +122,16 @@ def parse_time(text: object, now_s: float | None = None) -> int:
 
 
 def parse_moment(text: str) -> int:
-    """Return ns of a time, or of a duration ago: `2h` is two hours ago."""
+    """Return ns of a time that was, or of a duration ago: `2h` is two hours ago, 09:00 the last."""
+    now_s = time.time()
     try:
-        return int((time.time() - parse_duration(text)) * SECOND_NS)
+        return int((now_s - parse_duration(text)) * SECOND_NS)
     except BadRequest:
-        return parse_time(text)
+        from_s = now_s - 86_400 if _CLOCK.fullmatch(text.strip()) else now_s
+        at_ns = parse_time(text, from_s)
+    if at_ns > now_s * SECOND_NS:
+        raise BadRequest(f"yet to come: {told(text)}", "examples: 2h (ago) 09:00 2026-11-20T18:00")
+    return at_ns
 
 
 def parse_size(text: str | float) -> int:

@@ -257,13 +257,14 @@ class Client:
 
     def _silence(self, verb: str, *, timed_out: bool) -> CkptdError:
         if timed_out:
-            return TimedOut("the time limit ran out; the tasks are untouched")
+            how = f"did not answer `{verb}`" if self._connected else "was away"
+            return TimedOut(f"the time limit ran out while the daemon {how}", "the tasks go on")
         if not self._connected:
             return self._refused()
         return Unreachable(
             f"the daemon at {self.endpoint} did not answer `{verb}` within {self.timeout_s:g} s",
             "the request may still be carried out: look with `ckptctl status`;"
-            " a longer --timeout waits more",
+            " a longer --answer-within waits more",
         )
 
     @staticmethod
