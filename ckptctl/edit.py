@@ -77,10 +77,13 @@ def edit(call: Call) -> int:
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the options."""
+    pairs: dict[str, Any]
     pairs = units.named("--set", lambda words: units.parse_pairs(words, "setting"), args.pairs)
     for key, value in pairs.items():
         if not value and key in EDITABLE:
             raise units.empty(f"--{key}")
+    if "labels" in pairs:
+        pairs["labels"] = pairs["labels"].split(",")  # as `show` has them
     given = spec.limits_of(args)
     for key, value in given.items():
         if pairs.get(key, value) != value:

@@ -95,6 +95,10 @@ def make_style(
     names = tuple(filter(None, (name.strip() for name in columns.split(","))))
     if columns and not names:
         raise BadRequest(f"--columns: no column in {columns!r}", "example: --columns id,name")
+    if names and form in ("json", "jsonl", "template"):
+        raise BadRequest(
+            f"--columns does not go with -o {form}", "it goes with table, wide, csv and tsv"
+        )
     return Style(
         form,
         template,

@@ -7,7 +7,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -32,6 +32,22 @@ STATES: Final = {
 EXAMPLES: Final = "examples: 7 3-9 4,8 @last @~2 key:nightly name:'build*' -g batch --state failed"
 
 
+class _Once(argparse.Action):
+    """One value: of two groups the last alone would be acted on, without a word."""
+
+    def __call__(
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        _flag: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before not in (self.default, value):
+            raise units.twice(self.option_strings[-1], before, value)
+        setattr(namespace, self.dest, value)
+
+
 def add_options(parser: argparse.ArgumentParser, *, many: bool = True) -> None:
     """Add the words and the filters that select tasks."""
     group = parser.add_argument_group("which tasks")
@@ -43,7 +59,9 @@ def add_options(parser: argparse.ArgumentParser, *, many: bool = True) -> None:
     )
     if not many:
         return
-    group.add_argument("-g", "--group", metavar="GROUP", default="", help="tasks of this group")
+    group.add_argument(
+        "-g", "--group", metavar="GROUP", action=_Once, default="", help="tasks of this group"
+    )
     group.add_argument(
         "-l", "--label", metavar="K=V", action="append", default=[], help="tasks with this label"
     )

@@ -65,6 +65,13 @@ def _pairs(what: str) -> Callable[[Any], dict[str, str]]:
     return convert
 
 
+def _labels(value: Any) -> dict[str, str]:
+    pairs = _pairs("label")(value)
+    for name, item in pairs.items():
+        units.one_line(f"{name}={item}")
+    return pairs
+
+
 def _uid_of(value: Any) -> int:
     """Return the uid of a user by name or number; that it is a user's, the daemon checks."""
     try:
@@ -94,13 +101,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 SETTINGS: Final[dict[str, Setting]] = {
-    "name": _field("name", str),
+    "name": _field("name", units.one_line),
     "group": _field("group", str),
-    "key": _field("key", str),
+    "key": _field("key", units.one_line),
     "priority": _field("priority", units.whole()),
     "chdir": _field("cwd", _path),
     "env": _field("env", _pairs("variable")),
-    "labels": _field("labels", _pairs("label")),
+    "labels": _field("labels", _labels),
     "after": _needs("ok"),
     "after-ok": _needs("ok"),
     "after-fail": _needs("fail"),

@@ -23,6 +23,7 @@ SECOND_NS: Final = 1_000_000_000
 _UNIT_S: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SIZE: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)\s*")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CLOCK: Final = re.compile(r"[0-9]{1,2}:[0-9]{2}")
 ON_EXIT: Final = ("ok", "fail", "retry", "transient", "again")
 
@@ -49,6 +50,13 @@ def empty(option: str) -> BadRequest:
     return BadRequest(
         f"{option}: the value is empty", "leave it out, or give it one: is a variable not set?"
     )
+
+
+def one_line(text: object) -> str:
+    """Return a text that can be told in one line. Raises BadRequest for control characters."""
+    if _CONTROL.search(str(text)):
+        raise BadRequest(f"control characters in {told(text)}", "it is shown in lists: one line")
+    return str(text)
 
 
 def twice(what: str, first: object, second: object) -> BadRequest:

@@ -74,6 +74,12 @@ def test_a_kill_with_an_unset_variable_for_its_signal_kills_nobody(
         (["edit", "7", "--set", "command= "], "--command: no command in ' '"),
         (["edit", "7", "--set", "command='a"],
          "--command: not a command: \"'a\": no closing quotation"),
+        (["cancel", "-g", "a", "-g", "b"], "--group is given twice, as 'a' and 'b'"),
+        (["submit", "-n", "a\nb", "true"], "--name: control characters in 'a\\nb'"),
+        (["submit", "-k", "a\x1b[31m", "true"], "--key: control characters in 'a\\x1b[31m'"),
+        (["submit", "-l", "a=\x7f", "true"], "--label: control characters in 'a=\\x7f'"),
+        (["edit", "7", "--set", "name=a\u2028b"], "--name: control characters in 'a\\u2028b'"),
+        (["edit", "7", "--set", "labels=a=1,b"], "--label: not a label: 'b'"),
         (["edit", "7", "--set", "name=a", "--set", "name=b"],
          "--set: the setting name is given twice, as 'a' and 'b'"),
         (["edit", "7", "--nice", "1", "--set", "nice=2"],
@@ -105,6 +111,8 @@ def test_a_kill_with_an_unset_variable_for_its_signal_kills_nobody(
         (["events", "--type", ","], "--type: no type in ','"),
         (["status", "--state", ","], "--state: no state in ','"),
         (["status", "--columns", ","], "--columns: no column in ','"),
+        (["status", "-o", "template={id}", "--columns", "id"],
+         "--columns does not go with -o template"),
         (["status", "--color", "nevr"], "--color: there is no 'nevr'"),
         (["status", "--sort", "-"], "--sort: no field '-'"),
         (["signal", "0", "7"], "SIGNAL: no such signal: '0'"),
@@ -232,3 +240,16 @@ def test_a_value_of_the_wire_is_told_as_people_write_it() -> None:
         with pytest.raises(BadRequest) as caught:
             spec.build({"command": "true", "chdir": "/", **fields})
         assert caught.value.message == told
+
+
+def test_labels_are_edited_as_they_are_shown(scripted: Scripted) -> None:
+    daemon = scripted({"edit": lambda _: m.Changed((m.TaskChange(7, "held"),))})
+    assert ctl(daemon.endpoint, "edit", "7", "--set", "labels=a=1,b=x=2")[0] == 0
+    assert daemon.requests[-1][2] == m.Edit(m.Selector(ids=(7,)), labels={"a": "1", "b": "x=2"})
+
+
+def test_names_in_any_script_and_a_group_said_twice_the_same_are_fine(scripted: Scripted) -> None:
+    built = spec.build({"command": "true", "chdir": "/", "name": "ünï ☃ 夜"})
+    assert built.name == "ünï ☃ 夜"
+    daemon = scripted({"status": lambda _: page(row(7))})
+    assert ctl(daemon.endpoint, "status", "-g", "a", "-g", "a")[0] == 0
