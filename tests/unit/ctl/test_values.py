@@ -253,3 +253,9 @@ def test_names_in_any_script_and_a_group_said_twice_the_same_are_fine(scripted: 
     assert built.name == "ünï ☃ 夜"
     daemon = scripted({"status": lambda _: page(row(7))})
     assert ctl(daemon.endpoint, "status", "-g", "a", "-g", "a")[0] == 0
+
+
+def test_no_tasks_are_sorted_by_any_field_that_tasks_have(scripted: Scripted) -> None:
+    daemon = scripted({"status": lambda _: page()})
+    assert ctl(daemon.endpoint, "status", "--sort", "ended_at-")[:2] == (0, "")
+    assert ctl(daemon.endpoint, "status", "--sort", "ended")[0] == 64
