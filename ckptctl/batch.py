@@ -263,7 +263,10 @@ def _followed(call: Call, name: str, task: int) -> int:
 def batch_wait_options(parser: argparse.ArgumentParser) -> None:
     """Add the batch."""
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--timeout", metavar="TIME", help="give up after this long, exit 124")
+    parser.add_argument(
+        "--timeout", metavar="TIME", type=units.parse_duration,
+        help="give up after this long, exit 124",
+    )  # fmt: skip
     parser.add_argument("--cancel-on-interrupt", action="store_true", help="Ctrl-C cancels it")
 
 
@@ -271,8 +274,8 @@ def batch_wait(call: Call) -> int:
     """Return once a batch is at rest, with the exit code it came to."""
     call.takes()
     args = call.args
-    timeout_s = None if args.timeout is None else units.parse_duration(args.timeout)
-    until = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    until = float("inf") if args.timeout is None else time.monotonic() + args.timeout
+    call.until_mono_s = until + 1.0 if args.timeout else float("inf")
     batch = report(args.name)
     task = None
     if not batch.is_locked or (batch.runs and batch.runs[-1].task):

@@ -292,7 +292,9 @@ def batch_logs_options(parser: argparse.ArgumentParser) -> None:
     """Add the batch and which output."""
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("-f", "--follow", action="store_true", help="go on while the batch runs")
-    parser.add_argument("-n", "--lines", metavar="N", type=int, help="only the last N lines")
+    parser.add_argument(
+        "-n", "--lines", metavar="N", type=units.whole(0), help="only the last N lines"
+    )
     parser.add_argument("--key", metavar="KEY", help="the output of this item alone")
 
 
@@ -349,7 +351,10 @@ def batch_gc_options(parser: argparse.ArgumentParser) -> None:
     """Add which batches."""
     parser.add_argument("names", metavar="NAME", nargs="*", help="these; all without a name")
     parser.add_argument(
-        "--older", metavar="TIME", help="unchanged for so long (default: 30d; 0 for named ones)"
+        "--older",
+        metavar="TIME",
+        type=units.parse_duration,
+        help="unchanged for so long (default: 30d; 0 for named ones)",
     )
     parser.add_argument("--force", action="store_true", help="named ones that are unfinished, too")
     parser.add_argument("--archives", action="store_true", help="only what --fresh put away")
@@ -364,7 +369,8 @@ def batch_gc(call: Call) -> int:
         raise BadRequest("--force is for batches that are named", "ckptctl batch gc NAME --force")
     for name in args.names:
         check_name(name)
-    older_s = units.parse_duration(args.older or ("0" if args.names else "30d"))
+    usual_s = 0.0 if args.names else 30 * 86_400.0
+    older_s = usual_s if args.older is None else args.older
     options = [f"--older={older_s}", *(["--force"] if args.force else []),
                *(["--archives"] if args.archives else [])]  # fmt: skip
     found = ask_json(["gc", "--dry-run", *options, *args.names])

@@ -23,6 +23,7 @@ MODES: Final = ("threads", "async")
 CAPTURES: Final = ("last", "all", "json", "none")
 STATUSES: Final = ("pass", "fail", "error", "skipped", "quarantined")
 MEANINGS: Final = (*STATUSES, "transient", "again")
+_RATE: Final = re.compile(r"[0-9]+(\.[0-9]+)?(/[0-9]*(s|m|h|min|hour))?")
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@+=-]{0,99}")
 _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _WORDS: Final = ":::"  # what follows are the items themselves
@@ -189,7 +190,7 @@ def batch_of(args: argparse.Namespace, *, has_stdin: bool) -> tuple[str, dict[st
     made |= {
         "capture": args.capture or "last",
         "on_exit": _on_exit(args.on_exit) or {},
-        "timeout_s": _duration(args.item_timeout) or 0.0,
+        "timeout_s": _duration("--item-timeout", args.item_timeout) or 0.0,
         "mode": args.mode or "",
     }
     return checked_name(args.name or _usual_name(made)), made | _USUAL_PACE | pace_of(args)
@@ -302,7 +303,7 @@ def pace_of(args: argparse.Namespace) -> dict[str, Any]:
         "preflight": _preflight(args.preflight),
         "retries": _count("--item-retries", args.item_retries),
         "max_errors": _max_errors(args.max_errors),
-        "park_after_s": _duration(args.park_after),
+        "park_after_s": _duration("--park-after", args.park_after),
         "limit": _count("--limit", args.limit, least=1),
         "shuffle": args.shuffle or None,
         "seed": _count("--seed", args.seed),
@@ -339,18 +340,18 @@ def _count(option: str, text: str | None, *, least: int = 0) -> int | None:
     return int(text)
 
 
-def _duration(text: str | None) -> float | None:
-    return None if text is None else units.parse_duration(text)
+def _duration(option: str, text: str | None) -> float | None:
+    return None if text is None else units.named(option, units.parse_duration, text)
 
 
 def _rate(text: str | None) -> str | None:
-    if text is not None and re.fullmatch(r"\d+(\.\d+)?(/\d*(s|m|h|min|hour))?", text) is None:
+    if text is not None and _RATE.fullmatch(text) is None:
         raise BadRequest(f"--rate: not a rate: {text!r}", "examples: 10/s 90/m 1000/h")
     return text
 
 
 def _max_errors(text: str | None) -> str | None:
-    found = re.fullmatch(r"(\d+)(%?)", text or "")
+    found = re.fullmatch(r"([0-9]+)(%?)", text or "")
     if text is not None and (found is None or (found[2] and int(found[1]) > 100)):
         raise BadRequest(f"--max-errors: not a number or a percentage: {text!r}", "examples: 20 5%")
     return text
@@ -374,7 +375,7 @@ def _on_exit(text: str | None) -> dict[str, str] | None:
     found: dict[str, str] = {}
     for part in text.split(","):
         codes, _, meaning = part.partition("=")
-        ends = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", codes.strip())
+        ends = re.fullmatch(r"([0-9]{1,3})(?:-([0-9]{1,3}))?", codes.strip())
         if ends is None or int(ends[2] or ends[1]) > 255 or meaning not in MEANINGS:
             hint = units.nearest(meaning, MEANINGS) or f"meanings: {', '.join(MEANINGS)}"
             raise BadRequest(f"--on-exit: not an exit map: {part!r}", hint)
@@ -394,7 +395,7 @@ def task_of(
     options = {name: value for name, value in given.items() if value is not None}
     if args.env_file:
         options["env"] = files.read_env_file(args.env_file) + options.get("env", [])
-    labels = units.parse_pairs(options.get("labels", []), "label")
+    labels = spec.labels_of(options.get("labels", []))
     fixed = {
         "name": f"batch:{batch}",
         "labels": {**labels, "batch": batch},

@@ -26,7 +26,7 @@ def overhead_options(parser: argparse.ArgumentParser) -> None:
     """Add the function and how often it runs."""
     python.add_options(parser)
     parser.add_argument(
-        "--pairs", metavar="N", type=int, default=PAIRS,
+        "--pairs", metavar="N", type=units.whole(), default=PAIRS,
         help=f"run it so often with saving, and as often without (default: {PAIRS})",
     )  # fmt: skip
 

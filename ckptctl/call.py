@@ -36,6 +36,7 @@ class Call:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        self.until_mono_s = float("inf")  # past it, an answer is of no use to this invocation
         self.style = render.make_style(
             args.output or "table",
             columns=args.columns or "",
@@ -47,7 +48,7 @@ class Call:
     @cached_property
     def client(self) -> Client:
         """The connection to the daemon."""
-        wait_s = units.parse_duration(self.args.wait_s) if self.args.wait_s else TIMEOUT_S
+        wait_s = TIMEOUT_S if self.args.wait_s is None else float(self.args.wait_s)
         return Client(find_endpoint(self.args.endpoint or ""), wait_s, self.note)
 
     def connect_once(self) -> None:
@@ -60,7 +61,7 @@ class Call:
     def ask(self, verb: str, args: Message, kind: type[A]) -> A:
         """Send one request and return the typed answer."""
         try:
-            return self.client.call(verb, args, kind)
+            return self.client.call(verb, args, kind, until_mono_s=self.until_mono_s)
         except (BadRequest, NotFound) as bad:
             raise self._for_people(bad, args) from bad
 

@@ -160,7 +160,10 @@ def _tasks_text(count: int) -> str:
 def cancel_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cancel`."""
     selectors.add_options(parser)
-    parser.add_argument("--grace", metavar="TIME", help="from the stop signal to SIGKILL")
+    parser.add_argument(
+        "--grace", metavar="TIME", type=units.parse_duration,
+        help="from the stop signal to SIGKILL",
+    )  # fmt: skip
     parser.add_argument("--no-checkpoint", action="store_true", help="do not ask to save first")
     parser.add_argument("--reason", metavar="TEXT", default="", help="kept in the log")
 
@@ -168,38 +171,41 @@ def cancel_options(parser: argparse.ArgumentParser) -> None:
 def cancel(call: Call) -> int:
     """Stop tasks in order."""
     args = call.args
-    grace_s = None if args.grace is None else units.parse_duration(args.grace)
     select = _chosen(call, "cancel", ask=True)
-    return change(call, "cancel", Cancel(select, grace_s, not args.no_checkpoint, args.reason))
+    return change(call, "cancel", Cancel(select, args.grace, not args.no_checkpoint, args.reason))
 
 
 def kill_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `kill`."""
     selectors.add_options(parser)
-    parser.add_argument("-s", "--signal", metavar="SIG", help="send this instead; task goes on")
+    parser.add_argument(
+        "-s", "--signal", metavar="SIG", type=units.parse_signal,
+        help="send this instead; task goes on",
+    )  # fmt: skip
     parser.add_argument("--reason", metavar="TEXT", default="", help="kept in the log")
 
 
 def kill(call: Call) -> int:
     """SIGKILL tasks, or send another signal."""
     select = _chosen(call, "kill", ask=True)
-    if call.args.signal:
-        number = units.parse_signal(call.args.signal)
-        return change(call, "signal", Signal(select, number, tree=True))
+    if call.args.signal is not None:
+        return change(call, "signal", Signal(select, call.args.signal, tree=True))
     return change(call, "kill", Kill(select, call.args.reason))
 
 
 def signal_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `signal`."""
     parser.add_argument("--tree", action="store_true", help="to all of a task's processes")
-    parser.add_argument("signal", metavar="SIGNAL", help="USR1, SIGHUP, 10")
+    parser.add_argument(
+        "signal", metavar="SIGNAL", type=units.parse_signal, help="USR1, SIGHUP, 10"
+    )
     selectors.add_options(parser)
 
 
 def signal(call: Call) -> int:
     """Send a signal."""
-    number = units.parse_signal(call.args.signal)
-    return change(call, "signal", Signal(_chosen(call, "signal"), number, call.args.tree))
+    select = _chosen(call, "signal")
+    return change(call, "signal", Signal(select, call.args.signal, call.args.tree))
 
 
 # --- plain changes ------------------------------------------------------------------------------
@@ -258,7 +264,7 @@ def retry(call: Call) -> int:
 
 def priority_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `priority`."""
-    parser.add_argument("priority", metavar="N", type=int, help="higher starts first")
+    parser.add_argument("priority", metavar="N", type=units.whole(), help="higher starts first")
     selectors.add_options(parser)
 
 
@@ -271,7 +277,10 @@ def priority(call: Call) -> int:
 def clean_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `clean`."""
     selectors.add_options(parser)
-    parser.add_argument("--older", metavar="TIME", default="0", help="ended at least so long ago")
+    parser.add_argument(
+        "--older", metavar="TIME", type=units.parse_duration, default=0.0,
+        help="ended at least so long ago",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only tell which")
 
 
@@ -281,7 +290,7 @@ def clean(call: Call) -> int:
     select = call.select()
     if select.all and not select.phases:
         select = msgspec.structs.replace(select, phases=selectors.ENDED)
-    older_s = units.parse_duration(args.older)
+    older_s = args.older
     if select.all and not args.dry_run and call.asks:
         count = len(call.ask("clean", Clean(select, older_s, dry_run=True), Changed).tasks)
         question = f"forget {_tasks_text(count)}, and delete the files?"

@@ -12,6 +12,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -19,6 +21,7 @@ import msgspec
 from ckptctl import offline, saving, selectors, units, words
 from ckptctl.call import Call
 from ckptctl.change import change
+from ckptctl.editor import Draft, edited
 from ckptctl.render import (
     Column,
     Listing,
@@ -116,7 +119,9 @@ def _validity(row: CheckpointRow, unsealed: Collection[int]) -> str:
 def _add_task(parser: argparse.ArgumentParser, *, has_seq: bool = True) -> None:
     parser.add_argument("task", metavar="TASK", help="7, @last, key:K")
     if has_seq:
-        parser.add_argument("seq", metavar="SEQ", nargs="?", type=int, help="default: newest valid")
+        parser.add_argument(
+            "seq", metavar="SEQ", nargs="?", type=units.whole(1), help="default: newest valid"
+        )
 
 
 def show_options(parser: argparse.ArgumentParser) -> None:
@@ -187,9 +192,11 @@ def diff_options(parser: argparse.ArgumentParser) -> None:
     """Add task and the two generations."""
     _add_task(parser, has_seq=False)
     parser.add_argument(
-        "first", metavar="A", nargs="?", type=int, help="default: before the newest"
+        "first", metavar="A", nargs="?", type=units.whole(1), help="default: before the newest"
     )
-    parser.add_argument("second", metavar="B", nargs="?", type=int, help="default: the newest")
+    parser.add_argument(
+        "second", metavar="B", nargs="?", type=units.whole(1), help="default: the newest"
+    )
 
 
 def diff(call: Call) -> int:
@@ -317,10 +324,12 @@ def edit(call: Call) -> int:
     }
     row, task_dir = _resting(call)
     old = _chosen(_rows(call), call.args.seq, row.id)
-    if not wish["set"] and not wish["unset"]:
-        wish = {"whole": _edited(offline.ask("show", task_dir, str(old.seq)))}
     words_ = (task_dir, str(row.id), str(row.attempt), str(old.seq))
-    made = offline.ask("edit", *words_, sent=json.dumps(wish))
+    if wish["set"] or wish["unset"]:
+        made = offline.ask("edit", *words_, sent=json.dumps(wish))
+    else:
+        with _edited(offline.ask("show", task_dir, str(old.seq))) as draft:
+            made = offline.ask("edit", *words_, sent=json.dumps({"whole": draft.value}))
     if not made["changes"]:
         call.note("nothing was changed")
         return 0
@@ -341,19 +350,21 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _edited(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Let a person change the members in their editor; returns those that differ."""
+def _edited(manifest: dict[str, Any]) -> AbstractContextManager[Draft]:
+    """Let a person change the members in their editor; gives those that differ."""
     if not sys.stdin.isatty():
         raise BadRequest(
             "an editor needs a terminal", "in a script: ckptctl checkpoint edit 7 --set state.k=1"
         )
-    from ckptctl.edit import edited_text  # noqa: PLC0415 (only where nothing was --set)
-
     before = {name: manifest.get(name) for name in EDITED}
     text = json.dumps(before, indent=2, ensure_ascii=False) + "\n"
-    after = edited_text(text, "JSON", units.parse_json)
+    return edited(text, "JSON", partial(_members_in, before))
+
+
+def _members_in(before: dict[str, Any], text: str) -> dict[str, Any]:
+    after = units.parse_json(text)
     if not isinstance(after, dict):
-        raise BadRequest("not an object any more, nothing was changed", "keep the outer braces")
+        raise BadRequest("not an object any more", "keep the outer braces")
     gone = {name: None for name in EDITED if name not in after}
     return {name: value for name, value in {**after, **gone}.items() if value != before.get(name)}
 

@@ -9,21 +9,46 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from ckptctl.call import Call
 from ckptctl.table import ALIASES, DEFAULT, GUESSED, NOUNS, SECTIONS, VERBS, Verb
-from ckptctl.units import nearest
+from ckptctl.units import empty, named, nearest, parse_duration
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.version import VERSION
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises, instead of exiting with 2 (which means "try again" here)."""
+    """argparse that raises, instead of exiting with 2 (which means "try again" here).
+
+    What it refuses begins with the option. An empty value is never taken for none: mostly it is
+    a variable that a script did not set, and `kill -s "$SIG" 7` must not do something else.
+    """
 
     def error(self, message: str) -> NoReturn:
         """Raise BadRequest, exit code 64."""
-        raise BadRequest(message, f"see: {self.prog} -h")
+        raise BadRequest(message.removeprefix("argument "), f"see: {self.prog} -h")
+
+    def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
+        if "" in words:
+            raise empty(option_name(action))
+        return super()._get_values(action, words)
+
+    def _get_value(self, action: argparse.Action, word: str) -> Any:
+        return named(option_name(action), partial(super()._get_value, action), word)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = nearest(value, action.choices) or f"one of: {', '.join(action.choices)}"
+            raise BadRequest(f"{option_name(action)}: there is no {value!r}", hint)
+        super()._check_value(action, value)
+
+
+def option_name(action: argparse.Action) -> str:
+    """Return what people know an option by, `--name`, or a word of the line, `TASK`."""
+    long = [flag for flag in action.option_strings if flag.startswith("--")]
+    return (long or [*action.option_strings, str(action.metavar)])[0]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -53,7 +78,8 @@ def add_globals(parser: argparse.ArgumentParser) -> None:
         (("--utc",), {"action": "store_true", "help": "show times in UTC"}),
         (("-y", "--yes"), {"action": "store_true", "help": "do not ask back"}),
         (("--endpoint",), {"metavar": "PATH", "help": "the daemon's socket (CKPTD_ENDPOINT)"}),
-        (("--timeout", "--answer-within"), {"metavar": "TIME", "dest": "wait_s",
+        (("--answer-within", "--timeout"), {"metavar": "TIME", "dest": "wait_s",
+                                            "type": parse_duration,
                                             "help": "wait this long for the daemon (10s)"}),
     ):  # fmt: skip
         known = parser._option_string_actions

@@ -65,6 +65,7 @@ def drill_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--within",
         metavar="TIME",
+        type=units.parse_duration,
         default=WITHIN,
         help=f"it must be back, and get on, in this time ({WITHIN})",
     )
@@ -99,10 +100,9 @@ def _within(call: Call) -> float:
     """Return the seconds it has to be back in; what can only fail is refused before any harm."""
     if call.args.restart and call.args.how != "daemon":
         raise BadRequest("--restart says what starts the daemon again", "it goes with --daemon")
-    within_s = units.parse_duration(call.args.within)
-    if within_s <= 0:
+    if call.args.within <= 0:
         raise BadRequest("no task is back within no time", f"--within {WITHIN}")
-    return within_s
+    return float(call.args.within)
 
 
 def _before(call: Call, task: int) -> Before:

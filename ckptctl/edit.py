@@ -4,20 +4,17 @@ Only what differs is sent, so that two people editing different keys do not undo
 """
 
 import argparse
-import os
-import shlex
-import subprocess
 import sys
-import tempfile
 import tomllib
-from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
-from ckptctl import files, selectors, spec, units, words
+from ckptctl import selectors, spec, units, words
 from ckptctl.call import Call
 from ckptctl.change import change, tell
+from ckptctl.editor import edited
 from ckptctl.refusals import out_of_range
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import (
@@ -25,7 +22,6 @@ from ckptd.protocol.messages import (
     Edit,
     Selector,
     Show,
-    TaskChange,
     TaskDetail,
     TaskDetails,
 )
@@ -34,6 +30,12 @@ EDITABLE: Final = (
     "command", "name", "group", "priority", "chdir", "timeout", "deadline", "retries", "grace",
     "labels", *spec.LIMITS,
 )  # fmt: skip
+_HEAD: Final = """\
+# Change, save and leave. Durations in seconds or as 90s 5m 2h; retries: failures
+# allowed beyond the first; memory in bytes or as 512M 2G; 0: no limit.
+# What you leave as it is stays as it is.
+
+"""
 
 
 def edit_options(parser: argparse.ArgumentParser) -> None:
@@ -49,29 +51,44 @@ def edit_options(parser: argparse.ArgumentParser) -> None:
 def edit(call: Call) -> int:
     """Change tasks."""
     select = call.select()
-    settings = units.parse_pairs(call.args.pairs, "setting") | spec.limits_of(call.args)
+    settings = _given(call.args)
     if settings:
         return change(call, "edit", change_of(select, settings))
     if not sys.stdin.isatty():
         raise BadRequest(
             "an editor needs a terminal", "in a script: ckptctl edit 7 --set timeout=2h"
         )
+    import tomli_w  # noqa: PLC0415 (for an editor only)
+
     details = call.ask("show", Show(select), TaskDetails).tasks
     before = {str(detail.row.id): settings_of(detail) for detail in details}
-    after = _edited(before)
-    changes = differences(before, after)
-    if not changes:
-        call.note("nothing was changed")
-        return 0
-    return tell(call, "edit", _send(call, changes))
+    text = _HEAD + tomli_w.dumps({"task": before})
+    with edited(text, "TOML", partial(_changes_in, before)) as draft:
+        if not draft.value:
+            call.note("nothing was changed")
+            return 0
+        results = [one for change in draft.value for one in call.ask("edit", change, Changed).tasks]
+        draft.is_kept = any(one.error is not None for one in results)
+        code = tell(call, "edit", results)
+        if draft.is_kept:
+            call.note(draft.where)
+        return code
 
 
-def _send(call: Call, changes: dict[str, dict[str, Any]]) -> list[TaskChange]:
-    results: list[TaskChange] = []
-    for number, settings in changes.items():
-        change = change_of(Selector(ids=(int(number),)), settings)
-        results += call.ask("edit", change, Changed).tasks
-    return results
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the options."""
+    pairs: dict[str, Any]
+    pairs = units.named("--set", lambda words: units.parse_pairs(words, "setting"), args.pairs)
+    for key, value in pairs.items():
+        if not value and key in EDITABLE:
+            raise units.empty(f"--{key}")
+    if "labels" in pairs:
+        pairs["labels"] = pairs["labels"].split(",")  # as `show` has them
+    given = spec.limits_of(args)
+    for key, value in given.items():
+        if pairs.get(key, value) != value:
+            raise units.twice(f"--{key}", pairs[key], value)
+    return pairs | given
 
 
 def change_of(select: Selector, settings: dict[str, Any]) -> Edit:
@@ -82,9 +99,8 @@ def change_of(select: Selector, settings: dict[str, Any]) -> Edit:
             hint = units.nearest(key, EDITABLE) or f"one of: {', '.join(EDITABLE)}"
             raise BadRequest(f"cannot edit {key!r}", hint)
         if key == "command":
-            words = shlex.split(value) if isinstance(value, str) else value
-            fields["argv"] = tuple(map(str, words))
-        elif key == "deadline" and not value:
+            fields["argv"] = units.named("--command", _argv, value)
+        elif key == "deadline" and str(value) in ("", "0"):
             fields["deadline_ns"] = 0
         else:
             spec.merge(fields, key, value)
@@ -92,6 +108,14 @@ def change_of(select: Selector, settings: dict[str, Any]) -> Edit:
         return msgspec.convert({**fields, "select": msgspec.to_builtins(select)}, Edit)
     except msgspec.ValidationError as bad:
         raise out_of_range(BadRequest(f"cannot edit: {bad}"), fields) from bad
+
+
+def _argv(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return units.parse_command(value)
+    if not isinstance(value, list) or not value:
+        raise BadRequest(f"not a command: {value!r}", 'examples: "make all" ["make", "all"]')
+    return tuple(map(str, value))
 
 
 def settings_of(detail: TaskDetail) -> dict[str, Any]:
@@ -138,57 +162,12 @@ def differences(
     return changes
 
 
-def _edited(before: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Let a person change the settings in their editor; returns them as parsed."""
-    import tomli_w  # noqa: PLC0415 (for an editor only)
-
-    head = "# Change, save and leave. Durations in seconds or as 90s 5m 2h; retries: failures\n"
-    head += "# allowed beyond the first; memory in bytes or as 512M 2G; 0: no limit.\n"
-    head += "# What you leave as it is stays as it is.\n\n"
-    text = head + tomli_w.dumps({"task": before})
-    tasks = edited_text(text, "TOML", tomllib.loads).get("task", {})
-    return tasks if isinstance(tasks, dict) else {}
-
-
-def edited_text(text: str, language: str, parse: Callable[[str], Any]) -> Any:
-    """Let a person change a text in their editor until it can be parsed; returns it parsed.
-
-    Raises:
-        BadRequest: they gave up, or the editor failed.
-    """
-    editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-    fd, path = tempfile.mkstemp(f".{language.lower()}", "ckptctl-")
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-    while True:  # Bound: a person says when to give up
-        _run_editor(editor, path)
-        try:
-            parsed = parse(files.read_text(path))
-        except ValueError as bad:
-            if not _wants_again(f"not {language}: {bad}"):
-                refusal = f"not {language}, nothing was changed: {bad}"
-                raise BadRequest(refusal, f"what you wrote is kept in {path}") from bad
-        else:
-            os.unlink(path)
-            return parsed
-
-
-def _wants_again(problem: str) -> bool:
-    sys.stderr.write(f"ckptctl: {problem}\nopen it again? [Y/n] ")
-    sys.stderr.flush()
-    answer = sys.stdin.readline()
-    return answer != "" and answer.strip().lower() in ("", "y", "yes")
-
-
-def _run_editor(editor: Sequence[str], path: str) -> None:
-    shown = shlex.join(editor)
-    kept = f"the settings are in {path}; set EDITOR or VISUAL to another editor"
-    try:
-        code = subprocess.run([*editor, path], check=False).returncode
-    except OSError as bad:
-        os.unlink(path)
-        text = f"the editor {shown} cannot be started, nothing was changed: {bad.strerror}"
-        raise BadRequest(text, "set EDITOR or VISUAL to another editor") from bad
-    if code:
-        how = f"exit {code}" if code > 0 else units.signal_name(-code)
-        raise BadRequest(f"the editor {shown} failed ({how}), nothing was changed", kept)
+def _changes_in(before: dict[str, dict[str, Any]], text: str) -> list[Edit]:
+    """Return what a person changed in the text. Raises BadRequest, ValueError where not TOML."""
+    parsed = tomllib.loads(text)
+    tasks = parsed.pop("task", {})
+    if parsed or not isinstance(tasks, dict):
+        what = next(iter(parsed), "task")
+        raise BadRequest(f"[{what}] is not a task to edit", "settings stand below [task.N]")
+    changed = differences(before, tasks)
+    return [change_of(Selector(ids=(int(number),)), one) for number, one in changed.items()]

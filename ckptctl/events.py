@@ -14,13 +14,13 @@ from typing import Any, Final
 
 import msgspec
 
-from ckptctl import units, words
+from ckptctl import selectors, units, words
 from ckptctl.call import Call
 from ckptctl.render import Column, Listing, json_line
 from ckptctl.units import SECOND_NS, duration_text
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest, NotFound
-from ckptd.protocol.messages import DaemonStatus, Empty, Event, EventPage, Events
+from ckptd.protocol.messages import DaemonStatus, Empty, Event, EventPage, Events, Selector
 from ckptd.streams import heed_reader
 
 HOLD_S: Final = 2.0  # of one question for what comes next; then we look whether anybody reads us
@@ -30,6 +30,7 @@ TYPES: Final = (
     "checkpoints_dropped", "start_intent", "started", "stop_intent", "signal_intent",
     "freeze_intent", "checkpoint_asked", "marked", "ended", "group_changed", "group_removed",
 )  # fmt: skip
+_LSN: Final = re.compile(r"[0-9]+")
 _EARLIEST: Final = re.compile(r"LSN (\d+)")  # Source: PROTOCOL.md, events that are not_found
 RECORDS_PER_EVENT: Final = 20  # looked through at most for one that is shown
 
@@ -41,27 +42,33 @@ def events_options(parser: argparse.ArgumentParser) -> None:
         "--since", metavar="LSN|TIME",
         help="after this LSN (0: all that is still in the log), or from 2h ago, or a time",
     )  # fmt: skip
-    parser.add_argument("--type", metavar="T[,T]", default="", help="only these types")
-    parser.add_argument("--task", metavar="ID", type=int, default=0, help="only of this task")
-    parser.add_argument("-n", "--limit", metavar="N", type=int, help="only the last N")
+    parser.add_argument(
+        "--type", metavar="T[,T]", action="append", default=[], help="only these types"
+    )
+    parser.add_argument("--task", metavar="TASK", help="only of this task: 7, @last, key:K")
+    parser.add_argument("-n", "--limit", metavar="N", type=units.whole(0), help="only the last N")
 
 
 def events(call: Call) -> int:
     """Print what happened; with -f for ever, over restarts of the daemon."""
     args = call.args
-    types = _types(args.type)
-    since, from_ns, last = _since(call)
-    is_exact = (args.since or "").isdecimal() and since > 0
+    types, task = _types(args.type), _task(call)
+    since, from_ns, last = _since(call, types)
+    is_heard = is_gone = False
+    is_exact = bool(_LSN.fullmatch(args.since or "")) and since > 0
     kept: list[Event] = []
-    while True:  # Bound: a follower ends by Ctrl-C, everybody else at the end of the log
-        hold_s = HOLD_S if args.follow and not kept else 0.0
-        asked = Events(since, limits.EVENTS_PER_PAGE_MAX, args.task, hold_s)
+    while True:  # Bound: a follower ends by Ctrl-C or with its task, others at the log's end
+        hold_s = HOLD_S if args.follow and is_heard and not kept else 0.0
+        asked = Events(since, limits.EVENTS_PER_PAGE_MAX, task, hold_s)
         page = _page(call, asked, is_exact=is_exact)
         fits = [
             event for event in page.events
             if event.at_ns >= from_ns and (not types or event.type.lower() in types)
         ]  # fmt: skip
         is_end = page.next == since  # a page may be empty before: much of others was looked through
+        if is_end and not is_heard:
+            _check_there(call, task, since)
+        is_heard = is_heard or is_end or bool(page.events)
         since, is_exact = page.next, True
         if last is not None:
             kept = (kept + fits)[-last:] if last else []
@@ -71,7 +78,35 @@ def events(call: Call) -> int:
         _print_events(call, fits)
         if is_end and not args.follow:
             return 0
+        is_gone = is_gone or (task > 0 and any(event.type == "removed" for event in page.events))
+        if is_gone and last is None and args.follow:
+            call.note(f"task {task} is forgotten: nothing more happens to it")
+            return 0
         heed_reader()
+
+
+def _task(call: Call) -> int:
+    """Return the id of the one task that is meant, 0 for all. It may be forgotten by now."""
+    if call.args.task is None:
+        return 0
+    found = units.named("--task", lambda word: selectors.words_of([word]), call.args.task)
+    if found.ranges or len(found.ids) > 1:
+        raise BadRequest(f"--task: not one task: {units.told(call.args.task)}")
+    ids, keys, names = tuple(found.ids), tuple(found.keys), tuple(found.names)
+    return call.one_id(Selector(ids=ids, last=tuple(found.last), keys=keys, names=names))
+
+
+def _check_there(call: Call, task: int, since: int) -> None:
+    """Raise where nothing was heard because there is no such task, or no such place in the log."""
+    if task:
+        call.rows(Selector(ids=(task,)))
+    if _LSN.fullmatch(call.args.since or "") and since > 0:
+        end = call.ask("daemon", Empty(), DaemonStatus).lsn
+        if since > end:
+            raise BadRequest(
+                f"--since: LSN {since} is not written yet, the log ends at LSN {end}",
+                "is it the LSN of another daemon?",
+            )
 
 
 def _page(call: Call, asked: Events, *, is_exact: bool) -> EventPage:
@@ -88,31 +123,33 @@ def _page(call: Call, asked: Events, *, is_exact: bool) -> EventPage:
             if is_exact or named is None or int(named[1]) - 1 <= asked.since:
                 raise
             asked = msgspec.structs.replace(asked, since=int(named[1]) - 1)
-            if call.args.since is not None or call.args.task:
+            if call.args.since is not None or asked.task:
                 call.note(f"the log begins at LSN {named[1]}: what was before is not kept")
 
 
-def _types(text: str) -> set[str]:
-    found = set(filter(None, text.lower().split(",")))
+def _types(texts: Sequence[str]) -> set[str]:
+    found = {word for text in texts for word in units.listed("--type", "type", text)}
     for word in sorted(found - set(TYPES)):
         hint = units.nearest(word, TYPES) or f"one of: {', '.join(TYPES)}"
         raise BadRequest(f"--type: unknown type of event {word!r}", hint)
     return found
 
 
-def _since(call: Call) -> tuple[int, int, int | None]:
+def _since(call: Call, types: set[str]) -> tuple[int, int, int | None]:
     """Return (LSN to start after, oldest time, how many of the past; None for all)."""
     args = call.args
     if args.since is not None:
-        if args.since.isdecimal():
+        if _LSN.fullmatch(args.since):
             return int(args.since), 0, args.limit
-        return 0, units.parse_moment(args.since), args.limit
+        return 0, units.named("--since", units.parse_moment, args.since), args.limit
     if args.task:
         return 0, 0, args.limit
     if args.follow and args.limit is None:
         return -1, 0, None
-    lsn = call.ask("daemon", Empty(), DaemonStatus).lsn
     wanted = SHOWN if args.limit is None else args.limit
+    if types:
+        return 0, 0, wanted  # the last of a rare type may be far back
+    lsn = call.ask("daemon", Empty(), DaemonStatus).lsn
     return max(0, lsn - RECORDS_PER_EVENT * wanted), 0, wanted
 
 

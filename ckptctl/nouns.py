@@ -47,7 +47,7 @@ def group_add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `group add`."""
     parser.add_argument("name", metavar="NAME")
     parser.add_argument(
-        "-j", "--parallel", metavar="N", type=int, default=1,
+        "-j", "--parallel", metavar="N", type=units.whole(0), default=1,
         help="how many tasks run at once (default 1; 0: as many as there are processors)",
     )  # fmt: skip
     parser.add_argument("--paused", action="store_true", help="start nothing yet")
@@ -68,7 +68,7 @@ def group_set_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `group set`."""
     parser.add_argument("name", metavar="NAME")
     parser.add_argument(
-        "-j", "--parallel", metavar="N", type=int,
+        "-j", "--parallel", metavar="N", type=units.whole(0),
         help="how many tasks run at once (0: as many as there are processors)",
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ import msgspec
 
 from ckptctl import selectors, units, words
 from ckptctl.call import Call
-from ckptctl.render import Column, Listing, plain
+from ckptctl.render import Column, Listing, plain, plain_name
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import FINISHED, PHASES, Selector, Status, TaskPage, TaskRow
 
@@ -32,6 +32,9 @@ _RANK: Final = {
     )
     for phase in phases
 }
+
+
+_TIMES: Final = tuple(name for name in TaskRow.__struct_fields__ if name.endswith("_ns"))
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -55,18 +58,18 @@ def is_narrowed(args: argparse.Namespace) -> bool:
 def picture(call: Call) -> Picture:
     """Ask for the tasks to show."""
     args = call.args
-    if args.limit is not None and not args.sort:
+    order = _order(args.sort) if args.sort else None
+    if args.limit is not None and not order:
         select = call.select() if is_narrowed(args) else Selector(all=True)
-        rows, totals = _newest(call, select, max(0, args.limit))
+        rows, totals = _newest(call, select, args.limit)
     elif is_narrowed(args):
         rows, totals = _every(call, call.select())
-    elif call.is_for_people and sys.stdout.isatty() and not args.sort:
+    elif call.is_for_people and sys.stdout.isatty() and not order:
         rows, totals = _digest(call)
     else:
         rows, totals = _every(call, Selector(all=True))
-    if args.sort:
-        rows = _sorted(rows, args.sort)
-        rows = rows[: args.limit]
+    if order:
+        rows = _sorted(rows, order[0], is_reverse=order[1])[: args.limit]
     return Picture(rows, totals)
 
 
@@ -140,12 +143,17 @@ def _digest_key(row: TaskRow) -> tuple[int, int]:
     return rank, -row.ended_ns if row.phase in selectors.ENDED else row.id
 
 
-def _sorted(rows: list[TaskRow], field: str) -> list[TaskRow]:
-    is_reverse, field = "-" in (field[:1], field[-1:]), field.strip("-")
-    known = {"runtime", "age", *TaskRow.__struct_fields__, *(plain(rows[0]) if rows else ())}
+def _order(text: str) -> tuple[str, bool]:
+    """Return the field of `--sort FIELD`, `--sort FIELD-`, and whether it is turned round."""
+    is_reverse, field = "-" in (text[:1], text[-1:]), text.strip("-")
+    known = {"runtime", "age", *TaskRow.__struct_fields__, *map(plain_name, _TIMES)}
     if field not in known:
         hint = units.nearest(field, known) or f"known: {', '.join(sorted(known))}"
-        raise BadRequest(f"no field {field!r} to sort by", hint)
+        raise BadRequest(f"--sort: no field {text!r}", hint)
+    return field, is_reverse
+
+
+def _sorted(rows: list[TaskRow], field: str, *, is_reverse: bool) -> list[TaskRow]:
     now_ns = time.time_ns()
 
     def key(row: TaskRow) -> tuple[bool, Any]:

@@ -86,7 +86,7 @@ def with_command(
         )
     command = [_interpreter(interpreter), _runner(), str(target), "--input", _compact(given)]
     told = _described(command, options, environment())
-    on_exit = units.parse_exit_map(options.pop("on-exit", {}) or {})
+    on_exit = units.named("--on-exit", units.parse_exit_map, options.pop("on-exit", {}))
     return {
         **_declared(told),
         **options,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ckptctl.units import duration_text
+from ckptctl.units import clock_text, duration_text, size_text, told
 from ckptd.protocol import limits
 from ckptd.protocol.errors import BadRequest, NotFound
 
@@ -53,6 +53,7 @@ _FIELDS: Final[dict[str, tuple[str, str]]] = {
     "last": ("@~N", "from @~0 to @~1000000, at most 100 of them"),
     "names": ("name:", f"at most {limits.NAME_CHARS_MAX} characters, at most 100 of them"),
     "task": ("--task", "a number from 0 on"),
+    "since": ("--since", "an LSN, a time, or how long ago: 4711, 09:00, 2h"),
 }
 """Field of the protocol -> (what people typed, what is allowed)."""
 _GROUP_NAME: Final = ("the name of a group", _GROUP)
@@ -86,8 +87,11 @@ def _value_at(sent: Any, path: Sequence[str], place: str) -> str:
         return f"what was given ({len(sent)})"
     if place.endswith("_s") and isinstance(sent, int | float):
         return duration_text(sent)
-    text = repr(sent)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if place.endswith("_ns") and isinstance(sent, int):
+        return clock_text(sent)
+    if place.endswith("_bytes") and isinstance(sent, int):
+        return size_text(sent)
+    return told(sent)
 
 
 def no_such_last(bad: NotFound, words: Sequence[str]) -> NotFound:

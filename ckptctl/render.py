@@ -92,10 +92,17 @@ def make_style(
         raise BadRequest(f"the format {form} takes no value", "example: -o json")
     dull = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     is_auto = color == "auto" and sys.stdout.isatty() and not dull
+    names = tuple(filter(None, (name.strip() for name in columns.split(","))))
+    if columns and not names:
+        raise BadRequest(f"--columns: no column in {columns!r}", "example: --columns id,name")
+    if names and form in ("json", "jsonl", "template"):
+        raise BadRequest(
+            f"--columns does not go with -o {form}", "it goes with table, wide, csv and tsv"
+        )
     return Style(
         form,
         template,
-        tuple(filter(None, (name.strip() for name in columns.split(",")))),
+        names,
         headers,
         color == "always" or is_auto,
         quiet,
@@ -111,12 +118,17 @@ def plain(value: Any) -> Any:
 def _renamed(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            _AT.get(name, f"{name[:-3]}_at") if _is_time(name, item) else name: (
+            plain_name(name) if _is_time(name, item) else name: (
                 rfc3339(item) if _is_time(name, item) else _renamed(item)
             )
             for name, item in value.items()
         }
     return [_renamed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def plain_name(name: str) -> str:
+    """Return how programs know a time: `ended_at` of ended_ns."""
+    return _AT.get(name, f"{name[:-3]}_at")
 
 
 def _is_time(name: Any, item: Any) -> bool:

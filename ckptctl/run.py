@@ -33,6 +33,7 @@ from ckptd.protocol.messages import (
 from ckptd.streams import Lost
 
 GOALS: Final = ("success", "done", "running", "checkpoint")
+GRACE_S: Final = 1.0  # past a time limit: for the answer that says how far the tasks are
 SECOND_INTERRUPT_S: Final = 3.0
 
 
@@ -196,7 +197,10 @@ def wait_options(parser: argparse.ArgumentParser) -> None:
         help="success (default: 1 if any failed), done, running or checkpoint",
     )  # fmt: skip
     parser.add_argument("--any", action="store_true", help="one of the tasks is enough")
-    parser.add_argument("--timeout", metavar="TIME", help="give up after this long, exit 124")
+    parser.add_argument(
+        "--timeout", metavar="TIME", type=units.parse_duration,
+        help="give up after this long, exit 124",
+    )  # fmt: skip
     parser.add_argument(
         "--exit-code", choices=("result", "task"), default="result", metavar="KIND",
         help="task: exit with the task's own code",
@@ -206,12 +210,12 @@ def wait_options(parser: argparse.ArgumentParser) -> None:
 def wait(call: Call) -> int:
     """Return once tasks got somewhere."""
     args = call.args
-    timeout_s = units.parse_duration(args.timeout) if args.timeout is not None else None
-    until = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    until = float("inf") if args.timeout is None else time.monotonic() + args.timeout
+    call.until_mono_s = until + GRACE_S if args.timeout else float("inf")
     ids = [row.id for row in call.rows(call.select(default_last=True))]
     if args.exit_code == "task" and len(ids) != 1:
         raise BadRequest(f"--exit-code task takes one task, not {len(ids)}")
-    if timeout_s == 0:
+    if args.timeout == 0:
         answer = call.ask("wait", Wait(_ids(ids), _goal(args.goal), args.any, 0.0), Waited)
         return _verdict(call, answer.tasks, args.goal) if answer.met else 3
     return _wait_until(call, ids, args.goal, until)
@@ -249,9 +253,11 @@ def _met(call: Call, ids: list[int], goal: str, until: float, *, is_told: bool) 
         asked = Wait(_ids(ids), _goal(goal), is_any, hold_s)
         over = {number for number, row in seen.items() if row.phase in FINISHED}
         try:
-            answer = call.wait_for("wait", asked, Waited, until + 1.0)
-        except NotFound:
-            if over.isdisjoint(ids):
+            answer = call.wait_for("wait", asked, Waited, until + GRACE_S)
+        except NotFound as gone:
+            if seen and over.isdisjoint(ids):
+                raise _forgotten(gone) from gone
+            if not seen:
                 raise
             ids = [number for number in ids if number not in over]
             continue
@@ -264,6 +270,14 @@ def _met(call: Call, ids: list[int], goal: str, until: float, *, is_told: bool) 
         ids = [row.id for row in answer.tasks if row.phase not in FINISHED]
         if is_settled or not ids:
             return _verdict(call, list(seen.values()), goal, is_told=is_told)
+
+
+def _forgotten(gone: NotFound) -> NotFound:
+    """Return what to say of a task that ended and was cleaned while no daemon answered us."""
+    return NotFound(
+        f"{gone.message} any more: it ended and was forgotten meanwhile",
+        "how it ended: ckptctl events --task N, as far back as the log is kept",
+    )
 
 
 def _over(rows: Sequence[TaskRow]) -> list[TaskRow]:
@@ -320,7 +334,9 @@ def logs_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `logs`."""
     selectors.add_options(parser, many=False)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the task is done")
-    parser.add_argument("-n", "--lines", metavar="N", type=int, help="only the last N lines")
+    parser.add_argument(
+        "-n", "--lines", metavar="N", type=units.whole(0), help="only the last N lines"
+    )
     parser.add_argument("--no-markers", action="store_true", help="without lines of the daemon's")
 
 

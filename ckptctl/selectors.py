@@ -7,11 +7,12 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from ckptctl.units import nearest, parse_pairs
+from ckptctl import units
+from ckptctl.units import nearest
 from ckptd.protocol.errors import BadRequest
 from ckptd.protocol.messages import FINISHED, PHASES, Selector
 
@@ -31,6 +32,22 @@ STATES: Final = {
 EXAMPLES: Final = "examples: 7 3-9 4,8 @last @~2 key:nightly name:'build*' -g batch --state failed"
 
 
+class _Once(argparse.Action):
+    """One value: of two groups the last alone would be acted on, without a word."""
+
+    def __call__(
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        _flag: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before not in (self.default, value):
+            raise units.twice(self.option_strings[-1], before, value)
+        setattr(namespace, self.dest, value)
+
+
 def add_options(parser: argparse.ArgumentParser, *, many: bool = True) -> None:
     """Add the words and the filters that select tasks."""
     group = parser.add_argument_group("which tasks")
@@ -42,26 +59,29 @@ def add_options(parser: argparse.ArgumentParser, *, many: bool = True) -> None:
     )
     if not many:
         return
-    group.add_argument("-g", "--group", metavar="GROUP", default="", help="tasks of this group")
+    group.add_argument(
+        "-g", "--group", metavar="GROUP", action=_Once, default="", help="tasks of this group"
+    )
     group.add_argument(
         "-l", "--label", metavar="K=V", action="append", default=[], help="tasks with this label"
     )
     group.add_argument(
         "--state",
         metavar="S[,S]",
-        default="",
+        action="append",
+        default=[],
         help="tasks in these states; also: active, pending, stuck, live, ended",
     )
     group.add_argument("-a", "--all", action="store_true", help="every task that you may see")
 
 
-def parse_states(text: str) -> tuple[str, ...]:
-    """Return the phases of `failed,active`. Raises BadRequest naming the nearest."""
+def parse_states(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the phases of every `failed,active`. Raises BadRequest naming the nearest."""
     phases: list[str] = []
-    for word in filter(None, (part.strip().lower() for part in text.split(","))):
+    for word in (word for text in texts for word in units.listed("--state", "state", text)):
         if word not in STATES:
             hint = nearest(word, STATES) or f"one of: {', '.join(STATES)}"
-            raise BadRequest(f"unknown state {word!r}", hint)
+            raise BadRequest(f"--state: unknown state {word!r}", hint)
         phases.extend(phase for phase in STATES[word] if phase not in phases)
     return tuple(phases)
 
@@ -88,8 +108,8 @@ def selector(
     """
     words = words_of(args.tasks)
     group = getattr(args, "group", "")
-    labels = parse_pairs(getattr(args, "label", []), "label")
-    phases = parse_states(getattr(args, "state", ""))
+    labels = units.named("--label", _labels, getattr(args, "label", []))
+    phases = parse_states(getattr(args, "state", []))
     is_narrowed = bool(group or labels or phases)
     is_all = getattr(args, "all", False)
     if not (args.tasks or is_narrowed or is_all):
@@ -112,21 +132,32 @@ def selector(
     )
 
 
+def _labels(words: Iterable[str]) -> dict[str, str]:
+    return units.parse_pairs(words, "label")
+
+
 def words_of(words: Iterable[str]) -> Words:
     """Return what the words name; `-` is replaced by what stdin says."""
     found = Words()
     for word in _with_stdin(words):
         if word == "@last":
             found.last.append(0)
-        elif back := re.fullmatch(r"@~(\d{1,6})", word):
+        elif back := re.fullmatch(r"@~([0-9]{1,6})", word):
             found.last.append(int(back[1]))
         elif word.startswith("key:"):
-            found.keys.append(word[4:])
+            found.keys.append(_behind(word, "key"))
         elif word.startswith("name:"):
-            found.names.append(word[5:])
+            found.names.append(_behind(word, "name"))
         else:
             _numbers(word, found)
     return found
+
+
+def _behind(word: str, what: str) -> str:
+    text = word.partition(":")[2]
+    if not text:
+        raise BadRequest(f"TASK: {word!r} names no {what}", EXAMPLES)
+    return text
 
 
 def _with_stdin(words: Iterable[str]) -> Iterable[str]:
@@ -140,13 +171,15 @@ def _with_stdin(words: Iterable[str]) -> Iterable[str]:
 def _numbers(word: str, into: Words) -> None:
     """Take in the ids of `7`, `3-9` or `1,4-6`."""
     for part in word.split(","):
-        found = re.fullmatch(r"(\d{1,14})(?:(?:-|\.\.)(\d{1,14}))?", part)
+        found = re.fullmatch(r"([0-9]{1,14})(?:(?:-|\.\.)([0-9]{1,14}))?", part)
         if found is None or int(found[1]) < 1:
             hint = f"for a name write name:{word}" if word.isidentifier() else EXAMPLES
-            raise BadRequest(f"not a task: {word!r}", hint)
+            raise BadRequest(f"not a task: {units.told(word)}", hint)
         first, end = int(found[1]), int(found[2] or found[1])
         if end < first:
-            raise BadRequest(f"not a range of tasks: {part!r}", EXAMPLES)
+            raise BadRequest(
+                f"not a range of tasks: {part!r}: it ends before it begins", f"{end}-{first}?"
+            )
         if found[2]:
             into.ranges.append((first, end))
         else:

@@ -7,7 +7,7 @@ Both sources go through one table of converters, so that `--backoff 5s..10m` and
 import argparse
 import os
 import pwd
-import shlex
+import re
 import tomllib
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -37,24 +37,14 @@ def _backoff(value: Any) -> dict[str, Any]:
     return {"backoff_s": first} | ({} if cap is None else {"backoff_max_s": cap})
 
 
-def _whole(option: str) -> Callable[[Any], int]:
-    def convert(value: Any) -> int:
-        try:
-            return int(value)
-        except (TypeError, ValueError) as bad:
-            raise BadRequest(f"{option}: not a whole number: {value!r}") from bad
-
-    return convert
-
-
 def _retries(value: Any) -> int:
     is_unlimited = str(value).strip().lower() == "unlimited"
-    return RETRIES_UNLIMITED if is_unlimited else _whole("--retries")(value)
+    return RETRIES_UNLIMITED if is_unlimited else units.whole()(value)
 
 
 def _truth(value: Any) -> bool:
     if str(value).lower() not in ("true", "false", "yes", "no", "1", "0"):
-        raise BadRequest(f"neither true nor false: {value!r}")
+        raise BadRequest(f"neither true nor false: {units.told(value)}")
     return str(value).lower() in ("true", "yes", "1")
 
 
@@ -64,21 +54,32 @@ def _path(value: Any) -> str:
 
 def _pairs(what: str) -> Callable[[Any], dict[str, str]]:
     def convert(value: Any) -> dict[str, str]:
-        if isinstance(value, dict):
-            return {str(name): str(item) for name, item in value.items()}
-        return units.parse_pairs([value] if isinstance(value, str) else value, what)
+        if not isinstance(value, dict):
+            words = value if isinstance(value, list | tuple) else [value]
+            return units.parse_pairs(map(str, words), what)
+        for name, item in value.items():
+            if isinstance(item, dict | list):
+                raise BadRequest(f"not one value: {name} = {units.told(item)}")
+        return {str(name): str(item) for name, item in value.items()}
 
     return convert
+
+
+def _labels(value: Any) -> dict[str, str]:
+    pairs = _pairs("label")(value)
+    for name, item in pairs.items():
+        units.one_line(f"{name}={item}")
+    return pairs
 
 
 def _uid_of(value: Any) -> int:
     """Return the uid of a user by name or number; that it is a user's, the daemon checks."""
     try:
         return pwd.getpwnam(str(value)).pw_uid
-    except KeyError:
-        if str(value).isascii() and str(value).isdigit():
+    except (KeyError, ValueError):
+        if re.fullmatch(r"[0-9]{1,10}", str(value)):
             return int(value)
-        raise BadRequest(f"--as: there is no user {value!r}", "see: getent passwd") from None
+        raise BadRequest(f"there is no user {units.told(value)}", "see: getent passwd") from None
 
 
 def _needs(when: str) -> Setting:
@@ -100,13 +101,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 SETTINGS: Final[dict[str, Setting]] = {
-    "name": _field("name", str),
+    "name": _field("name", units.one_line),
     "group": _field("group", str),
-    "key": _field("key", str),
-    "priority": _field("priority", _whole("--priority")),
+    "key": _field("key", units.one_line),
+    "priority": _field("priority", units.whole()),
     "chdir": _field("cwd", _path),
     "env": _field("env", _pairs("variable")),
-    "labels": _field("labels", _pairs("label")),
+    "labels": _field("labels", _labels),
     "after": _needs("ok"),
     "after-ok": _needs("ok"),
     "after-fail": _needs("fail"),
@@ -124,9 +125,9 @@ SETTINGS: Final[dict[str, Setting]] = {
     "checkpoint-signal": _field("checkpoint_signal", units.parse_signal),
     "memory": _field("memory_bytes", units.parse_size),
     "cpus": _field("cpus", units.parse_number),
-    "tasks-max": _field("tasks_max", _whole("--tasks-max")),
-    "io-weight": _field("io_weight", _whole("--io-weight")),
-    "nice": _field("nice", _whole("--nice")),
+    "tasks-max": _field("tasks_max", units.whole()),
+    "io-weight": _field("io_weight", units.whole()),
+    "nice": _field("nice", units.whole()),
     "on-oom": _field("on_oom", units.parse_on_oom),
     "stdin": _field("stdin", _path),
     "journal": _field("journal", _truth),
@@ -134,6 +135,9 @@ SETTINGS: Final[dict[str, Setting]] = {
 }
 """Option or TOML key -> TaskSpec fields; `_OTHER_KEYS` are what else a TOML table may have."""
 
+_FLAGS: Final = {"env": "-E", "labels": "--label"}
+"""How a setting is called on the command line, where that is not its key."""
+_MANY: Final = ("env", "labels", "after", "after-ok", "after-fail", "after-any", "on-exit")
 _OTHER_KEYS: Final = ("command", "shell", "exit-profile", "python", "input", "interpreter")
 
 
@@ -236,8 +240,8 @@ def from_args(args: argparse.Namespace) -> list[TaskSpec]:
 
 def _env_of(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, str]:
     """Return the environment that a task with these options gets, but for what ckptd adds."""
-    fields = SETTINGS["env"](options.get("env", {})) | SETTINGS["chdir"](options["chdir"])
-    user = SETTINGS["as"](options["as"]) if "as" in options else {}
+    fields = read("env", options.get("env", {})) | read("chdir", options["chdir"])
+    user = read("as", options["as"]) if "as" in options else {}
     login = _login(user["uid"]) if user else {}
     env, _ = _passed_on(args, is_for_others=bool(user))
     return {**env, "PWD": fields["cwd"], **login, **fields["env"]}
@@ -279,7 +283,7 @@ def build(options: dict[str, Any]) -> TaskSpec:
 def _exit_profile(name: Any) -> dict[str, str]:
     if str(name) not in EXIT_PROFILES:
         hint = units.nearest(str(name), EXIT_PROFILES) or f"known: {', '.join(EXIT_PROFILES)}"
-        raise BadRequest(f"--exit-profile: there is no profile {name!r}", hint)
+        raise BadRequest(f"--exit-profile: there is no profile {units.told(name)}", hint)
     return EXIT_PROFILES[str(name)]
 
 
@@ -288,8 +292,23 @@ def merge(fields: dict[str, Any], key: str, value: Any) -> None:
     if key not in SETTINGS:
         hint = units.nearest(key, [*SETTINGS, *_OTHER_KEYS]) or "see: ckptctl submit -h"
         raise BadRequest(f"unknown setting {key!r}", hint)
-    for name, item in SETTINGS[key](value).items():
+    for name, item in read(key, value).items():
         fields[name] = (*fields[name], *item) if name == "after" and name in fields else item
+
+
+def read(key: str, value: Any) -> dict[str, Any]:
+    """Return the fields of one setting; what cannot be read is told by its option."""
+    option = _FLAGS.get(key, f"--{key}")
+    if isinstance(value, str) and not value:
+        raise units.empty(option)
+    if isinstance(value, dict | list | tuple) and key not in _MANY:
+        raise BadRequest(f"{option}: not one value: {units.told(value)}")
+    return units.named(option, SETTINGS[key], value)
+
+
+def labels_of(words: Iterable[str]) -> dict[str, str]:
+    """Return the labels of many `--label K=V`."""
+    return dict(read("labels", words)["labels"])
 
 
 def _login(uid: int) -> dict[str, str]:
@@ -317,8 +336,12 @@ def _argv(command: Any, *, shell: bool) -> tuple[str, ...]:
     if not command:
         raise BadRequest("no command", "example: ckptctl submit -- rsync -a src/ dst/")
     if isinstance(command, str):
-        return ("/bin/sh", "-c", command) if shell else tuple(shlex.split(command))
+        return ("/bin/sh", "-c", command) if shell else units.parse_command(command)
+    if not isinstance(command, list | tuple):
+        raise BadRequest(f"not a command: {units.told(command)}", 'example: "make all"')
     words = tuple(str(word) for word in command)
+    if shell and not "".join(words).strip():
+        raise BadRequest("no command in what --shell is to run")
     if shell:
         return ("/bin/sh", "-c", words[0] if len(words) == 1 else " ".join(words))
     return words

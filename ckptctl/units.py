@@ -6,17 +6,25 @@ It knows no task and prints nothing; what it cannot read is a BadRequest that sh
 import re
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ckptd.protocol import on_oom
 from ckptd.protocol.errors import BadRequest
 
+T = TypeVar("T")
+V = TypeVar("V")
+
+SHOWN_CHARS: Final = 60  # of a value that is refused
+_TOO_LONG_S: Final = 1e12  # no clock counts so far
+_TOO_LARGE: Final = 1e24
 SECOND_NS: Final = 1_000_000_000
 _UNIT_S: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SIZE: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)\s*")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CLOCK: Final = re.compile(r"[0-9]{1,2}:[0-9]{2}")
 ON_EXIT: Final = ("ok", "fail", "retry", "transient", "again")
 
 
@@ -28,15 +36,76 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {found[0]}?" if found else ""
 
 
+def told(value: object) -> str:
+    """Return a value as it is told in a refusal: whole where it is short."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits
+        text = "a number too long to be written"
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 3]}..."
+
+
+def empty(option: str) -> BadRequest:
+    """Return the refusal of an empty value, with the likely reason."""
+    return BadRequest(
+        f"{option}: the value is empty", "leave it out, or give it one: is a variable not set?"
+    )
+
+
+def one_line(text: object) -> str:
+    """Return a text that can be told in one line. Raises BadRequest for control characters."""
+    if _CONTROL.search(str(text)):
+        raise BadRequest(f"control characters in {told(text)}", "it is shown in lists: one line")
+    return str(text)
+
+
+def twice(what: str, first: object, second: object) -> BadRequest:
+    """Return the refusal of two values where there is room for one."""
+    return BadRequest(f"{what} is given twice, as {told(first)} and {told(second)}")
+
+
+def named(option: str, parse: Callable[[T], V], value: T) -> V:
+    """Return the parsed value of an option; a refusal begins with the option's name."""
+    try:
+        return parse(value)
+    except BadRequest as bad:
+        if bad.message.startswith(f"{option}: "):
+            raise
+        raise BadRequest(f"{option}: {bad.message}", bad.hint) from bad
+
+
+def listed(option: str, what: str, text: str) -> list[str]:
+    """Return the words of `A,B`, in small letters. Raises BadRequest where there is none."""
+    words = [word for part in text.split(",") if (word := part.strip().lower())]
+    if not words:
+        raise BadRequest(f"{option}: no {what} in {told(text)}")
+    return words
+
+
+def whole(least: int | None = None) -> Callable[[object], int]:
+    """Return what reads a whole number, of at least so much."""
+
+    def parse(value: object) -> int:
+        words = str(value).strip()
+        if re.fullmatch(r"[+-]?[0-9]{1,30}", words) is None or (
+            least is not None and int(words) < least
+        ):
+            range_text = "" if least is None else f" from {least} on"
+            raise BadRequest(f"not a whole number{range_text}: {told(value)}")
+        return int(words)
+
+    return parse
+
+
 def parse_duration(text: str | float) -> float:
     """Return seconds of `90`, `90s`, `1h30m`, `250ms`, `3d`."""
     words = str(text).strip().lower()
-    if words.replace(".", "", 1).isdecimal():
-        return float(words)
-    parts = _PART.findall(words)
-    if not parts or _PART.sub("", words):
-        raise BadRequest(f"not a duration: {text!r}", "examples: 90s 5m 2h 3d 1h30m")
-    return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+    is_bare = words.isascii() and words.replace(".", "", 1).isdecimal()
+    parts = [(words, "s")] if is_bare else _PART.findall(words)
+    total = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+    if not parts or (not is_bare and _PART.sub("", words)) or total > _TOO_LONG_S:
+        raise BadRequest(f"not a duration: {told(text)}", "examples: 90s 5m 2h 3d 1h30m")
+    return total
 
 
 def parse_time(text: object, now_s: float | None = None) -> int:
@@ -46,7 +115,7 @@ def parse_time(text: object, now_s: float | None = None) -> int:
     if words.startswith("+"):
         return int((now + parse_duration(words[1:])) * SECOND_NS)
     try:
-        if re.fullmatch(r"\d{1,2}:\d{2}", words):
+        if _CLOCK.fullmatch(words):
             hour, minute = map(int, words.split(":"))
             today = datetime.fromtimestamp(now).astimezone()
             when = today.replace(hour=hour, minute=minute, second=0, microsecond=0)
@@ -57,30 +126,35 @@ def parse_time(text: object, now_s: float | None = None) -> int:
         return int(when.timestamp()) * SECOND_NS + when.microsecond * 1000
     except (ValueError, OverflowError) as bad:
         hint = "examples: 2026-11-20T18:00 (local time) 2026-11-20T17:00Z 18:00 +3h"
-        raise BadRequest(f"not a time: {text!r}", hint) from bad
+        raise BadRequest(f"not a time: {told(text)}", hint) from bad
 
 
 def parse_moment(text: str) -> int:
-    """Return ns of a time, or of a duration ago: `2h` is two hours ago."""
+    """Return ns of a time that was, or of a duration ago: `2h` is two hours ago, 09:00 the last."""
+    now_s = time.time()
     try:
-        return int((time.time() - parse_duration(text)) * SECOND_NS)
+        return int((now_s - parse_duration(text)) * SECOND_NS)
     except BadRequest:
-        return parse_time(text)
+        from_s = now_s - 86_400 if _CLOCK.fullmatch(text.strip()) else now_s
+        at_ns = parse_time(text, from_s)
+    if at_ns > now_s * SECOND_NS:
+        raise BadRequest(f"yet to come: {told(text)}", "examples: 2h (ago) 09:00 2026-11-20T18:00")
+    return at_ns
 
 
 def parse_size(text: str | float) -> int:
     """Return bytes of `2G`, `512M`, `1.5GiB`, `4096`: multiples of 1024."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", str(text).strip().upper())
-    if found is None:
-        raise BadRequest(f"not a size: {text!r}", "examples: 512M 2G 1.5G")
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:I?B)?", str(text).strip().upper())
+    if found is None or float(found[1]) > _TOO_LARGE or 0 < float(found[1]) * _SIZE[found[2]] < 1:
+        raise BadRequest(f"not a size: {told(text)}", "examples: 512M 2G 1.5G")
     return int(float(found[1]) * _SIZE[found[2]])
 
 
 def parse_number(text: str | float) -> float:
     """Return `1.5`, `2`; nothing negative, and no text that only looks like a number."""
     words = str(text).strip()
-    if re.fullmatch(r"\d+(?:\.\d*)?|\.\d+", words) is None:
-        raise BadRequest(f"not a number: {text!r}", "examples: 0.5 2")
+    if re.fullmatch(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+", words) is None:
+        raise BadRequest(f"not a number: {told(text)}", "examples: 0.5 2")
     return float(words)
 
 
@@ -96,15 +170,28 @@ def parse_on_oom(text: str) -> str:
 def parse_signal(text: str | int) -> int:
     """Return the number of `TERM`, `SIGUSR1` or `10`."""
     words = str(text).strip().upper()
-    if words.isdecimal() and 1 <= int(words) <= 64:
+    if re.fullmatch(r"[0-9]{1,2}", words) and 1 <= int(words) <= 64:
         return int(words)
     names = {name: number for number in signal.Signals for name in (number.name,)}
     found = names.get(words) or names.get(f"SIG{words}")
     if found is None:
         short = [name.removeprefix("SIG") for name in names]
         hint = nearest(words.removeprefix("SIG"), short) or "examples: TERM USR1 10"
-        raise BadRequest(f"no such signal: {text!r}", hint)
+        raise BadRequest(f"no such signal: {told(text)}", hint)
     return int(found)
+
+
+def parse_command(text: str) -> tuple[str, ...]:
+    """Return the words of a command as a shell splits them."""
+    import shlex  # noqa: PLC0415 (for few verbs only)
+
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as bad:
+        raise BadRequest(f"not a command: {told(text)}: {str(bad).lower()}") from bad
+    if not words:
+        raise BadRequest(f"no command in {told(text)}")
+    return words
 
 
 def parse_exit_map(text: str | dict[str, object]) -> dict[str, str]:
@@ -112,14 +199,14 @@ def parse_exit_map(text: str | dict[str, object]) -> dict[str, str]:
     pairs = (
         [(key, str(value)) for key, value in text.items()]
         if isinstance(text, dict)
-        else [(key, value) for key, _, value in (part.partition("=") for part in text.split(","))]
+        else [part.partition("=")[::2] for part in str(text).split(",")]
     )
     found: dict[str, str] = {}
     for key, value in pairs:
-        codes = re.fullmatch(r"\s*(\d{1,3})(?:-(\d{1,3}))?\s*", key)
+        codes = re.fullmatch(r"\s*([0-9]{1,3})(?:-([0-9]{1,3}))?\s*", key)
         if codes is None or value not in ON_EXIT or int(codes[2] or codes[1]) > 255:
             hint = f"examples: 3=retry,65=fail; meanings: {', '.join(ON_EXIT)}"
-            raise BadRequest(f"not an exit map: {key}={value}", hint)
+            raise BadRequest(f"not an exit map: {told(f'{key}={value}')}", hint)
         for code in range(int(codes[1]), int(codes[2] or codes[1]) + 1):
             found[str(code)] = value
     return found
@@ -132,12 +219,14 @@ def parse_backoff(text: str | float) -> tuple[float, float | None]:
 
 
 def parse_pairs(words: Iterable[str], what: str) -> dict[str, str]:
-    """Return the dict of many `K=V`."""
+    """Return the dict of many `K=V`; only of variables may a later one win over an earlier."""
     pairs: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
-            raise BadRequest(f"not a {what}: {word!r}", "write it as KEY=VALUE")
+            raise BadRequest(f"not a {what}: {told(word)}", "write it as KEY=VALUE")
+        if what != "variable" and pairs.get(key, value) != value:
+            raise twice(f"the {what} {key}", pairs[key], value)
         pairs[key] = value
     return pairs
 

@@ -23,7 +23,6 @@ from ckptctl.call import Call
 from ckptctl.picture import Picture, empty_text, picture, task_columns, totals_text
 from ckptctl.render import Column, Style, shorten, table_lines
 from ckptctl.selectors import ACTIVE
-from ckptctl.units import parse_duration
 from ckptd.protocol.errors import BadRequest, Unavailable
 from ckptd.protocol.messages import TaskRow
 from ckptd.streams import UNREAD, Lost
@@ -39,7 +38,7 @@ ROOMY: Final = 110  # columns of a terminal that has room for long bars
 
 def watch(call: Call) -> int:
     """Redraw until q or Ctrl-C."""
-    every_s = max(EVERY_S_MIN, parse_duration(call.args.watch))
+    every_s = max(EVERY_S_MIN, call.args.watch)
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
         raise BadRequest("--watch needs a terminal", "for programs: ckptctl events -f -o jsonl")
     call.client.timeout_s = min(call.client.timeout_s, ANSWER_S)

@@ -7,6 +7,7 @@ Invariant: a request keeps its id over all resends, so a change is made once (PR
 Read next: `ckptd/protocol/messages.py`, `ckptctl/call.py`.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -19,6 +20,7 @@ import zmq
 
 from ckptd.protocol import codec, limits
 from ckptd.protocol.errors import (
+    BadRequest,
     CkptdError,
     Denied,
     ErrorReply,
@@ -130,7 +132,7 @@ class Client:
             self._socket.connect(endpoint)
         except (zmq.ZMQError, UnicodeEncodeError) as bad:  # zmq takes UTF-8 alone
             self.close()
-            raise Unreachable(f"cannot use the endpoint {endpoint}: {bad}", start_hint()) from bad
+            raise _unusable(endpoint, bad) from bad
 
     def __enter__(self) -> Self:
         return self
@@ -255,13 +257,14 @@ class Client:
 
     def _silence(self, verb: str, *, timed_out: bool) -> CkptdError:
         if timed_out:
-            return TimedOut("the time limit ran out; the tasks are untouched")
+            how = f"did not answer `{verb}`" if self._connected else "was away"
+            return TimedOut(f"the time limit ran out while the daemon {how}", "the tasks go on")
         if not self._connected:
             return self._refused()
         return Unreachable(
             f"the daemon at {self.endpoint} did not answer `{verb}` within {self.timeout_s:g} s",
             "the request may still be carried out: look with `ckptctl status`;"
-            " a longer --timeout waits more",
+            " a longer --answer-within waits more",
         )
 
     @staticmethod
@@ -271,6 +274,16 @@ class Client:
         if reply.error is None:
             raise ProtocolMismatch("the daemon's answer is neither a result nor an error")
         raise as_error(reply.error)
+
+
+def _unusable(endpoint: str, bad: zmq.ZMQError | UnicodeEncodeError) -> CkptdError:
+    """Return what to say of an endpoint: one that is none stays so, however often it is tried."""
+    number = bad.errno if isinstance(bad, zmq.ZMQError) else errno.EINVAL
+    shown = endpoint if endpoint.isprintable() else repr(endpoint)
+    text = f"cannot use the endpoint {shown}: {zmq.strerror(number or 0).lower()}"
+    if number in (errno.EINVAL, errno.EPROTONOSUPPORT, errno.ENAMETOOLONG):
+        return BadRequest(text, "--endpoint or CKPTD_ENDPOINT: the path of a daemon's socket")
+    return Unreachable(text, start_hint())
 
 
 def _is_listened_to(path: str) -> bool:

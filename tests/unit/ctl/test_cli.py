@@ -66,21 +66,21 @@ def test_an_unknown_option_names_the_nearest(words: list[str], hint: str) -> Non
 
 def test_options_may_stand_before_the_verb_and_between_tasks() -> None:
     args, _ = cli.parse(VERBS["cancel"], ["-o", "json"], ["3", "--grace", "5s", "4-7"])
-    assert (args.output, args.grace, args.tasks) == ("json", "5s", ["3", "4-7"])
+    assert (args.output, args.grace, args.tasks) == ("json", 5.0, ["3", "4-7"])
 
 
 def test_a_bare_watch_takes_no_task_for_its_interval() -> None:
     args, _ = cli.parse(VERBS["status"], [], ["-w", "7"])
-    assert (args.watch, args.tasks) == ("2s", ["7"])
+    assert (args.watch, args.tasks) == (2.0, ["7"])
     args, _ = cli.parse(VERBS["status"], [], ["--watch=5s"])
-    assert args.watch == "5s"
+    assert args.watch == 5.0
 
 
 def test_a_timeout_means_what_the_verb_says_and_the_answers_before_it() -> None:
     args, _ = cli.parse(VERBS["wait"], ["--timeout", "3s"], ["--timeout", "1h", "7"])
-    assert (args.wait_s, args.timeout) == ("3s", "1h")
+    assert (args.wait_s, args.timeout) == (3.0, 3600.0)
     args, _ = cli.parse(VERBS["status"], [], ["--timeout", "3s"])
-    assert args.wait_s == "3s"
+    assert args.wait_s == 3.0
 
 
 def test_negative_priorities_are_values() -> None:

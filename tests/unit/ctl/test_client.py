@@ -1,5 +1,6 @@
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,12 @@ def test_a_patient_call_ends_at_its_own_limit(scripted: Scripted) -> None:
     with Client(daemon.endpoint) as client:
         client.call("ping", Empty(), Pong)
         asked = Wait(Selector(ids=(1,)))
-        with pytest.raises(TimedOut):
+        with pytest.raises(TimedOut, match="while the daemon did not answer `wait`"):
             client.call("wait", asked, Waited, patient=True, until_mono_s=0.0)
+        daemon.stop()
+        until_s = time.monotonic() + 0.3
+        with pytest.raises(TimedOut, match="while the daemon was away"):
+            client.call("wait", asked, Waited, patient=True, until_mono_s=until_s)
 
 
 def test_shutdown_is_never_sent_to_the_next_daemon(scripted: Scripted) -> None:

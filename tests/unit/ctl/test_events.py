@@ -10,6 +10,7 @@ from ckptd.protocol import messages as m
 from ckptd.protocol.errors import Corrupt, NotFound
 from tests.fakes.scripted_daemon import Said
 from tests.unit.ctl.conftest import Scripted, ctl
+from tests.unit.ctl.rows import page, row
 from tests.unit.daemon.test_requests import Desk
 
 ERRORS = {kind.code: kind for kind in (NotFound, Corrupt)}
@@ -43,6 +44,12 @@ class BusyDesk(Desk):
             "0", 1, 0, 1, "b", 1, "/state", self.engine.wal.durable_lsn, 0, "ok", "fork", "", {},
             {}, {},
         )  # fmt: skip
+
+    def rows(self, asked: m.Message) -> Said:
+        reply = self.reply("r", "status", asked)
+        if reply.error is not None:
+            return ERRORS[reply.error.code](reply.error.message, reply.error.hint)
+        return msgspec.json.decode(reply.result, type=m.TaskPage)
 
     def cut(self) -> int:
         """Retire what can be retired; return the first LSN that is left."""
@@ -109,7 +116,7 @@ def test_events_of_a_task_are_those_that_are_left_and_a_person_is_told_where_the
     scripted: Scripted, cut: BusyDesk
 ) -> None:
     assert tasks_told(scripted, cut, "--task", str(cut.last)) == [cut.last]
-    daemon = scripted({"events": cut.events})
+    daemon = scripted({"events": cut.events, "status": cut.rows})
     code, out, err = ctl(daemon.endpoint, "events", "--task", str(cut.first))
     assert (code, out) == (0, "")
     assert f"the log begins at LSN {cut.engine.wal.earliest_lsn}" in err
@@ -133,3 +140,63 @@ def test_an_end_that_nobody_saw_is_told_with_the_most_that_it_can_have_lasted() 
     assert told == "lost after at most 15s, lost at most 13s of work, now queued"
     seen = event_text(m.Event(7, "ended", 0, 1, 1, {**fields, "cause": "drill", "signal": 9}))
     assert seen == "SIGKILL, drill after 15s, lost 13s of work, now queued"
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["-f"], ["-n", "3"], ["--since", "0"], ["-f", "--since", "1"]]
+)
+def test_events_of_a_task_that_never_was_say_so_instead_of_nothing_for_ever(
+    scripted: Scripted, whole: BusyDesk, words: list[str]
+) -> None:
+    daemon = scripted({"events": whole.events, "status": whole.rows, "daemon": whole.status})
+    code, out, err = ctl(daemon.endpoint, "events", "--task", "999", *words)
+    assert (code, out) == (4, "")
+    assert err.startswith("ckptctl: no task 999\n")
+
+
+def test_events_of_a_task_take_what_names_one_elsewhere(
+    scripted: Scripted, whole: BusyDesk
+) -> None:
+    daemon = scripted({"events": whole.events, "status": whole.rows})
+    code, out, err = ctl(daemon.endpoint, "events", "-o", "jsonl", "--task", "@last")
+    assert code == 0, err
+    assert [json.loads(line)["task"] for line in out.splitlines()] == [whole.last]
+
+
+def test_a_follower_of_a_task_that_is_forgotten_has_an_end(scripted: Scripted) -> None:
+    removed = m.Event(9, "removed", 0, 7, 0, {})
+    pages = iter([m.EventPage((), 8), m.EventPage((), 8), m.EventPage((removed,), 9)])
+    daemon = scripted({"events": lambda _: next(pages), "status": lambda _: page(row(7))})
+    code, out, err = ctl(daemon.endpoint, "events", "-f", "--task", "7", "-o", "{lsn}")
+    assert (code, out) == (0, "9\n")
+    assert "task 7 is forgotten: nothing more happens to it" in err
+    pages = iter([m.EventPage((removed,), 9), m.EventPage((), 9)])
+    daemon = scripted({"events": lambda _: next(pages)})
+    words = "events", "-f", "-n", "1", "--task", "7", "-o", "{lsn}"
+    assert ctl(daemon.endpoint, *words)[:2] == (0, "9\n")
+
+
+@pytest.mark.parametrize("words", [[], ["-f"]])
+def test_an_lsn_behind_the_end_of_the_log_is_refused_not_waited_for(
+    scripted: Scripted, whole: BusyDesk, words: list[str]
+) -> None:
+    daemon = scripted({"events": whole.events, "daemon": whole.status})
+    code, out, err = ctl(daemon.endpoint, "events", "--since", "99999", *words)
+    assert (code, out) == (64, "")
+    end = whole.engine.wal.durable_lsn
+    assert f"--since: LSN 99999 is not written yet, the log ends at LSN {end}" in err
+    assert ctl(daemon.endpoint, "events", "--since", str(end))[:2] == (0, "")
+
+
+def test_the_last_events_of_a_type_are_found_however_far_back(
+    scripted: Scripted, whole: BusyDesk
+) -> None:
+    def many(_: m.Message) -> Said:
+        answer = whole.status(_)
+        assert isinstance(answer, m.DaemonStatus)
+        return msgspec.structs.replace(answer, lsn=100_000)
+
+    daemon = scripted({"events": whole.events, "daemon": many})
+    code, out, _ = ctl(daemon.endpoint, "events", "-n", "1", "--type", "submitted", "-o", "jsonl")
+    assert code == 0
+    assert [json.loads(line)["task"] for line in out.splitlines()] == [whole.last]

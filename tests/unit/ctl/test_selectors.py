@@ -40,9 +40,9 @@ def test_filters_alone_mean_all_that_fit_and_with_ids_they_narrow() -> None:
 
 
 def test_states_have_collective_names() -> None:
-    assert selectors.parse_states("active,failed")[-2:] == ("stopping", "failed")
+    assert selectors.parse_states(["active,failed"])[-2:] == ("stopping", "failed")
     with pytest.raises(BadRequest, match="unknown state 'runing'") as caught:
-        selectors.parse_states("runing")
+        selectors.parse_states(["runing"])
     assert "running" in caught.value.hint
 
 

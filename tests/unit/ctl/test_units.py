@@ -95,3 +95,16 @@ def test_signs_that_only_look_like_digits_are_refused_not_a_traceback(text: str)
 
 def test_a_number_between_odd_blanks_is_read() -> None:
     assert units.parse_number("5\x1f") == 5
+
+
+def test_a_moment_is_one_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = time.mktime((2026, 11, 20, 18, 30, 0, 0, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    today = time.mktime((2026, 11, 20, 18, 0, 0, 0, 0, -1))
+    yesterday = time.mktime((2026, 11, 19, 19, 0, 0, 0, 0, -1))
+    assert units.parse_moment("18:00") == int(today) * units.SECOND_NS
+    assert units.parse_moment("19:00") == int(yesterday) * units.SECOND_NS
+    assert units.parse_moment("2h") == int(now_s - 7200) * units.SECOND_NS
+    for later in ("+1h", "2026-11-20T18:31"):
+        with pytest.raises(BadRequest, match="yet to come"):
+            units.parse_moment(later)

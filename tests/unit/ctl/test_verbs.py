@@ -13,6 +13,7 @@ from ckptd.protocol import messages as m
 from ckptd.protocol.errors import Conflict, DiskFull, ErrorReply, NotFound
 from ckptd.sdk.save import save
 from ckptd.storage import blobs, manifest
+from tests.fakes.scripted_daemon import Handler
 from tests.unit.ctl.conftest import Scripted, ctl, ctl_on_terminal, ctl_process
 from tests.unit.ctl.rows import detail, page, row
 from tests.waiting import until
@@ -355,3 +356,35 @@ def test_a_closed_pipe_ends_quietly(scripted: Scripted) -> None:
         process.stdout.close()
         assert process.wait(20) == 141
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("silent", ["status", "wait"])
+def test_a_wait_ends_at_its_limit_though_the_daemon_does_not_answer(
+    scripted: Scripted, silent: str
+) -> None:
+    script: dict[str, Handler] = {"status": lambda _: page(row(7)), "wait": lambda _: None}
+    daemon = scripted({**script, silent: lambda _: None})
+    words = "wait", "7", "--timeout", "0.2s", "--answer-within", "45s"
+    code, out, err = ctl(daemon.endpoint, *words)  # or it is killed after 50 s
+    assert (code, out) == (124, "")
+    assert f"the time limit ran out while the daemon did not answer `{silent}`" in err
+    assert "the tasks go on" in err
+
+
+def test_the_advice_for_a_daemon_that_is_slow_is_an_option_that_every_verb_has(
+    scripted: Scripted,
+) -> None:
+    daemon = scripted({"status": lambda _: None})
+    code, _, err = ctl(daemon.endpoint, "wait", "7", "--answer-within", "0.2s")
+    assert code == 2
+    assert "a longer --answer-within waits more" in err
+
+
+def test_a_task_that_was_forgotten_while_it_was_waited_for_is_told_as_that(
+    scripted: Scripted,
+) -> None:
+    answers = iter([m.Waited(met=False, tasks=(row(7),)), NotFound("no task 7")])
+    daemon = scripted({"status": lambda _: page(row(7)), "wait": lambda _: next(answers)})
+    code, _, err = ctl(daemon.endpoint, "wait", "7")
+    assert code == 4
+    assert "no task 7 any more: it ended and was forgotten meanwhile" in err
