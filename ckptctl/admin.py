@@ -15,7 +15,7 @@ from ckptctl import files, selectors, words
 from ckptctl.call import Call
 from ckptctl.render import facts_lines, json_text, plain
 from ckptctl.units import SECOND_NS, duration_text, number_text
-from ckptd.protocol.errors import BadConfig, BadRequest, Busy, Unreachable
+from ckptd.protocol.errors import BadConfig, Busy, Unreachable
 from ckptd.protocol.messages import (
     DaemonStatus,
     Done,
@@ -176,21 +176,13 @@ config_diff_options = config_check_options
 def config_check(call: Call) -> int:
     """Check a file as the daemon would; 78 where it is wrong. Works without a daemon."""
     call.takes("json")
-    path = _named(call) or _config_path(call)
+    path = call.args.file or _config_path(call)
     if call.style.form == "json":
         return _config_json(call, path)
     if not path:
         call.note("there is no file, the daemon runs on its defaults")
         return 0
     return _become("ckptd.host.config", ["check", path])
-
-
-def _named(call: Call) -> str | None:
-    """Return the file that was named. Raises BadRequest for "", which an unset variable makes."""
-    file: str | None = call.args.file
-    if file == "":
-        raise BadRequest("the file's name is empty", "leave it out for the daemon's own file")
-    return file
 
 
 def _config_json(call: Call, path: str) -> int:
@@ -220,9 +212,8 @@ def _config_path(call: Call) -> str:
 def config_diff(call: Call) -> int:
     """Tell what a file would change against the configuration in force; 1 if anything."""
     call.takes("json")
-    named = _named(call)
     found = call.ask("config", Empty(), EffectiveConfig)
-    path = named or found.path
+    path = call.args.file or found.path
     if not path:
         call.note("the daemon runs on its defaults, there is no file to compare")
         if not call.is_for_people:

@@ -165,7 +165,7 @@ def test_a_list_that_grew_is_one_line_and_many_changes_are_cut() -> None:
 @pytest.mark.parametrize(
     ("target", "told"),
     [
-        ("", "the name to export to is empty"),
+        ("", "the value is empty"),
         ("out.tgz", "hint: ckptctl checkpoint export 7 3 - | gzip > out.tgz"),
         ("a b.tar.zst", "hint: ckptctl checkpoint export 7 3 - | zstd > 'a b.tar.zst'"),
     ],

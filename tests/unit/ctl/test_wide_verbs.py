@@ -151,7 +151,7 @@ def test_a_configuration_is_checked_in_json(scripted: Scripted, short_dir: Path)
 def test_an_empty_name_of_a_configuration_is_wrong_usage(scripted: Scripted, verb: str) -> None:
     code, out, err = ctl(scripted({}).endpoint, "config", verb, "")
     assert (code, out) == (64, "")
-    assert "the file's name is empty" in err
+    assert "FILE: the value is empty" in err
 
 
 def test_more_tasks_than_one_request_shows_are_shown_in_turn(scripted: Scripted) -> None:
