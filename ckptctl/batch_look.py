@@ -29,7 +29,7 @@ from ckptctl.call import Call
 from ckptctl.render import Column, Listing, facts_lines, json_text, table_lines
 from ckptctl.selectors import ACTIVE, PENDING, STUCK
 from ckptctl.units import duration_text
-from ckptd.protocol.errors import BadRequest, CkptdError
+from ckptd.protocol.errors import BadRequest, CkptdError, Unavailable
 from ckptd.protocol.messages import FINISHED, Selector, TaskRow, Wait, Waited
 
 _NOT_OVER: Final = ACTIVE + PENDING + STUCK
@@ -330,11 +330,18 @@ def _followed(call: Call, name: str, task: int, command: Sequence[str]) -> int:
 def _until_over(
     call: Call, name: str, task: int, process: "subprocess.Popen[bytes]"
 ) -> TaskRow | None:
-    """Tell what the task waits for; return how it ended, None where the reader went first."""
+    """Tell what the task waits for; return how it ended.
+
+    None where the reader went first, or the daemon: what a runner still prints, the reader copies.
+    """
     asked = Wait(Selector(ids=(task,)), hold_s=LOOK_S)
     said = "", "", 0
     while process.poll() is None:  # Bound: the task's end
-        (row,) = call.wait_for("wait", asked, Waited).tasks
+        try:
+            (row,) = call.ask("wait", asked, Waited).tasks
+        except Unavailable as away:
+            call.note(f"{away.message}; what is printed until the runner ends comes all the same")
+            return None
         if row.phase in FINISHED:
             return row
         state = row.phase, row.reason, row.until_ns

@@ -199,7 +199,8 @@ def parse(
         raise _unknown_option(parser, extra[0])
     before = globals_parser().parse_args(leading)
     for name, value in vars(before).items():
-        if not getattr(args, name, None):
+        behind = getattr(args, name, None)
+        if behind is None or behind is False or behind == "":  # 0 was given
             setattr(args, name, value)
     args.verb = verb.name
     return args, function

@@ -4,6 +4,7 @@ Only what differs is sent, so that two people editing different keys do not undo
 """
 
 import argparse
+import re
 import sys
 import tomllib
 from functools import partial
@@ -80,10 +81,10 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     pairs: dict[str, Any]
     pairs = units.named("--set", lambda words: units.parse_pairs(words, "setting"), args.pairs)
     for key, value in pairs.items():
-        if not value and key in EDITABLE:
+        if not value and key in EDITABLE and key != "name":  # a name can be taken away
             raise units.empty(f"--{key}")
     if "labels" in pairs:
-        pairs["labels"] = pairs["labels"].split(",")  # as `show` has them
+        pairs["labels"] = re.split(r",(?=[^,=]+=)", pairs["labels"])  # as `show` has them
     given = spec.limits_of(args)
     for key, value in given.items():
         if pairs.get(key, value) != value:
@@ -102,6 +103,8 @@ def change_of(select: Selector, settings: dict[str, Any]) -> Edit:
             fields["argv"] = units.named("--command", _argv, value)
         elif key == "deadline" and str(value) in ("", "0"):
             fields["deadline_ns"] = 0
+        elif key == "name" and not value:
+            fields["name"] = ""
         else:
             spec.merge(fields, key, value)
     try:

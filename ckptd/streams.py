@@ -76,17 +76,8 @@ class _Out(io.FileIO):
             except OSError as error:
                 self._fail(error)
                 break
-            written += taken or self._wait()
+            written += taken or await_reader(self.fileno())
         return len(view)
-
-    def _wait(self) -> int:
-        """Wait for a reader: some who share a pipe with us make it non-blocking."""
-        import select  # noqa: PLC0415 (rarely)
-
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLOUT)
-        poll.poll()
-        return 0
 
     def _fail(self, error: OSError) -> None:
         self.lost = broken(error)
@@ -98,6 +89,16 @@ class _Err(_Out):
 
     def _fail(self, error: OSError) -> None:
         del error
+
+
+def await_reader(fd: int) -> int:
+    """Wait until something fits in: some who share a pipe with us make it non-blocking."""
+    import select  # noqa: PLC0415 (rarely)
+
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    poll.poll()
+    return 0
 
 
 def broken(error: OSError) -> Lost:

@@ -24,6 +24,7 @@ from typing import Final, TextIO
 
 from ckptd.batch.job import Ended
 from ckptd.storage.disk import append_all
+from ckptd.streams import await_reader
 
 LINE_EVERY_S: Final = 5.0
 _BAR_EVERY_S: Final = 0.1
@@ -161,6 +162,15 @@ def shown_key(key: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in key[:_KEY_CHARS])
 
 
+def _write_all(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:  # Bound: each turn writes, or waits for a reader
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:
+            await_reader(fd)
+
+
 class Printed:
     """The way out for everything that items print."""
 
@@ -186,7 +196,7 @@ class Printed:
     def _to(self, fd: int, data: bytes) -> None:
         ended = data if data.endswith(b"\n") else data + b"\n"
         try:
-            append_all(fd, ended)
+            _write_all(fd, ended)
         except BrokenPipeError:
             self.is_unread = self.is_unread or fd == 1
         except OSError as error:  # a full disk behind `>`: the result is what counts

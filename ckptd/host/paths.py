@@ -14,7 +14,7 @@ from ckptd.protocol.errors import BadConfig
 
 SOCKET_NAME = "ctl.sock"
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), less the closing zero byte
-RUN_BYTES_MAX = SOCKET_PATH_BYTES_MAX - len(f"/notify/{(1 << 47) - 1}.sock")  # of the last task
+RUN_BYTES_MAX = SOCKET_PATH_BYTES_MAX - len("/notify/9999999.sock")  # of ten million tasks
 
 
 class Paths(msgspec.Struct, frozen=True):

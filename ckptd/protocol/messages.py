@@ -111,7 +111,7 @@ class TaskSpec(Message, frozen=True):
     labels: Annotated[dict[str, str], msgspec.Meta(max_length=limits.LABELS_MAX)] = {}
     after: Annotated[tuple[Dependency, ...], msgspec.Meta(max_length=limits.DEPENDENCIES_MAX)] = ()
     hold: bool = False
-    at_ns: WallNs = 0  # not before; wins over in_s; over 60 s ago is refused
+    at_ns: WallNs = 0  # not before; wins over in_s; over a day ago is refused
     in_s: Seconds = 0.0
     timeout_s: Seconds = 0.0  # of one attempt; 0: none
     deadline_ns: WallNs = 0  # of the whole task, must lie ahead; 0: none

@@ -13,7 +13,15 @@ import stat
 from typing import IO, TYPE_CHECKING, Final
 
 from ckptd.storage.disk import append_all, sync_fd
-from ckptd.storage.manifest import HASHED_BYTES_MAX, Manifest, checked_size, load, sha256, verify
+from ckptd.storage.manifest import (
+    HASHED_BYTES_MAX,
+    Manifest,
+    load,
+    refuse_hole,
+    refuse_too_much,
+    sha256,
+    verify,
+)
 from ckptd.storage.taskdir import MANIFEST, numbered, opened
 from ckptd.storage.untrusted import (
     DEPTH_MAX,
@@ -101,36 +109,40 @@ def _copy_file(path: str, name: str, dir_fd: int, left_bytes: int) -> int:
     try:
         source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno not in _DANGLING:
-            raise
+        if error.errno not in _DANGLING or not os.path.islink(path):
+            raise  # it was there a moment ago: the next save may go well
         raise NotTrusted(f"{path} leads nowhere: {error.strerror}") from error
     try:
         found = os.fstat(source)
         if not stat.S_ISREG(found.st_mode):
             raise NotTrusted(f"{path} is not a regular file")
-        size = checked_size(found, path, left_bytes)
+        refuse_too_much(found.st_size, left_bytes)
         target = os.open(name, _CREATE, (found.st_mode & 0o777) | 0o600, dir_fd=dir_fd)
         try:
-            _clone(source, target)
+            _clone(source, target, path)
         finally:
             os.close(target)
     finally:
         os.close(source)
-    return size
+    return found.st_size
 
 
-def _clone(source: int, target: int) -> None:
+def _clone(source: int, target: int, path: str) -> None:
     if not _is_shared(source, target):
-        _refuse_without_room(os.fstat(source), target)
+        _refuse_without_room(os.fstat(source), target, path)
         while _copied(source, target):  # Bound: until the source ends
             pass
 
 
-def _refuse_without_room(found: os.stat_result, target: int) -> None:
-    """Raise what the disk would once it is full: it is not filled up for that."""
+def _refuse_without_room(found: os.stat_result, target: int, path: str) -> None:
+    """Raise what the disk would once it is full: it is not filled up for that.
+
+    A copy has no holes. So whether its source has, is looked at only where it does not fit.
+    """
     room = os.fstatvfs(target)
     free_bytes = (room.f_bavail if os.geteuid() else room.f_bfree) * room.f_frsize
-    if min(found.st_size, 512 * found.st_blocks) > free_bytes:
+    if found.st_size > free_bytes:
+        refuse_hole(found, path)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

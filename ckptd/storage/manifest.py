@@ -191,7 +191,10 @@ def _syncing(fd: int, size: int) -> Iterator[None]:
 
 
 def _read_digest(fd: int, path: str, left_bytes: int) -> tuple[int, str]:
-    size = checked_size(os.fstat(fd), path, left_bytes)
+    found = os.fstat(fd)
+    size = found.st_size
+    refuse_hole(found, path)
+    refuse_too_much(size, left_bytes)
     running, done = sha256(), 0
     room = memoryview(bytearray(min(_CHUNK_BYTES, size + 1)))
     while count := os.readv(fd, [room]):  # Bound: stops when the file outgrows its size
@@ -204,17 +207,20 @@ def _read_digest(fd: int, path: str, left_bytes: int) -> tuple[int, str]:
     return size, running.hexdigest()
 
 
-def checked_size(found: os.stat_result, path: str, left_bytes: int) -> int:
-    """Return the size of a file that a checkpoint may have. Raises NotTrusted for any other.
+def refuse_hole(found: os.stat_result, path: str) -> None:
+    """Raise NotTrusted for a file that is mostly a hole.
 
-    Bound: a hole costs its maker nothing and would keep us reading for days: refused.
+    Bound: that costs its maker nothing and would keep us reading for days.
     """
     size, on_disk = found.st_size, 512 * found.st_blocks
     if size > _PACKED_MAX * on_disk + HOLE_BYTES_MAX:
         raise NotTrusted(f"{path} is mostly a hole: {size} bytes long, {on_disk} on disk")
+
+
+def refuse_too_much(size: int, left_bytes: int) -> None:
+    """Raise NotTrusted where a file is one too many for its checkpoint."""
     if size > left_bytes:
         raise NotTrusted(f"more than {HASHED_BYTES_MAX} bytes in one checkpoint")
-    return size
 
 
 def load(dir_fd: int, uid: int) -> Manifest:

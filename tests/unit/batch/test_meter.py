@@ -1,10 +1,13 @@
 """What is seen of a batch: a bar at a terminal, few lines elsewhere, a log that is turned over."""
 
 import io
+import json
 import os
 import pty
 import re
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from ckptd.batch import meter as shown
 from ckptd.batch.job import Ended, How, Job
 from ckptd.batch.meter import Meter, Printed, span
 from ckptd.batch.place import Item
-from tests.batch_world import BATCH, BatchWorld
+from tests.batch_world import BATCH, ROOT, BatchWorld
 
 
 def test_a_terminal_gets_a_bar_that_leaves_no_trace_in_the_output(tmp_path: Path) -> None:
@@ -87,6 +90,47 @@ def test_a_full_disk_behind_stdout_costs_no_result_and_is_74(tmp_path: Path) -> 
     assert "not all that items printed is on stdout: No space left on device" in done.stderr
     assert world.statuses() == {"a": "pass", "b": "pass"}
     assert "printed b" in (world.dir / "logs" / "lane-00.log").read_text()
+
+
+def test_a_reader_that_is_late_gets_all_though_its_pipe_does_not_block(tmp_path: Path) -> None:
+    """Some who share the pipe with us make it non-blocking."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    printed = Printed(str(tmp_path), 1)
+    saved = os.dup(1)
+    os.dup2(writer, 1)
+    try:
+        end = Ended(Job(Item("a", "x", 1), 1), How.RESULT, "pass", out=b"x" * 299_999)
+        got: list[bytes] = []
+        slow = threading.Thread(target=_read_all, args=(reader, got))
+        slow.start()
+        printed.tell(end, "pass", 0.1)
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(writer)
+    slow.join()
+    os.close(reader)
+
+    assert sum(map(len, got)) == 300_000
+    assert printed.lost == ""
+
+
+def _read_all(fd: int, got: list[bytes]) -> None:
+    while data := os.read(fd, 1 << 16):
+        got.append(data)
+
+
+def test_functions_run_though_nobody_can_write_to_their_stdout(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text("print('loading', flush=True)\ndef f(item): return item\n")
+    world = BatchWorld(tmp_path)
+    with open(os.devnull) as unwritable:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "ckptd/batch/host.py"), "0", "2", "threads", "1", "loud:f"],
+            stdin=subprocess.DEVNULL, stdout=unwritable, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path, env=world.env, check=False,
+        )  # fmt: skip
+    assert json.loads(done.stderr.splitlines()[0])["ready"], done.stderr
 
 
 def test_a_log_is_turned_over_and_one_old_one_is_kept(

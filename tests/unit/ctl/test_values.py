@@ -68,7 +68,7 @@ def test_a_kill_with_an_unset_variable_for_its_signal_kills_nobody(
         (["submit", "--timeout", "5x", "true"], "--timeout: not a duration: '5x'"),
         (["edit", "7", "--set", "timeout=nan"], "--timeout: not a duration: 'nan'"),
         (["edit", "7", "--set", "timeout="], "--timeout: the value is empty"),
-        (["edit", "7", "--set", "name="], "--name: the value is empty"),
+        (["edit", "7", "--set", "group="], "--group: the value is empty"),
         (["edit", "7", "--set", "on-oom="], "--on-oom: the value is empty"),
         (["edit", "7", "--set", "command="], "--command: the value is empty"),
         (["edit", "7", "--set", "command= "], "--command: no command in ' '"),
@@ -79,7 +79,7 @@ def test_a_kill_with_an_unset_variable_for_its_signal_kills_nobody(
         (["submit", "-k", "a\x1b[31m", "true"], "--key: control characters in 'a\\x1b[31m'"),
         (["submit", "-l", "a=\x7f", "true"], "--label: control characters in 'a=\\x7f'"),
         (["edit", "7", "--set", "name=a\u2028b"], "--name: control characters in 'a\\u2028b'"),
-        (["edit", "7", "--set", "labels=a=1,b"], "--label: not a label: 'b'"),
+        (["edit", "7", "--set", "labels=b"], "--label: not a label: 'b'"),
         (["edit", "7", "--set", "name=a", "--set", "name=b"],
          "--set: the setting name is given twice, as 'a' and 'b'"),
         (["edit", "7", "--nice", "1", "--set", "nice=2"],
@@ -246,6 +246,21 @@ def test_labels_are_edited_as_they_are_shown(scripted: Scripted) -> None:
     daemon = scripted({"edit": lambda _: m.Changed((m.TaskChange(7, "held"),))})
     assert ctl(daemon.endpoint, "edit", "7", "--set", "labels=a=1,b=x=2")[0] == 0
     assert daemon.requests[-1][2] == m.Edit(m.Selector(ids=(7,)), labels={"a": "1", "b": "x=2"})
+
+
+def test_a_label_may_hold_commas_and_a_name_can_be_taken_away(scripted: Scripted) -> None:
+    daemon = scripted({"edit": lambda _: m.Changed((m.TaskChange(7, "held"),))})
+    assert ctl(daemon.endpoint, "edit", "7", "--set", "labels=k=a,b,l=c")[0] == 0
+    assert daemon.requests[-1][2] == m.Edit(m.Selector(ids=(7,)), labels={"k": "a,b", "l": "c"})
+    assert ctl(daemon.endpoint, "edit", "7", "--set", "name=")[0] == 0
+    assert daemon.requests[-1][2] == m.Edit(m.Selector(ids=(7,)), name="")
+
+
+def test_a_limit_of_nothing_behind_the_verb_is_that_whatever_stands_before_it() -> None:
+    verb = VERBS["status"]
+    for leading in ([], ["--answer-within", "3s"]):
+        args, _ = cli.parse(verb, leading, ["--answer-within", "0"])
+        assert args.wait_s == 0.0
 
 
 def test_names_in_any_script_and_a_group_said_twice_the_same_are_fine(scripted: Scripted) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from ckptd.sdk.save import Saving, begin, save
 from ckptd.storage import blobs, facts
-from ckptd.storage.manifest import load, seal
+from ckptd.storage.copy import Intake
+from ckptd.storage.manifest import HOLE_BYTES_MAX, load, seal
 from ckptd.storage.untrusted import Damaged, NotTrusted
 from tests.task_world import TaskWorld
 
@@ -134,16 +135,40 @@ def test_more_files_than_a_checkpoint_may_hold_are_refused_at_the_first_one_too_
         refused(world, data, "more than 10000 files")
 
 
-def test_what_is_too_deep_or_mostly_a_hole_is_refused_before_it_is_copied(
-    world: TaskWorld, tmp_path: Path
-) -> None:
+def test_what_is_too_deep_is_refused_before_it_is_copied(world: TaskWorld, tmp_path: Path) -> None:
     deep = made(tmp_path / "deep")
     (deep.joinpath(*"12345678") / "last").mkdir(parents=True)
     (deep / "x").symlink_to("/dev/null")  # never looked at
     refused(world, deep, "more than 8 directories deep")
+
+
+def test_a_hole_that_has_no_room_when_it_is_copied_is_refused_before(tmp_path: Path) -> None:
     hole = made(tmp_path / "hole")
     os.truncate(hole / "f00000", 1 << 40)
-    refused(world, hole, r"hole/f00000 is mostly a hole")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        refused(TaskWorld(Path(name)), hole, r"hole/f00000 is mostly a hole")
+
+
+def test_what_is_full_once_it_is_copied_is_saved_whatever_its_source_takes_on_disk(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    source.touch()
+    os.truncate(source, HOLE_BYTES_MAX + (1 << 20))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        world = TaskWorld(Path(name))
+        save(world.dir, [str(source)], HEADER)
+        assert len(numbers(world)) == 1
+
+
+def test_a_file_that_vanishes_before_it_is_copied_is_no_breach_of_a_rule(tmp_path: Path) -> None:
+    """A temporary file in a directory that is saved: the next save may go well."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(FileNotFoundError):
+            Intake(fd).take(str(tmp_path / "gone"))
+    finally:
+        os.close(fd)
 
 
 def test_a_disk_without_room_for_a_file_is_not_filled_up_first(tmp_path: Path) -> None:
