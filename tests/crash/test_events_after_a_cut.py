@@ -31,12 +31,17 @@ def test_events_begin_with_the_earliest_kept_where_nobody_named_an_lsn(
 ) -> None:
     daemon = start_daemon(config=CONFIG)
     with RawClient(daemon.endpoint) as client:
+        task = {"argv": ["true"], "cwd": "/", "hold": True}
+        (kept,) = client.ask("submit", {"tasks": [task]})["ids"]
         cut(client)
 
     for words in (["--since", "0"], ["--since", "2h"]):
         lines = daemon.ctl("events", *words, "-o", "jsonl").stdout.splitlines()
         assert json.loads(lines[0])["lsn"] > 1
-    daemon.ctl("events", "--task", "1")
+    daemon.ctl("events", "--task", str(kept))
 
+    forgotten = daemon.ctl("events", "--task", str(kept + 1), check=False)
+    told = "is not known any more" in forgotten.stderr
+    assert (forgotten.returncode, told) == (NOT_FOUND, True)
     refused = daemon.ctl("events", "--since", "1", check=False)
     assert (refused.returncode, "is retired" in refused.stderr) == (NOT_FOUND, True)

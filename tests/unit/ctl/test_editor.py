@@ -52,7 +52,7 @@ def author(short_dir: Path) -> Author:
      ("s/^timeout = .*/timeuot = 5/", "cannot edit 'timeuot'"),
      ("s/task.7/task.8/", "[task.8] was not among the tasks to edit"),
      ("s/task.7/tsk.7/", "[tsk] is not a task to edit"),
-     ('s/^name = .*/name = ""/', "--name: the value is empty"),
+     ('s/^group = .*/group = ""/', "--group: the value is empty"),
      ("s/^timeout = .*/timeout = [/", "not TOML: ")],
 )  # fmt: skip
 def test_a_text_that_cannot_be_used_can_be_mended_and_is_kept_by_who_gives_up(
