@@ -104,9 +104,9 @@ def test_what_an_item_printed_is_told_once_its_result_is_there(
     told: dict[str, bool] = {}
     write = os.write
 
-    def heard(fd: int, data: bytes) -> int:
-        if fd == 1 and data.startswith(b"did-"):
-            key = data.decode().strip().removeprefix("did-")
+    def heard(fd: int, data: bytes | memoryview) -> int:
+        if fd == 1 and bytes(data[:4]) == b"did-":
+            key = bytes(data).decode().strip().removeprefix("did-")
             left = tmp_path / "left" / "batches" / "b"
             left.parent.mkdir(parents=True, exist_ok=True)
             image.write_to(left)
