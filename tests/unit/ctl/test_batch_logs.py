@@ -101,6 +101,28 @@ def test_following_a_held_batch_says_so_and_goes_on_until_its_task_is_over(
     assert (out, err, process.returncode) == ("", "", 0)
 
 
+def test_following_ends_with_the_runner_where_the_daemon_is_away(
+    logs: Path, scripted: Scripted
+) -> None:
+    task = row(7, "running", name="batch:census", labels={"batch": "census"})
+    script = {"status": lambda _: page(task), "wait": lambda _: m.Waited(False, (task,))}
+    daemon = scripted(script)
+    with place.locked(str(logs.parent), "census"):
+        line = ("batch", "logs", "-f", "-n", "0", "census", "--answer-within", "1s")
+        process = ctl_process(daemon.endpoint, *line)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        heads = [process.stdout.readline() for _ in range(2)]
+        assert heads == ["==> lane-00.log <==\n", "==> lane-01.log <==\n"]
+        daemon.close()
+        assert "until the runner ends comes all the same" in process.stderr.readline()
+        with (logs / "lane-01.log").open("a") as file:
+            file.write("at last\n")
+        assert process.stdout.readline() == "at last\n"
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("", "", 0)
+
+
 def test_following_a_batch_that_nobody_runs_says_what_would(logs: Path) -> None:
     code, _, err = ctl(NOBODY, "batch", "logs", "-f", "-n", "0", logs.parent.name)
     assert code == 0
