@@ -144,7 +144,7 @@ def test_a_configuration_is_checked_in_json(scripted: Scripted, short_dir: Path)
     code, out, _ = ctl(endpoint, "config", "check", str(file), "-o", "json")
     found = json.loads(out)["config"]
     assert (code, found["ok"]) == (78, False)
-    assert "daemon.run_dir has 108 bytes, over 79" in found["problems"][0]
+    assert "daemon.run_dir has 108 bytes, over 87" in found["problems"][0]
 
 
 @pytest.mark.parametrize("verb", ["check", "diff"])
