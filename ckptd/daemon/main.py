@@ -7,13 +7,14 @@ it adopts, the socket, the loop, in which READY is said. Read next: `loop.py`.
 import argparse
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -63,6 +64,12 @@ from ckptd.storage.frame import Frame
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.store import Store
 from ckptd.storage.wal import NO_ROOM, WalFailed
+
+_NO_PLACE: Final = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP,
+     errno.ENAMETOOLONG)
+)  # fmt: skip
+"""What no later start finds otherwise, unless a person mends it."""
 
 
 @dataclass
@@ -175,7 +182,7 @@ def _serve(base: Base) -> None:
     where = f"state in {base.paths.state}, configuration {cfg.find(base.config_path) or 'built in'}"
     text = f"ckptd {VERSION} starts as uid {os.geteuid()}: {where}"
     base.journal.event(Kind.DAEMON_STARTING, text, INFO)
-    _make_run(base.paths.run)
+    make_run(base.paths.run)
     segment_bytes = base.config.wal.segment_bytes
     store = Store.open(base.paths.state, RealDisk(), segment_bytes=segment_bytes)
     gc.disable()  # a replay makes much and drops nothing; `_settle` turns it on again
@@ -195,14 +202,21 @@ def _serve(base: Base) -> None:
     close(base, recovered.engine, edges, requests)
 
 
-def _make_run(path: str) -> None:
-    """Make the runtime directory. Raises BadConfig where it cannot be, or nothing be made in it."""
+def make_run(path: str) -> None:
+    """Make the runtime directory.
+
+    Raises:
+        BadConfig: it cannot be, or nothing be made in it, and the daemon stays down.
+        DiskFull, Internal: the next start may do it.
+    """
     try:
         os.makedirs(path, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
     except OSError as bad:
         if bad.errno in NO_ROOM:
             raise DiskFull(f"cannot make {path}: {bad.strerror}") from bad
-        raise _no_run(path, str(bad.strerror)) from bad
+        if bad.errno in _NO_PLACE:
+            raise _no_run(path, str(bad.strerror)) from bad
+        raise Internal(f"cannot make {path}: {bad.strerror}") from bad  # another start may do it
     if not os.access(path, os.W_OK | os.X_OK):
         raise _no_run(path, "it may not be written to")
 
