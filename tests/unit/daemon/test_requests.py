@@ -323,3 +323,13 @@ def test_how_busy_others_are_is_theirs_to_know() -> None:
     mine, theirs = (desk.ask("b", "stats", m.Empty(), uid=uid) for uid in (MINE, THEIRS))
     assert (mine["totals"], mine["groups"]) == ({}, {})
     assert (theirs["totals"], theirs["groups"]) == ({"held": 1}, {})
+
+
+def test_who_asks_how_the_daemon_is_hears_nothing_of_others_tasks_either() -> None:
+    desk = with_a_task_of_another()
+    everything = m.DaemonStatus(
+        "1", 1, 0, 1, "b", 1, "/state", 1, 1, "ok", "fork", "", {"held": 1}, {}, {}
+    )
+    desk.daemon_status = lambda: everything  # type: ignore[attr-defined]
+    mine, theirs = (desk.ask("b", "daemon", m.Empty(), uid=uid) for uid in (MINE, THEIRS))
+    assert (mine["totals"], theirs["totals"]) == ({}, {"held": 1})

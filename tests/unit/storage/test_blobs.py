@@ -204,6 +204,16 @@ def test_two_valid_generations_stay(world: TaskWorld) -> None:
     assert numbers(world) == ["3", "4"]
 
 
+def test_no_more_are_sealed_than_are_kept(world: TaskWorld) -> None:
+    for number in range(1, 5):
+        world.publish(number, a=str(number))
+
+    sealed = blobs.seal_pending(world.dir, world.uid, world.boot_id)
+
+    assert sealed == [blobs.Sealed(4, ""), blobs.Sealed(3, "")]
+    assert not world.path("ckpt", "2", "MANIFEST.json").exists()
+
+
 def test_however_many_are_imported_or_edited_the_newest_of_the_task_itself_stays(
     world: TaskWorld,
 ) -> None:
