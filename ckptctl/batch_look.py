@@ -5,6 +5,7 @@ tasks that run them. Read next: `batch_words.py`, `batch_files.py`.
 """
 
 import argparse
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -303,6 +304,11 @@ def batch_logs(call: Call) -> int:
     call.takes()
     args = call.args
     check_name(args.name)
+    if args.key is not None and (args.follow or args.lines is not None):
+        raise BadRequest(
+            f"--key prints all that {args.key!r} has printed; -f and -n are for a whole batch",
+            f"leave one out: ckptctl batch logs {args.name} --key {shlex.quote(args.key)}",
+        )
     options = [*(["--follow"] if args.follow else []),
                *([f"--lines={args.lines}"] if args.lines is not None else []),
                *([f"--key={args.key}"] if args.key is not None else [])]  # fmt: skip

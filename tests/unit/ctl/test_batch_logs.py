@@ -48,6 +48,15 @@ def test_an_item_that_printed_nothing_is_told_so(logs: Path) -> None:
     assert ctl(NOBODY, "batch", "logs", "cencus")[0] == 4
 
 
+@pytest.mark.parametrize("other", [("-f",), ("-n", "3")])
+def test_the_output_of_one_item_is_neither_followed_nor_cut(
+    logs: Path, other: tuple[str, ...]
+) -> None:
+    code, out, err = ctl(NOBODY, "batch", "logs", logs.parent.name, "--key", "a", *other)
+    assert (code, out) == (64, "")
+    assert "leave one out: ckptctl batch logs census --key a" in err
+
+
 def test_following_goes_on_into_a_new_file_until_the_runner_is_gone(logs: Path) -> None:
     (logs / "lane-01.log").unlink()
     lane = logs / "lane-00.log"
