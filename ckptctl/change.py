@@ -105,6 +105,10 @@ def _is_passed_over(task: TaskChange, select: Selector) -> bool:
 def _outcome(verb: str, task: TaskChange) -> str:
     if verb in ("cancel", "kill") and task.phase == "stopping":
         return "is being stopped"
+    if verb == "kill":  # of what did not run: nobody was killed, now or before
+        return task.phase
+    if verb == "retry" and task.phase != "queued":
+        return f"put back, now {task.phase}"
     return f"{_PAST[verb]}, now {task.phase}" if verb == "release" else _PAST[verb]
 
 

@@ -36,7 +36,7 @@ from ckptd.core.records import (
 from ckptd.core.rights import check_command, check_task, may_change, may_see
 from ckptd.core.select import selected
 from ckptd.core.state import Group, Run, State, Task
-from ckptd.core.submit import check_deadline, check_limits, check_spec, entry, submit
+from ckptd.core.submit import check_deadline, check_limits, check_spec, entry, needs_fate, submit
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest, Conflict, ErrorReply, NotFound, Rejected
 from ckptd.protocol.limits import REPLY_BYTES_MAX, REQUEST_BYTES_MAX
@@ -58,6 +58,9 @@ class Case(msgspec.Struct, frozen=True):
     caller: Caller
     now: Now
     policy: Policy
+    changed: set[int] = msgspec.field(
+        default_factory=set
+    )  # by this command so far, in order of ids
 
 
 def decide(case: Case, command: m.Message) -> tuple[list[AnyRecord], m.Answer]:
@@ -94,6 +97,8 @@ def _each(case: Case, command: Any) -> tuple[list[AnyRecord], m.Changed]:
             if isinstance(command, m.Clean) and _is_wide(command.select):
                 continue  # `clean --all` means: all that can be cleaned
             error, made = _short(refused.reply(), reason_bytes), []
+        if made:
+            case.changed.add(task.id)
         records += made
         rows.append(m.TaskChange(task.id, _phase_after(task, made).word, error))
     return records, m.Changed(tuple(rows))
@@ -265,13 +270,12 @@ def _pause(case: Case, task: Task, _: m.Pause) -> list[AnyRecord]:
     return [FreezeIntent(task.id, run.attempt, case.now.at_ns, True)]
 
 
-def _resume(case: Case, task: Task, command: m.Resume) -> list[AnyRecord]:
+def _resume(case: Case, task: Task, _: m.Resume) -> list[AnyRecord]:
     if task.phase is Phase.RUNNING:
         return []
-    if task.phase is Phase.HELD:
-        return _release(case, task, m.Release(command.select))
     if task.phase is not Phase.PAUSED or task.run is None:
-        raise _conflict(task, "resume", "only a paused task can be resumed")
+        hint = f"try: ckptctl release {task.id}" if task.phase is Phase.HELD else ""
+        raise _conflict(task, "resume", hint or "only a paused task can be resumed")
     return [FreezeIntent(task.id, task.run.attempt, case.now.at_ns, False)]
 
 
@@ -314,7 +318,29 @@ def _retry(case: Case, task: Task, command: m.Retry) -> list[AnyRecord]:
         raise _conflict(task, "retry", "it has not ended")
     if task.phase is Phase.WAITING and task.reason not in ("backoff", "transient", "rate_limit"):
         raise _conflict(task, "retry", f"it waits: {task.reason}")
-    return [Reset(task.id, case.now.at_ns, command.fresh)]
+    again: list[AnyRecord] = [Reset(task.id, case.now.at_ns, command.fresh)]
+    phase, reason = _entered_again(case, task)
+    if phase is Phase.QUEUED:
+        return again
+    return [*again, Moved(task.id, case.now.at_ns, phase, reason)]
+
+
+def _entered_again(case: Case, task: Task) -> tuple[Phase, str]:
+    """Return (phase, reason) of a task that is to run again: behind what it needs.
+
+    It waits for those that are not over, or that this command puts back (they have lower ids).
+    How others ended counts where nobody looked at it before: not once the task has run, or was
+    blocked by it.
+    """
+    tasks = case.state.tasks
+    for need in task.needs:
+        needed = tasks.get(need.task)
+        if needed is not None and (needed.phase not in ENDED or need.task in case.changed):
+            return Phase.WAITING, "after"
+    is_judged = task.run is not None or task.phase in STUCK
+    if not is_judged and needs_fate(case.state, task.needs) == "never":
+        return Phase.BLOCKED, "dependency"
+    return Phase.QUEUED, ""
 
 
 def _check_edit(case: Case, command: m.Edit) -> None:

@@ -114,7 +114,7 @@ def check_task(task: Task, command: m.Message, caller: Caller, rules: Rules) -> 
             f"task {task.id} runs as uid {task.uid}: uid {caller.uid} may not change its command",
             "cancel it, and submit your own",
         )
-    starts = isinstance(command, m.Retry | m.Release | m.Resume) and task.phase not in ACTIVE
+    starts = isinstance(command, m.Retry | m.Release) and task.phase not in ACTIVE
     if task.uid == ROOT and not rules.root_tasks and (renews or starts):
         raise _no_root_tasks(f"task {task.id}")
 

@@ -219,7 +219,10 @@ class Drop(Message, frozen=True):
 
 
 class Retry(Message, frozen=True):
-    """`retry`: start ended tasks again, from the last checkpoint or (fresh) from nothing."""
+    """`retry`: run ended tasks again, from the last checkpoint or (fresh) from nothing.
+
+    Each waits for what it needs, where that is not over or is retried by the same request.
+    """
 
     select: Selector
     fresh: bool = False

@@ -363,6 +363,19 @@ def test_pause_and_resume_freeze_and_thaw() -> None:
     assert [order.frozen for order in world.ordered(Freeze)] == [True, False]  # type: ignore[union-attr]
 
 
+def test_who_resumes_everything_starts_nothing_that_somebody_holds() -> None:
+    world = World()
+    running, held = world.submit(), world.submit(hold=True)
+    world.begins(running)
+    world.ask(m.Pause(m.Selector(all=True)))
+    world.ask(m.Resume(m.Selector(all=True)))
+    assert (world.phase(running), world.phase(held)) == (Phase.RUNNING, Phase.HELD)
+    answer = world.ask(m.Resume(ids(held)))
+    assert isinstance(answer, m.Changed)
+    assert answer.tasks[0].error is not None
+    assert answer.tasks[0].error.hint == f"try: ckptctl release {held}"
+
+
 def test_a_frozen_task_is_thawed_to_be_stopped() -> None:
     world = World()
     number = world.submit()

@@ -287,7 +287,6 @@ def test_without_root_tasks_nothing_new_runs_as_root_and_what_was_accepted_goes_
     for number, asked in (
         (ended, m.Retry(m.Selector(ids=(ended,)))),
         (held, m.Release(m.Selector(ids=(held,)))),
-        (held, m.Resume(m.Selector(ids=(held,)))),
         (waiting, m.Edit(m.Selector(ids=(waiting,)), argv=("other",))),
     ):
         answer = world.ask(asked, ROOT)

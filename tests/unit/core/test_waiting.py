@@ -18,6 +18,18 @@ def refusal(answer: m.Answer) -> str:
     return f"{error.message}: {error.hint}" if error is not None else ""
 
 
+def chain() -> tuple[World, int, int, int]:
+    """Three tasks, each after the one before it."""
+    world = World(slots=8)
+    first = world.submit()
+    second = world.submit(after=(m.Dependency(first),))
+    return world, first, second, world.submit(after=(m.Dependency(second),))
+
+
+def phases(world: World, *numbers: int) -> list[str]:
+    return [world.phase(number).word for number in numbers]
+
+
 # --- deadlines ------------------------------------------------------------------------------
 
 
@@ -103,6 +115,62 @@ def test_a_retry_does_not_make_a_task_overtake_those_that_it_waits_for() -> None
     child = world.submit(after=(m.Dependency(world.submit()),))
     assert "it waits: after" in refusal(world.ask(m.Retry(ids(child))))
     assert world.phase(child) is Phase.WAITING
+
+
+def test_what_is_cancelled_and_retried_together_runs_in_its_order_again() -> None:
+    world, first, second, third = chain()
+    world.begins(first)
+    world.ask(m.Cancel(ids(first, second, third)))
+    world.ends(first, "signal", signal=15)
+    world.ask(m.Retry(ids(first, second, third)))
+    assert phases(world, first, second, third) == ["starting", "waiting", "waiting"]
+    for earlier, later in ((first, second), (second, third)):
+        world.begins(earlier)
+        world.ends(earlier)
+        assert world.phase(later) is Phase.STARTING
+
+
+def test_what_has_ended_and_is_retried_together_runs_in_its_order_again() -> None:
+    world, first, second, third = chain()
+    for number, code in ((first, 0), (second, 1)):
+        world.begins(number)
+        world.ends(number, code=code)
+    assert phases(world, first, second, third) == ["succeeded", "failed", "blocked"]
+    world.ask(m.Retry(ids(first, second, third)))
+    assert phases(world, first, second, third) == ["starting", "waiting", "waiting"]
+
+
+def test_a_cancelled_task_that_is_retried_waits_for_what_still_runs() -> None:
+    world, first, second, _ = chain()
+    world.begins(first)
+    world.ask(m.Cancel(ids(second)))
+    world.ask(m.Retry(ids(second)))
+    assert (world.phase(second), world.task(second).reason) == (Phase.WAITING, "after")
+    world.ends(first)
+    assert world.phase(second) is Phase.STARTING
+
+
+def test_a_cancelled_task_that_is_retried_alone_is_blocked_by_what_was_cancelled_before() -> None:
+    world = World()
+    first = world.submit(hold=True)
+    second = world.submit(after=(m.Dependency(first),))
+    world.ask(m.Cancel(ids(first, second)))
+    world.ask(m.Retry(ids(second)))
+    assert (world.phase(second), world.task(second).reason) == (Phase.BLOCKED, "dependency")
+    world.ask(m.Retry(ids(first)))
+    assert world.phase(second) is Phase.WAITING
+
+
+def test_a_task_that_has_run_or_is_blocked_is_retried_whatever_became_of_what_it_needed() -> None:
+    world, first, second, third = chain()
+    for number, code in ((first, 0), (second, 1)):
+        world.begins(number)
+        world.ends(number, code=code)
+    world.ask(m.Clean(ids(first)))
+    world.ask(m.Retry(ids(third)))
+    assert world.phase(third) is Phase.STARTING
+    world.ask(m.Retry(ids(second)))
+    assert world.phase(second) is Phase.STARTING
 
 
 # --- times ----------------------------------------------------------------------------------
