@@ -5,7 +5,7 @@ import pytest
 from ckptd.core.port import Deliver
 from ckptd.core.records import Phase
 from ckptd.protocol import messages as m
-from tests.unit.core.world import SECOND, World
+from tests.unit.core.world import ROOT, SECOND, World
 
 
 def ids(*numbers: int) -> m.Selector:
@@ -66,6 +66,34 @@ def test_a_task_that_is_being_stopped_or_paused_keeps_its_place_in_the_group(
 
 
 # --- others ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("when", "code", "phase"),
+    [
+        ("ok", 0, Phase.STARTING), ("ok", 1, Phase.BLOCKED), ("fail", 0, Phase.BLOCKED),
+        ("fail", 1, Phase.STARTING), ("any", 0, Phase.STARTING), ("any", 1, Phase.STARTING),
+    ],
+)  # fmt: skip
+def test_what_waits_for_another_goes_by_how_that_ended(when: str, code: int, phase: Phase) -> None:
+    world = World(slots=8)
+    parent = world.submit()
+    child = world.submit(after=(m.Dependency(parent, when=when),))  # type: ignore[arg-type]
+    world.begins(parent)
+    world.ends(parent, code=code)
+    assert world.phase(child) is phase
+
+
+def test_what_a_person_retries_does_not_wait_for_its_delay_any_more() -> None:
+    world = World()
+    number = world.submit(retries=9, backoff_s=600.0)
+    world.begins(number)
+    world.ends(number, code=1)
+    assert world.phase(number) is Phase.WAITING
+    world.ask(m.GroupSet("default", paused=True), ROOT)
+    for verb in (m.Retry, m.Hold, m.Release):
+        world.ask(verb(ids(number)))
+    assert (world.phase(number), world.task(number).until_ns) == (Phase.QUEUED, 0)
 
 
 def test_a_task_that_can_never_start_is_blocked_at_once_though_it_waits_for_others_too() -> None:
