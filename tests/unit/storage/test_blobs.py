@@ -370,6 +370,14 @@ def test_a_save_that_fails_leaves_everything_as_it_was(world: TaskWorld) -> None
     assert os.listdir(world.path("stage")) == ["link"]
 
 
+def test_a_manifest_that_nobody_would_read_again_is_not_written(world: TaskWorld) -> None:
+    save(world.dir, [], {"attempt": 1})
+    state = "x" * (seals.BYTES_MAX - 64)
+    with pytest.raises(NotTrusted, match=f"more than {seals.BYTES_MAX}"):
+        save(world.dir, [], {"attempt": 1, "state": state})
+    assert (world.newest().seq, world.newest().warning) == (1, "")
+
+
 def test_a_zombie_cannot_publish(world: TaskWorld) -> None:
     world.begin()
 
