@@ -126,6 +126,23 @@ def test_a_full_disk_at_the_seal_is_waited_out_and_costs_no_checkpoint(small_dis
     assert files.checkpoint_to_resume(TASK, world.uid).seq == 1
 
 
+@pytest.mark.parametrize("name", ["EIO", "ENOMEM", "ENFILE", "EMFILE", "ENOSPC", "EDQUOT"])
+def test_no_trouble_of_the_machine_at_the_seal_is_a_verdict_on_the_checkpoint(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(errno, name)
+
+    def refused(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    world.publish(1, state="hours of work")
+    with monkeypatch.context() as sick:
+        sick.setattr(os, "fsync", refused)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            world.newest()
+    assert (world.newest().seq, world.newest().warning) == (1, "")
+
+
 @pytest.mark.parametrize("is_sealed", [True, False])
 def test_a_daemon_without_descriptors_neither_blocks_a_task_nor_forgets_what_it_saved(
     world: TaskWorld, *, is_sealed: bool
