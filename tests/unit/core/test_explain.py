@@ -1,7 +1,12 @@
-"""An end in words, as `explain` tells it."""
+"""An end, and what a task waits for, in words, as `explain` tells them."""
 
-from ckptd.core.explain import ending
+import pytest
+from msgspec.structs import replace
+
+from ckptd.core.explain import ending, explain
+from ckptd.core.records import Phase
 from ckptd.core.state import Past
+from tests.unit.core.world import World
 
 SECOND_NS = 1_000_000_000
 
@@ -15,3 +20,27 @@ def test_a_lost_attempt_says_once_how_it_was_lost() -> None:
         "lost after at most 2.0s (its supervisor was killed; what it ran, too)"
     )
     assert lost("") == "lost: its supervisor was killed after at most 2.0s"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("after", "waits for tasks to be judged"),
+        ("at", "is to start in 1m30s"),
+        ("backoff", "tries again in 1m30s, after failure 2"),
+        ("rate_limit", "asked to wait (rate limit), goes on in 1m30s; no failure is counted"),
+        ("transient", "met something transient, tries again in 1m30s; no failure is counted"),
+    ],
+)
+def test_a_task_that_waits_says_what_for_and_how_long(reason: str, said: str) -> None:
+    world = World()
+    task = world.task(world.submit())
+    assert task.run is not None
+    waits = replace(
+        task,
+        phase=Phase.WAITING,
+        reason=reason,
+        until_ns=world.at_ns + 90 * SECOND_NS,
+        run=replace(task.run, failures=2),
+    )
+    assert explain(world.state, waits, world.now, world.policy) == said
