@@ -11,6 +11,7 @@ from ckptd.core.records import Phase, Spec
 from ckptd.core.state import Run
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest
+from ckptd.protocol.limits import ENV_BYTES_MAX
 from tests.unit.core.world import ME, ROOT, World
 
 GIB = 1 << 30
@@ -69,6 +70,15 @@ def test_the_runner_is_told_every_limit() -> None:
 def test_limits_that_cannot_be_are_refused(asked: dict[str, object], complaint: str) -> None:
     with pytest.raises(BadRequest, match=complaint):
         World().submit(**asked)
+
+
+@pytest.mark.parametrize("names", [["A"], ["A", "BC"]])
+def test_an_environment_may_be_as_large_as_its_bound_and_no_larger(names: list[str]) -> None:
+    room = ENV_BYTES_MAX - sum(len(name) + len("=\0") for name in names)
+    env = {**dict.fromkeys(names, ""), "A": "x" * room}
+    assert World().submit(env=env)
+    with pytest.raises(BadRequest, match=f"environment of {ENV_BYTES_MAX + 1} bytes"):
+        World().submit(env={**env, "A": "x" * (room + 1)})
 
 
 def test_a_task_of_roots_may_go_before_others() -> None:

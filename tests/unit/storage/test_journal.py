@@ -196,6 +196,8 @@ def test_a_fact_beyond_the_bound_is_refused_and_nothing_is_written(world: TaskWo
 
     with pytest.raises(TooLarge):
         world.record(facts.set_value("k", "x" * (1 << 20)))
+    with pytest.raises(TooLarge):
+        world.record(facts.step_done("b"), facts.set_value("k", "x" * (1 << 20)))
 
     assert world.facts().count == 2
 
