@@ -95,6 +95,15 @@ def test_unsealed_across_a_restart_of_the_machine_is_not_trusted(world: TaskWorl
     assert world.path("ckpt", "5.unsynced", "a").exists()
 
 
+def test_what_was_synced_after_its_attempt_ended_is_sealed_in_any_boot(world: TaskWorld) -> None:
+    world.publish(1, state="hours of work")
+
+    found = blobs.mark(world.dir, 1, world.uid, "another boot", is_synced=True)
+
+    assert (found.checkpoint, found.problem) == (1, "")
+    assert blobs.newest_valid(world.dir, world.uid, "another boot").seq == 1
+
+
 def test_adoption_after_a_restart_of_the_machine_seals_nothing_either(world: TaskWorld) -> None:
     published = world.publish(1, a="may be empty now")
     attempt = json.dumps({"attempt": 1, "boot_id": "another boot"})
