@@ -3,7 +3,9 @@
 import pytest
 
 from ckptd.core.select import selected
+from ckptd.protocol import limits
 from ckptd.protocol import messages as m
+from ckptd.protocol.errors import BadRequest
 from tests.unit.core.world import ME, ROOT, World
 
 
@@ -44,3 +46,15 @@ def test_a_cancel_of_what_is_held_leaves_what_runs_alone() -> None:
     world.ask(m.Cancel(m.Selector(all=True, phases=("held",))))
     phases = [world.phase(number).word for number in (1, 2, 3)]
     assert phases == ["running", "cancelled", "cancelled"]
+
+
+def test_more_tasks_than_one_request_may_touch_are_refused_and_none_is_touched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = three_tasks()
+    monkeypatch.setattr(limits, "SELECTED_MAX", 2)
+    with pytest.raises(BadRequest, match="3 tasks selected, at most 2 at once"):
+        world.ask(m.Cancel(m.Selector(all=True)))
+    assert world.phase(1).word == "running"
+    world.ask(m.Cancel(m.Selector(group="default")))
+    assert [world.phase(number).word for number in (1, 2)] == ["stopping", "cancelled"]
