@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from ckptd.core.explain import ending, explain
 from ckptd.core.records import Phase
 from ckptd.core.state import Past
+from ckptd.protocol import messages as m
 from tests.unit.core.world import World
 
 SECOND_NS = 1_000_000_000
@@ -44,3 +45,15 @@ def test_a_task_that_waits_says_what_for_and_how_long(reason: str, said: str) ->
         run=replace(task.run, failures=2),
     )
     assert explain(world.state, waits, world.now, world.policy) == said
+
+
+def test_who_waits_for_others_is_told_for_whom_of_them_still() -> None:
+    world = World(slots=8)
+    ended, runs, held = world.submit(), world.submit(), world.submit(hold=True)
+    for number in (ended, runs):
+        world.begins(number)
+    world.ends(ended)
+    after = tuple(m.Dependency(number, when="any") for number in (ended, runs, held))
+    waits = world.task(world.submit(after=after))
+    text = explain(world.state, waits, world.now, world.policy)
+    assert text == f"waits for tasks {runs} (running), {held} (held)"
