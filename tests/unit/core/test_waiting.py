@@ -2,7 +2,7 @@
 
 import pytest
 
-from ckptd.core.port import Deliver
+from ckptd.core.port import Control, Deliver
 from ckptd.core.records import Phase
 from ckptd.protocol import messages as m
 from tests.unit.core.world import ROOT, SECOND, World
@@ -171,3 +171,13 @@ def test_a_task_that_is_asked_once_to_save_gets_its_signal_once() -> None:
         world.saves(number, world.at_ns)
         world.ask(m.Edit(ids(number), priority=world.task(number).priority + 1))
         assert world.ordered(Deliver) == []
+
+
+def test_a_task_that_was_never_asked_to_save_is_told_why_it_gets_its_stop_signal() -> None:
+    world = World()
+    number = world.submit(grace_s=5.0)
+    world.begins(number)
+    world.ask(m.Cancel(ids(number)))
+    force_ns = world.at_ns + 5 * SECOND
+    assert world.ordered(Control) == [Control(number, 1, "cancel", force_ns, 1)]
+    assert world.ordered(Deliver) == [Deliver(number, 1, 15, tree=False)]

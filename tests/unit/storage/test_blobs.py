@@ -95,6 +95,15 @@ def test_unsealed_across_a_restart_of_the_machine_is_not_trusted(world: TaskWorl
     assert world.path("ckpt", "5.unsynced", "a").exists()
 
 
+@pytest.mark.parametrize("name", ["0", "000", "1234567890123", "+1", "1-0"])
+def test_what_is_no_number_of_a_checkpoint_is_left_alone(world: TaskWorld, name: str) -> None:
+    world.publish(name, a="x")
+
+    assert world.seal() == []
+    assert (world.newest(), world.mark().checkpoint) == (blobs.Found(), 0)
+    assert os.listdir(world.path("ckpt", name)) == ["a"]
+
+
 def test_what_was_synced_after_its_attempt_ended_is_sealed_in_any_boot(world: TaskWorld) -> None:
     world.publish(1, state="hours of work")
 
