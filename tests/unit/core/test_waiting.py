@@ -181,3 +181,19 @@ def test_a_task_that_was_never_asked_to_save_is_told_why_it_gets_its_stop_signal
     force_ns = world.at_ns + 5 * SECOND
     assert world.ordered(Control) == [Control(number, 1, "cancel", force_ns, 1)]
     assert world.ordered(Deliver) == [Deliver(number, 1, 15, tree=False)]
+
+
+def test_a_task_that_was_asked_to_save_and_does_not_end_is_killed_after_its_grace() -> None:
+    world = World(ask_s=2.0)
+    number = world.submit(grace_s=5.0)
+    world.begins(number)
+    world.saves(number, 1)
+    world.ask(m.Cancel(ids(number)))
+    world.pass_time(2)
+    assert world.ordered(Deliver) == [Deliver(number, 1, 15, tree=False)]
+    world.pass_time(4.9)
+    assert world.ordered(Deliver) == []
+    world.pass_time(0.1)
+    assert world.ordered(Deliver) == [Deliver(number, 1, 9, tree=True)]
+    world.pass_time(1_000)
+    assert world.ordered(Deliver) == []

@@ -58,6 +58,7 @@ def test_a_link_where_a_directory_must_be_is_not_followed(
     blobs_seen = world.mark()
 
     assert blobs_seen.checkpoint == 0
+    assert not any(one.valid for one in blobs.generations(world.dir, world.uid, verify=True))
     assert os.listdir(victim) == ["1"]
 
 
