@@ -5,6 +5,7 @@ import pytest
 from ckptd.core.port import Control, Deliver
 from ckptd.core.records import Phase
 from ckptd.protocol import messages as m
+from ckptd.protocol.errors import BadRequest
 from tests.unit.core.world import ROOT, SECOND, World
 
 
@@ -197,3 +198,24 @@ def test_a_task_that_was_asked_to_save_and_does_not_end_is_killed_after_its_grac
     assert world.ordered(Deliver) == [Deliver(number, 1, 9, tree=True)]
     world.pass_time(1_000)
     assert world.ordered(Deliver) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"cwd": "work"}, "cwd 'work' is not an absolute path"),
+        ({"cwd": "/a\0b"}, "is not an absolute path"),
+        ({"cwd": ""}, "cwd is empty"),
+        ({"argv": ("",)}, "first word is empty"),
+        ({"argv": ("a", "b\0")}, "NUL byte"),
+        ({"on_oom": "retry"}, "on_oom: 'retry' needs a factor"),
+        ({"deadline_ns": SECOND}, "deadline has passed"),
+    ],
+)
+def test_an_edit_is_refused_what_a_submit_is(changed: dict[str, object], complaint: str) -> None:
+    world = World()
+    number = world.submit(hold=True)
+    before = world.task(number)
+    with pytest.raises(BadRequest, match=complaint):
+        world.ask(m.Edit(ids(number), **changed))  # type: ignore[arg-type]
+    assert world.task(number) == before
