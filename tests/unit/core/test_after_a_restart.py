@@ -1,5 +1,7 @@
 """What a daemon knows and does after it came up from a snapshot, and no test would have missed."""
 
+import pytest
+
 from ckptd.core import image, outcome
 from ckptd.core.plan import Observed, adoption, wake_ns
 from ckptd.core.port import Deliver, EndSeen, Identity, MarkSeen, Start, StartSeen
@@ -104,6 +106,17 @@ def test_the_next_daemon_wakes_up_for_the_deadline_of_a_task_that_runs() -> None
     assert wake_ns(world.state) == world.at_ns + 60 * SECOND
     world.pass_time(61)
     assert (world.phase(number), world.task(number).reason) == (Phase.STOPPING, "deadline")
+
+
+@pytest.mark.parametrize("missing", [0, 1, -1], ids=["head", "tasks", "tail"])
+def test_a_snapshot_of_which_a_chunk_is_missing_is_no_state(missing: int) -> None:
+    world = World()
+    world.submit(hold=True)
+    whole = list(image.chunks(world.state))
+    assert image.load(whole).tasks.get(1) == world.task(1)
+    del whole[missing]
+    with pytest.raises(ValueError, match="is not whole"):
+        image.load(whole)
 
 
 def test_an_attempt_that_was_not_seen_to_begin_has_nothing_of_the_one_before() -> None:
