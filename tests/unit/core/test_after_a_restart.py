@@ -1,9 +1,11 @@
 """What a daemon knows and does after it came up from a snapshot, and no test would have missed."""
 
+import pytest
+
 from ckptd.core import image, outcome
 from ckptd.core.plan import Observed, adoption, wake_ns
-from ckptd.core.port import Deliver, EndSeen, MarkSeen, Start
-from ckptd.core.records import Phase
+from ckptd.core.port import Deliver, EndSeen, Identity, MarkSeen, Start, StartSeen
+from ckptd.core.records import Ended, Phase
 from ckptd.core.state import State
 from ckptd.protocol import messages as m
 from tests.unit.core.world import ROOT, SECOND, World
@@ -104,3 +106,38 @@ def test_the_next_daemon_wakes_up_for_the_deadline_of_a_task_that_runs() -> None
     assert wake_ns(world.state) == world.at_ns + 60 * SECOND
     world.pass_time(61)
     assert (world.phase(number), world.task(number).reason) == (Phase.STOPPING, "deadline")
+
+
+@pytest.mark.parametrize("missing", [0, 1, -1], ids=["head", "tasks", "tail"])
+def test_a_snapshot_of_which_a_chunk_is_missing_is_no_state(missing: int) -> None:
+    world = World()
+    world.submit(hold=True)
+    whole = list(image.chunks(world.state))
+    assert image.load(whole).tasks.get(1) == world.task(1)
+    del whole[missing]
+    with pytest.raises(ValueError, match="is not whole"):
+        image.load(whole)
+
+
+def test_an_attempt_that_was_not_seen_to_begin_has_nothing_of_the_one_before() -> None:
+    world = World()
+    number = world.submit(retries=9, timeout_s=600.0, backoff_s=0.0)
+    shim = Identity("boot", 7, 1)
+    seen = StartSeen(
+        number, 1, shim, 8, world.at_ns, resumed_from=5, warning="damaged", invocation="a" * 32
+    )
+    world.put(outcome.started(world.state, seen))
+    world.ask(m.CheckpointNow(ONE))
+    world.ends(number, code=1)
+    world.pass_time(1)
+    run = world.task(number).run
+    assert run is not None
+    assert run.attempt == 2
+    assert (run.shim, run.pid, run.started_ns, run.timeup_ns, run.asked) == (None, 0, 0, 0, 0)
+    assert (run.resumed_from, run.warning, run.invocation) == (0, "", "")
+    world.ends(number, "lost")
+    (ended,) = [one for one in world.log if isinstance(one, Ended) and one.attempt == 2]
+    assert (ended.cause, ended.core) == ("lost", False)
+    run = world.task(number).run
+    assert run is not None
+    assert [past.checkpoint for past in run.past] == [5, 0]

@@ -11,6 +11,7 @@ from ckptd.core.records import Phase, Spec
 from ckptd.core.state import Run
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest
+from ckptd.protocol.limits import ENV_BYTES_MAX
 from tests.unit.core.world import ME, ROOT, World
 
 GIB = 1 << 30
@@ -71,6 +72,15 @@ def test_limits_that_cannot_be_are_refused(asked: dict[str, object], complaint: 
         World().submit(**asked)
 
 
+@pytest.mark.parametrize("names", [["A"], ["A", "BC"]])
+def test_an_environment_may_be_as_large_as_its_bound_and_no_larger(names: list[str]) -> None:
+    room = ENV_BYTES_MAX - sum(len(name) + len("=\0") for name in names)
+    env = {**dict.fromkeys(names, ""), "A": "x" * room}
+    assert World().submit(env=env)
+    with pytest.raises(BadRequest, match=f"environment of {ENV_BYTES_MAX + 1} bytes"):
+        World().submit(env={**env, "A": "x" * (room + 1)})
+
+
 def test_a_task_of_roots_may_go_before_others() -> None:
     world = World()
     assert world.phase(world.submit(caller=ROOT, nice=-5)) is Phase.STARTING
@@ -87,6 +97,23 @@ def test_limits_of_a_waiting_task_can_be_changed_and_taken_away() -> None:
     assert isinstance(answer, m.Changed)
     assert answer.tasks[0].error is not None
     assert world.task(number).unpacked().nice == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"memory_bytes": 2 * GIB}, {"cpus": 0.5}, {"tasks_max": 7}, {"io_weight": 900},
+        {"nice": 19}, {"on_oom": "fail"},
+    ],
+)  # fmt: skip
+def test_each_limit_can_be_changed_on_its_own(changed: dict[str, int | float | str]) -> None:
+    world = World()
+    before = {"memory_bytes": GIB, "cpus": 2.0, "tasks_max": 5, "io_weight": 50, "nice": 3}
+    number = world.submit(hold=True, on_oom="hold", **before)  # type: ignore[arg-type]
+    world.ask(m.Edit(ids(number), **changed))  # type: ignore[arg-type]
+    spec = msgspec.structs.asdict(world.task(number).unpacked())
+    asked = {"on_oom": "hold", **before, **changed}
+    assert {name: spec[name] for name in asked} == asked
 
 
 def test_a_default_of_the_daemon_does_not_stand_in_the_way_of_an_edit() -> None:
@@ -209,6 +236,17 @@ def test_whose_memory_ran_out_and_who_paid_for_it_is_told_apart() -> None:
     assert "the task itself exited with 137" in texts[1]
     assert "because the host ran out of memory, not at its own limit" in texts[2]
     assert len(set(texts)) == 4
+
+
+@pytest.mark.parametrize(("code", "shown"), [(0, None), (137, 137)])
+def test_an_oom_has_an_exit_code_only_where_the_main_process_exited(
+    code: int, shown: int | None
+) -> None:
+    world = World()
+    number = world.submit(memory_bytes=GIB)
+    oom(world, number, code=code)
+    assert detail(world, number).row.code == shown
+    assert detail(world, number).attempts[0].code == shown
 
 
 # --- the machine and the unit ---------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 import pytest
 
-from ckptd.core.port import Deliver
+from ckptd.core.port import Control, Deliver
 from ckptd.core.records import Phase
 from ckptd.protocol import messages as m
-from tests.unit.core.world import SECOND, World
+from ckptd.protocol.errors import BadRequest
+from tests.unit.core.world import ROOT, SECOND, World
 
 
 def ids(*numbers: int) -> m.Selector:
@@ -78,6 +79,34 @@ def test_a_task_that_is_being_stopped_or_paused_keeps_its_place_in_the_group(
 
 
 # --- others ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("when", "code", "phase"),
+    [
+        ("ok", 0, Phase.STARTING), ("ok", 1, Phase.BLOCKED), ("fail", 0, Phase.BLOCKED),
+        ("fail", 1, Phase.STARTING), ("any", 0, Phase.STARTING), ("any", 1, Phase.STARTING),
+    ],
+)  # fmt: skip
+def test_what_waits_for_another_goes_by_how_that_ended(when: str, code: int, phase: Phase) -> None:
+    world = World(slots=8)
+    parent = world.submit()
+    child = world.submit(after=(m.Dependency(parent, when=when),))  # type: ignore[arg-type]
+    world.begins(parent)
+    world.ends(parent, code=code)
+    assert world.phase(child) is phase
+
+
+def test_what_a_person_retries_does_not_wait_for_its_delay_any_more() -> None:
+    world = World()
+    number = world.submit(retries=9, backoff_s=600.0)
+    world.begins(number)
+    world.ends(number, code=1)
+    assert world.phase(number) is Phase.WAITING
+    world.ask(m.GroupSet("default", paused=True), ROOT)
+    for verb in (m.Retry, m.Hold, m.Release):
+        world.ask(verb(ids(number)))
+    assert (world.phase(number), world.task(number).until_ns) == (Phase.QUEUED, 0)
 
 
 def test_a_task_that_can_never_start_is_blocked_at_once_though_it_waits_for_others_too() -> None:
@@ -211,3 +240,50 @@ def test_a_task_that_is_asked_once_to_save_gets_its_signal_once() -> None:
         world.saves(number, world.at_ns)
         world.ask(m.Edit(ids(number), priority=world.task(number).priority + 1))
         assert world.ordered(Deliver) == []
+
+
+def test_a_task_that_was_never_asked_to_save_is_told_why_it_gets_its_stop_signal() -> None:
+    world = World()
+    number = world.submit(grace_s=5.0)
+    world.begins(number)
+    world.ask(m.Cancel(ids(number)))
+    force_ns = world.at_ns + 5 * SECOND
+    assert world.ordered(Control) == [Control(number, 1, "cancel", force_ns, 1)]
+    assert world.ordered(Deliver) == [Deliver(number, 1, 15, tree=False)]
+
+
+def test_a_task_that_was_asked_to_save_and_does_not_end_is_killed_after_its_grace() -> None:
+    world = World(ask_s=2.0)
+    number = world.submit(grace_s=5.0)
+    world.begins(number)
+    world.saves(number, 1)
+    world.ask(m.Cancel(ids(number)))
+    world.pass_time(2)
+    assert world.ordered(Deliver) == [Deliver(number, 1, 15, tree=False)]
+    world.pass_time(4.9)
+    assert world.ordered(Deliver) == []
+    world.pass_time(0.1)
+    assert world.ordered(Deliver) == [Deliver(number, 1, 9, tree=True)]
+    world.pass_time(1_000)
+    assert world.ordered(Deliver) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"cwd": "work"}, "cwd 'work' is not an absolute path"),
+        ({"cwd": "/a\0b"}, "is not an absolute path"),
+        ({"cwd": ""}, "cwd is empty"),
+        ({"argv": ("",)}, "first word is empty"),
+        ({"argv": ("a", "b\0")}, "NUL byte"),
+        ({"on_oom": "retry"}, "on_oom: 'retry' needs a factor"),
+        ({"deadline_ns": SECOND}, "deadline has passed"),
+    ],
+)
+def test_an_edit_is_refused_what_a_submit_is(changed: dict[str, object], complaint: str) -> None:
+    world = World()
+    number = world.submit(hold=True)
+    before = world.task(number)
+    with pytest.raises(BadRequest, match=complaint):
+        world.ask(m.Edit(ids(number), **changed))  # type: ignore[arg-type]
+    assert world.task(number) == before

@@ -105,6 +105,12 @@ def test_a_request_over_the_bound_is_refused_on_both_sides() -> None:
         codec.decode_request(b" " * (limits.REQUEST_BYTES_MAX + 1))
 
 
+def test_bytes_that_are_no_text_are_refused_before_they_are_sent() -> None:
+    odd = b"caf\xe9".decode(errors="surrogateescape")  # as sys.argv has it
+    with pytest.raises(BadRequest, match=r"only UTF-8 can be handed over.*caf.xe9"):
+        codec.encode_request("a", "submit", Submit((TaskSpec(("echo", odd)),)))
+
+
 def test_every_error_has_a_code_of_its_own_and_a_retryable_one_is_transient() -> None:
     codes = [error.code for error in all_errors()]
     assert len(set(codes)) == len(codes)

@@ -142,6 +142,18 @@ def test_what_is_too_deep_is_refused_before_it_is_copied(world: TaskWorld, tmp_p
     refused(world, deep, "more than 8 directories deep")
 
 
+def test_what_is_just_deep_enough_is_saved(world: TaskWorld, tmp_path: Path) -> None:
+    deep = tmp_path / "deep"
+    last = deep.joinpath(*"234567", "8")
+    last.mkdir(parents=True)
+    (last / "x").write_text("x")
+
+    saved = save(world.dir, [str(deep)], HEADER)
+
+    assert [entry["name"] for entry in saved.manifest["files"]] == ["deep/2/3/4/5/6/7/8/x"]
+    assert faults(world) == {1: ""}
+
+
 def test_a_hole_that_has_no_room_when_it_is_copied_is_refused_before(tmp_path: Path) -> None:
     hole = made(tmp_path / "hole")
     os.truncate(hole / "f00000", 1 << 40)

@@ -95,6 +95,24 @@ def test_unsealed_across_a_restart_of_the_machine_is_not_trusted(world: TaskWorl
     assert world.path("ckpt", "5.unsynced", "a").exists()
 
 
+@pytest.mark.parametrize("name", ["0", "000", "1234567890123", "+1", "1-0"])
+def test_what_is_no_number_of_a_checkpoint_is_left_alone(world: TaskWorld, name: str) -> None:
+    world.publish(name, a="x")
+
+    assert world.seal() == []
+    assert (world.newest(), world.mark().checkpoint) == (blobs.Found(), 0)
+    assert os.listdir(world.path("ckpt", name)) == ["a"]
+
+
+def test_what_was_synced_after_its_attempt_ended_is_sealed_in_any_boot(world: TaskWorld) -> None:
+    world.publish(1, state="hours of work")
+
+    found = blobs.mark(world.dir, 1, world.uid, "another boot", is_synced=True)
+
+    assert (found.checkpoint, found.problem) == (1, "")
+    assert blobs.newest_valid(world.dir, world.uid, "another boot").seq == 1
+
+
 def test_adoption_after_a_restart_of_the_machine_seals_nothing_either(world: TaskWorld) -> None:
     published = world.publish(1, a="may be empty now")
     attempt = json.dumps({"attempt": 1, "boot_id": "another boot"})
@@ -378,6 +396,14 @@ def test_a_save_that_fails_leaves_everything_as_it_was(world: TaskWorld) -> None
 
     assert numbers(world) == before
     assert os.listdir(world.path("stage")) == ["link"]
+
+
+def test_a_manifest_that_nobody_would_read_again_is_not_written(world: TaskWorld) -> None:
+    save(world.dir, [], {"attempt": 1})
+    state = "x" * (seals.BYTES_MAX - 64)
+    with pytest.raises(NotTrusted, match=f"more than {seals.BYTES_MAX}"):
+        save(world.dir, [], {"attempt": 1, "state": state})
+    assert (world.newest().seq, world.newest().warning) == (1, "")
 
 
 def test_a_zombie_cannot_publish(world: TaskWorld) -> None:

@@ -71,6 +71,15 @@ def test_a_journal_that_cannot_be_synced_is_closed(
     os.close(task_fd)
 
 
+def test_a_journal_that_is_closed_holds_no_descriptor(tmp_path: Path) -> None:
+    world = TaskWorld(tmp_path)
+    before = open_files()
+    world.record(facts.step_done("a"))
+    assert world.facts().steps
+    world.record(facts.step_done("b"))
+    assert open_files() == before
+
+
 @pytest.mark.parametrize("other", [0, 1], ids=["its attempt.json", "its directory"])
 def test_what_cannot_be_given_to_its_task_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int

@@ -74,3 +74,12 @@ def test_the_real_disk_never_follows_a_link_and_keeps_files_private(tmp_path: Pa
             use(f"{tmp_path}/link")
     disk.create(f"{tmp_path}/file").close()
     assert os.stat(tmp_path / "file").st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_is_closed_twice_closes_nobody_elses(tmp_path: Path) -> None:
+    file = RealDisk().create(str(tmp_path / "a"))
+    file.close()
+    other = RealDisk().open(str(tmp_path / "a"))  # under the number that became free
+    file.close()
+    assert other.size() == 0
+    other.close()

@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ckptd.storage import facts, frame
-from ckptd.storage.journal import JournalDamaged, StaleAttempt, TooLarge
+from ckptd.storage.journal import TASK, JournalDamaged, StaleAttempt, TooLarge
 from ckptd.storage.untrusted import Damaged, NotTrusted
 from tests.task_world import TaskWorld
 
@@ -195,8 +196,24 @@ def test_a_fact_beyond_the_bound_is_refused_and_nothing_is_written(world: TaskWo
 
     with pytest.raises(TooLarge):
         world.record(facts.set_value("k", "x" * (1 << 20)))
+    with pytest.raises(TooLarge):
+        world.record(facts.step_done("b"), facts.set_value("k", "x" * (1 << 20)))
 
     assert world.facts().count == 2
+
+
+@pytest.mark.parametrize("look", [facts.read_facts, facts.read_durable])
+@pytest.mark.parametrize("part", ["file_bytes", "all_bytes"])
+def test_who_reads_keeps_to_the_bounds_that_it_was_given(
+    world: TaskWorld, look: Callable[..., facts.Facts], part: str
+) -> None:
+    world.record(facts.step_done("a"))
+    size = world.journal_path().stat().st_size
+    fits = TASK._replace(**{part: size})
+
+    assert list(look(world.dir, 12, world.uid, 1, bounds=fits).steps) == ["a"]
+    with pytest.raises(JournalDamaged):
+        look(world.dir, 12, world.uid, 1, bounds=fits._replace(**{part: size - 1}))
 
 
 def test_a_full_disk_takes_nothing_that_was_there(world: TaskWorld, tmp_path: Path) -> None:

@@ -68,6 +68,26 @@ def test_the_flipped_bit_is_found_and_named(seed: int, where: int) -> None:
     assert [finding.flipped[0] for finding in found if finding.flipped] == [byte]
 
 
+@pytest.mark.parametrize("at", range(0, 40, 4))
+@pytest.mark.parametrize("bits", [(2,), (2, 5)])
+def test_of_a_frame_one_flipped_bit_is_named_and_of_more_none(
+    at: int, bits: tuple[int, ...]
+) -> None:
+    disk = MemoryDisk()
+    writer = Writer(disk)
+    for _ in range(5):
+        writer.append(3)
+    writer.sync()
+    disk.locked.clear()
+    place = open_store(disk).place
+    name, offset = frames_of(place)[2]
+    for bit in bits:
+        disk.inode(f"{ROOT}/wal/{name}").data[offset + at] ^= 1 << bit
+    (found,) = examine.examine(place)
+    assert found.offset == offset
+    assert found.flipped == ((offset + at, bits[0]) if len(bits) == 1 else None)
+
+
 def test_a_flipped_bit_in_a_header_is_named() -> None:
     disk, _, _ = damaged(1, 1)
     names = segment.newest_names(disk.names(f"{ROOT}/wal"))[0]

@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -210,3 +212,14 @@ def test_a_snapshot_whose_chunks_are_not_those_in_their_order_is_damage(
     path.write_bytes(head + (first + rest if "missing" in way else second + first + rest))
     with pytest.raises(Corrupt, match="does not check after"):
         snapshot.verify(place, str(path), 1)
+
+
+def test_a_process_ends_though_a_snapshot_of_it_is_still_to_be_finished(tmp_path: Path) -> None:
+    """What fails meanwhile ends the daemon: whoever waited for the rest would wait for ever."""
+    begin = (
+        "from ckptd.storage.store import Store\n"
+        f"store = Store.open({str(tmp_path / 'state')!r})\n"
+        "store.arm(store.recover(), epoch=1, boot_id='b', at_ns=1)\n"
+        "store.begin_snapshot(0).add(b'x')\n"
+    )
+    subprocess.run([sys.executable, "-c", begin], check=True, timeout=30)

@@ -1,11 +1,14 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from ckptd.protocol.errors import BadConfig, Busy, Corrupt
+from ckptd.protocol.errors import BadConfig, Busy, CkptdError, Corrupt, DiskFull
 from ckptd.storage import segment
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.store import Store, restore_format
+from ckptd.storage.wal import WalFailed
 from tests.fakes.log_model import ROOT, Writer, open_store, replay
 from tests.fakes.memory_disk import MemoryDisk
 
@@ -24,6 +27,23 @@ def test_looking_at_a_directory_that_is_no_store_leaves_nothing_in_it(tmp_path: 
     with pytest.raises(BadConfig):
         Store.open(f"{tmp_path}/missing", create=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (errno.EIO, WalFailed), (errno.EROFS, WalFailed), (errno.ENOSPC, DiskFull),
+        (errno.EDQUOT, DiskFull), (errno.EACCES, BadConfig), (errno.ENOTDIR, BadConfig),
+    ],
+)  # fmt: skip
+def test_a_sick_or_full_disk_is_told_from_a_wrong_configuration(
+    error: int, verdict: type[CkptdError]
+) -> None:
+    disk = MemoryDisk()
+    disk.fail("create", "FORMAT", error=error)
+    with pytest.raises(verdict, match=os.strerror(error)) as told:
+        open_store(disk)
+    assert type(told.value) is verdict
 
 
 def test_a_later_format_says_which_reader_it_needs(tmp_path: Path) -> None:

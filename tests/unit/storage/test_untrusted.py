@@ -58,6 +58,7 @@ def test_a_link_where_a_directory_must_be_is_not_followed(
     blobs_seen = world.mark()
 
     assert blobs_seen.checkpoint == 0
+    assert not any(one.valid for one in blobs.generations(world.dir, world.uid, verify=True))
     assert os.listdir(victim) == ["1"]
 
 
@@ -88,8 +89,13 @@ def test_a_manifest_of_rubbish_is_damage(world: TaskWorld, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "forged", [{"at_ns": "x"}, {"at_ns": 1 << 70}, {"attempt": -1}, {"steps": {}}, {"boot_id": 1}]
-)
+    "forged",
+    [
+        {"at_ns": "x"}, {"at_ns": 1 << 70}, {"attempt": -1}, {"steps": {}}, {"boot_id": 1},
+        {"files": 7}, {"files": {"hostname": 1}}, {"files": ["hostname"]}, {"files": [{"name": 1}]},
+        {"files": [{"bytes": 1}]},
+    ],
+)  # fmt: skip
 def test_a_forged_manifest_that_checks_gives_readers_no_surprise(
     world: TaskWorld, forged: dict[str, object]
 ) -> None:

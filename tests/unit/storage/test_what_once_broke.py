@@ -126,6 +126,36 @@ def test_a_full_disk_at_the_seal_is_waited_out_and_costs_no_checkpoint(small_dis
     assert files.checkpoint_to_resume(TASK, world.uid).seq == 1
 
 
+@pytest.mark.parametrize("name", ["EIO", "ENOMEM", "ENFILE", "EMFILE", "ENOSPC", "EDQUOT"])
+def test_no_trouble_of_the_machine_at_the_seal_is_a_verdict_on_the_checkpoint(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(errno, name)
+
+    def refused(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    world.publish(1, state="hours of work")
+    with monkeypatch.context() as sick:
+        sick.setattr(os, "fsync", refused)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            world.newest()
+    assert (world.newest().seq, world.newest().warning) == (1, "")
+
+
+def test_a_disk_that_does_not_give_the_names_is_told_where_checkpoints_are_listed(
+    world: TaskWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    world.publish(1, a="x")
+    monkeypatch.setattr(os, "scandir", refused)
+    (found,) = blobs.generations(world.dir, world.uid, verify=False)
+    assert (found.seq, found.valid) == (0, False)
+    assert os.strerror(errno.EIO) in found.fault
+
+
 @pytest.mark.parametrize("is_sealed", [True, False])
 def test_a_daemon_without_descriptors_neither_blocks_a_task_nor_forgets_what_it_saved(
     world: TaskWorld, *, is_sealed: bool
