@@ -204,7 +204,7 @@ def check_spec(asked: m.TaskSpec) -> None:
     for word in asked.argv:
         if "\0" in word:
             raise BadRequest(f"argument {word[:80]!r} has a NUL byte, which no command can get")
-        if len(word) * 4 > limits.ARGV_BYTES_MAX and len(word.encode()) > limits.ARGV_BYTES_MAX:
+        if len(word) * 4 >= limits.ARGV_BYTES_MAX <= len(word.encode()):  # and its NUL
             raise BadRequest(
                 f"an argument of {len(word)} characters is over {limits.ARGV_BYTES_MAX} bytes",
                 "pass big input by a file",
@@ -286,7 +286,14 @@ def check_env(env: dict[str, str]) -> None:
     for name, value in env.items():
         if not name or "=" in name or "\0" in name or "\0" in value:
             raise BadRequest(f"environment variable {name[:80]!r} cannot be set")
-        size += len(name) + len(value) + 2
+        length = len(f"{name}={value}".encode()) + 1
+        if length > limits.ARGV_BYTES_MAX:
+            raise BadRequest(
+                f"environment variable {name[:80]!r} has {length} bytes, over"
+                f" {limits.ARGV_BYTES_MAX}",
+                "give it to the task in a file",
+            )
+        size += length
     if size > limits.ENV_BYTES_MAX:
         raise BadRequest(
             f"environment of {size} bytes is over {limits.ENV_BYTES_MAX}", "use --clean-env"

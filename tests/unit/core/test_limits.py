@@ -1,5 +1,7 @@
 """What a task may use, and what becomes of one that wanted more."""
 
+import subprocess
+
 import msgspec
 import pytest
 
@@ -11,7 +13,7 @@ from ckptd.core.records import Phase, Spec
 from ckptd.core.state import Run
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest
-from ckptd.protocol.limits import ENV_BYTES_MAX
+from ckptd.protocol.limits import ARGV_BYTES_MAX, ENV_BYTES_MAX
 from tests.unit.core.world import ME, ROOT, World
 
 GIB = 1 << 30
@@ -72,13 +74,31 @@ def test_limits_that_cannot_be_are_refused(asked: dict[str, object], complaint: 
         World().submit(**asked)
 
 
-@pytest.mark.parametrize("names", [["A"], ["A", "BC"]])
-def test_an_environment_may_be_as_large_as_its_bound_and_no_larger(names: list[str]) -> None:
-    room = ENV_BYTES_MAX - sum(len(name) + len("=\0") for name in names)
-    env = {**dict.fromkeys(names, ""), "A": "x" * room}
-    assert World().submit(env=env)
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_an_environment_may_be_as_large_as_its_bound_and_no_larger(letter: str) -> None:
+    some = {f"V{number}": letter * (60_000 // len(letter.encode())) for number in range(17)}
+    room = ENV_BYTES_MAX - sum(len(f"{name}={value}".encode()) + 1 for name, value in some.items())
+    rest = "x" * (room - len("A=\0"))
+    assert World().submit(env={**some, "A": rest})
     with pytest.raises(BadRequest, match=f"environment of {ENV_BYTES_MAX + 1} bytes"):
-        World().submit(env={**env, "A": "x" * (room + 1)})
+        World().submit(env={**some, "A": rest + "x"})
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_a_word_or_variable_may_be_as_long_as_execve_takes_and_no_longer(letter: str) -> None:
+    long = letter * ((ARGV_BYTES_MAX - 2) // len(letter.encode()))
+    pad = "x" * (ARGV_BYTES_MAX - 1 - len(long.encode()))
+    assert World().submit("true", long + pad)
+    subprocess.run(["true", long + pad], check=True)
+    for refused in (("true", long + pad + "x"), ("true", long + pad + letter)):
+        with pytest.raises(BadRequest, match="is over"):
+            World().submit(*refused)
+        with pytest.raises(OSError, match="too long"):
+            subprocess.run(refused, check=True)
+    variable = long.encode()[len("A=") :].decode() + pad
+    assert World().submit(env={"A": variable})
+    with pytest.raises(BadRequest, match="'A' has 131073 bytes"):
+        World().submit(env={"A": variable + "x"})
 
 
 def test_a_task_of_roots_may_go_before_others() -> None:
