@@ -22,7 +22,7 @@ from ckptctl.render import json_text
 from ckptctl.run import resolve_last
 from ckptctl.selectors import STUCK
 from ckptd.protocol import limits
-from ckptd.protocol.errors import Conflict, TimedOut
+from ckptd.protocol.errors import Conflict, TimedOut, Unreachable
 from ckptd.protocol.messages import (
     FINISHED,
     Cancel,
@@ -279,8 +279,19 @@ def batch_wait(call: Call) -> int:
     batch = report(args.name)
     task = None
     if not batch.is_locked or (batch.runs and batch.runs[-1].task):
-        task = active_task(call, batch.name) if batch.todo or batch.is_locked else None
+        task = _task_of(call, batch) if batch.todo or batch.is_locked else None
     return _stayed(call, batch.name, None if task is None else task.id, until)
+
+
+def _task_of(call: Call, batch: Batch) -> TaskRow | None:
+    """Return its task; None without a daemon, too, where it never was but worked off here."""
+    try:
+        return active_task(call, batch.name)
+    except Unreachable:
+        if not batch.runs or any(run.task for run in batch.runs):
+            raise
+        call.note(f"no daemon answers, and none ever ran batch {batch.name}")
+        return None
 
 
 def _stayed(call: Call, name: str, task: int | None, until: float) -> int:

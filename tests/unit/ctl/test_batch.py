@@ -328,3 +328,18 @@ def test_waiting_for_a_batch_that_runs_in_a_terminal_ends_with_its_runner(root: 
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "")
     assert "batch census: 1/1 done, pass 1" in err
+
+
+def test_a_batch_that_no_daemon_ever_ran_is_waited_for_without_one(root: Path) -> None:
+    path = made("census", ["a", "b"])
+    wait = ("batch", "wait", "census")
+    assert ctl(NOBODY, *wait)[0] == 2, "its task may wait in a daemon that is down"
+    ran(path, done("a"))
+
+    code, out, err = ctl(NOBODY, *wait)
+    assert (code, out) == (3, "")
+    assert "no daemon answers, and none ever ran batch census" in err
+    assert "batch census: 1/2 done, pass 1" in err
+
+    ran(path, end="", task=7)
+    assert ctl(NOBODY, *wait)[0] == 2
