@@ -22,7 +22,7 @@ from ckptctl.render import json_text
 from ckptctl.run import resolve_last
 from ckptctl.selectors import STUCK
 from ckptd.protocol import limits
-from ckptd.protocol.errors import Conflict, TimedOut, Unreachable
+from ckptd.protocol.errors import Conflict, Rejected, TimedOut, Unreachable
 from ckptd.protocol.messages import (
     FINISHED,
     Cancel,
@@ -158,7 +158,11 @@ def _submit(call: Call, name: str, prepared: Callable[[list[str]], Ready], cwd: 
         call.note(ready_text(ready))
         call.note(f"nothing is left to do: ckptctl batch status {name}")
         return check_code(report(name)) if call.args.wait or call.args.follow else 0
-    number, is_new = _submitted(call, ready, cwd)
+    try:
+        number, is_new = _submitted(call, ready, cwd)
+    except Rejected:  # the batch was made ready before
+        call.note(f"{ready_text(ready)}; it stays, but no task was made to run it")
+        raise
     call.note(f"{ready_text(ready)}{'' if is_new else ' (submitted before)'}")
     return _stay(call, name, number, ready, is_new=is_new)
 

@@ -12,6 +12,7 @@ import pytest
 
 from ckptd.batch import place
 from ckptd.protocol import messages as m
+from ckptd.protocol.errors import BadRequest
 from tests.unit.ctl.batches import done, made, names_in, ran
 from tests.unit.ctl.conftest import ROOT, Scripted, ctl, ctl_process
 from tests.unit.ctl.rows import page, row
@@ -343,3 +344,17 @@ def test_a_batch_that_no_daemon_ever_ran_is_waited_for_without_one(root: Path) -
 
     ran(path, end="", task=7)
     assert ctl(NOBODY, *wait)[0] == 2
+
+
+def test_a_submit_that_the_daemon_refuses_tells_that_the_batch_stays(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    no = BadRequest("environment of 2000000 bytes is over 1048576", "use --clean-env")
+    daemon = scripted({"status": lambda _: page(), "submit": lambda _: no})
+
+    code, out, err = ctl(daemon.endpoint, "batch", "submit", "-n", "census", "-i", items, "true")
+
+    assert (code, out) == (64, "")
+    assert "environment of 2000000 bytes" in err
+    assert "batch census: 3 items, 3 to do; it stays, but no task was made to run it" in err
+    assert names_in(root) == {"census"}
