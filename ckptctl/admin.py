@@ -15,6 +15,7 @@ from ckptctl import files, selectors, words
 from ckptctl.call import Call
 from ckptctl.render import facts_lines, json_text, plain
 from ckptctl.units import SECOND_NS, duration_text, number_text
+from ckptd.home import home
 from ckptd.protocol.errors import BadConfig, Busy, Unreachable
 from ckptd.protocol.messages import (
     DaemonStatus,
@@ -203,8 +204,8 @@ def _config_path(call: Call) -> str:
     try:
         return call.ask("config", Empty(), EffectiveConfig).path
     except Unreachable:
-        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-        usual = "/etc" if os.geteuid() == 0 else home
+        base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home(), ".config")
+        usual = "/etc" if os.geteuid() == 0 else base
         path = os.path.join(usual, "ckptd", "ckptd.toml")
         return path if os.path.exists(path) else ""
 
@@ -283,8 +284,8 @@ def _state_dir(call: Call) -> str:
             return configured
         if os.geteuid() == 0:
             return "/var/lib/ckptd"
-        home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-        return os.path.join(home, "ckptd")
+        base = os.environ.get("XDG_STATE_HOME") or os.path.join(home(), ".local", "state")
+        return os.path.join(base, "ckptd")
     stop = stop_command(_cgroup(found.pid))
     raise Busy(
         f"a daemon (pid {found.pid}) holds the log in {found.state_dir}",

@@ -22,7 +22,7 @@ from ckptctl.render import json_text
 from ckptctl.run import resolve_last
 from ckptctl.selectors import STUCK
 from ckptd.protocol import limits
-from ckptd.protocol.errors import Conflict, TimedOut
+from ckptd.protocol.errors import Conflict, Rejected, TimedOut, Unreachable
 from ckptd.protocol.messages import (
     FINISHED,
     Cancel,
@@ -158,7 +158,11 @@ def _submit(call: Call, name: str, prepared: Callable[[list[str]], Ready], cwd: 
         call.note(ready_text(ready))
         call.note(f"nothing is left to do: ckptctl batch status {name}")
         return check_code(report(name)) if call.args.wait or call.args.follow else 0
-    number, is_new = _submitted(call, ready, cwd)
+    try:
+        number, is_new = _submitted(call, ready, cwd)
+    except Rejected:  # the batch was made ready before
+        call.note(f"{ready_text(ready)}; it stays, but no task was made to run it")
+        raise
     call.note(f"{ready_text(ready)}{'' if is_new else ' (submitted before)'}")
     return _stay(call, name, number, ready, is_new=is_new)
 
@@ -279,8 +283,19 @@ def batch_wait(call: Call) -> int:
     batch = report(args.name)
     task = None
     if not batch.is_locked or (batch.runs and batch.runs[-1].task):
-        task = active_task(call, batch.name) if batch.todo or batch.is_locked else None
+        task = _task_of(call, batch) if batch.todo or batch.is_locked else None
     return _stayed(call, batch.name, None if task is None else task.id, until)
+
+
+def _task_of(call: Call, batch: Batch) -> TaskRow | None:
+    """Return its task; None without a daemon, too, where it never was but worked off here."""
+    try:
+        return active_task(call, batch.name)
+    except Unreachable:
+        if not batch.runs or any(run.task for run in batch.runs):
+            raise
+        call.note(f"no daemon answers, and none ever ran batch {batch.name}")
+        return None
 
 
 def _stayed(call: Call, name: str, task: int | None, until: float) -> int:

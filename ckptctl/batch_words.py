@@ -46,7 +46,7 @@ def state_word(batch: Batch, task: TaskRow | None) -> str:
         return task.phase
     if batch.is_locked:
         return "running"
-    if batch.total and not batch.todo:
+    if not batch.todo:  # nor of an empty list, which somebody allowed
         return "finished"
     return "unfinished" if batch.runs else "new"
 

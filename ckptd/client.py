@@ -18,6 +18,7 @@ from typing import Final, Self, TypeVar
 
 import zmq
 
+from ckptd.home import home
 from ckptd.protocol import codec, limits
 from ckptd.protocol.errors import (
     BadRequest,
@@ -66,7 +67,7 @@ def user_socket() -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime:
         return os.path.join(runtime, "ckptd", "ctl.sock")
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(home(), ".local", "state")
     return os.path.join(state, "ckptd", "run", "ctl.sock")
 
 

@@ -62,8 +62,10 @@ def _kept_by(one: dict[str, Any], asked: Asked, before_ns: int) -> str:
         return ""
     if problem := one.get("problem"):
         return f"it cannot be read: {problem}"
-    if one["todo"] or not one["total"]:
-        why = f"{count(one['todo'], 'item is', 'items are')} to do" if one["todo"] else "it is new"
+    why = f"{count(one['todo'], 'item is', 'items are')} to do" if one["todo"] else ""
+    if not os.path.lexists(os.path.join(one["dir"], place.ITEMS_FILE)):
+        why = "its list of items is gone"
+    if why:
         return f"{why} (by its name and with --force it goes)"
     if one["changed_ns"] > before_ns:
         return "it changed not long ago"

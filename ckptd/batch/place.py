@@ -26,6 +26,7 @@ import msgspec
 
 from ckptd.batch.refusal import BAD_DATA, CONFLICT, DENIED, NOT_FOUND, Refused
 from ckptd.batch.spec import Config, Knobs, digest
+from ckptd.home import home
 from ckptd.storage.disk import append_all, sync_fd
 from ckptd.storage.taskdir import newest_attempt
 from ckptd.storage.untrusted import open_directory, replace_small
@@ -103,8 +104,7 @@ def root(environ: Mapping[str, str] = os.environ) -> str:
     """Return the directory of all batches of this user."""
     if given := environ.get("CKPTD_BATCH_DIR"):
         return os.path.abspath(given)
-    home = environ.get("HOME") or os.path.expanduser("~")
-    data = environ.get("XDG_DATA_HOME") or os.path.join(home, ".local", "share")
+    data = environ.get("XDG_DATA_HOME") or os.path.join(home(environ), ".local", "share")
     return os.path.join(data, "ckptd", "batches")
 
 

@@ -130,9 +130,10 @@ def summary(name: str, *, detail: bool = False) -> dict[str, Any]:
     if not _is_there(name):
         place.load(path)  # says that there is none
     try:
+        held = place.holder(path)  # first: a run that ends meanwhile leaves no old facts at rest
         batch = place.load(path)
         known = ledger.read(path, batch)
-        found = _told(path, batch, known)
+        found = _told(path, batch, known, held)
     except Refused as refused:
         return {"name": name, "dir": path, "problem": f"{refused}; {refused.hint}".rstrip("; ")}
     if detail:
@@ -144,7 +145,7 @@ def _is_there(name: str) -> bool:
     return os.path.lexists(f"{place.path_of(name)}/{place.BATCH_FILE}")
 
 
-def _told(path: str, batch: place.Batch, known: Facts) -> dict[str, Any]:
+def _told(path: str, batch: place.Batch, known: Facts, held: place.Holder | None) -> dict[str, Any]:
     total, todo = 0, 0
     counts = dict.fromkeys(STATUSES, 0)
     for item in place.load_items(path):
@@ -153,7 +154,6 @@ def _told(path: str, batch: place.Batch, known: Facts) -> dict[str, Any]:
         todo += is_todo(batch, item.key, result)
         if result is not None:
             counts[result["status"]] += 1
-    held = place.holder(path)
     until_ns = paused_until_ns(known)
     waits = ledger.waits(known, min(time.time_ns(), until_ns))
     config = batch.config
@@ -309,9 +309,10 @@ def _rows(
     name: str, statuses: set[str], keys: set[str], *, vanished: bool = False
 ) -> Iterator[dict[str, Any]]:
     path = place.path_of(name)
+    is_held = place.holder(path) is not None  # asked first: see `summary`
     batch = place.load(path)
     known = ledger.read(path, batch, is_acted_on=True)
-    flying = known.flying if place.holder(path) is not None else {}
+    flying = known.flying if is_held else {}
     listed: set[str] = set()
     for item in place.load_items(path):
         listed.add(item.key)

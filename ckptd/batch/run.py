@@ -292,6 +292,8 @@ class _Run:
         if self.lost:
             where = f"all of it is in: ckptctl batch logs {self.batch.name}"
             self.meter.say(f"not all that items printed is on stdout: {self.lost}; {where}")
+        if is_cut and not self.contact.is_under_daemon:  # which runs no task again for a limit
+            return TRANSIENT
         if why == "finished":
             # With `--only` others may be bad as before; it asked for these alone.
             is_part = bool(self.batch.next.only)

@@ -106,6 +106,9 @@ def _gathered(values: Iterable[tuple[int, Any]], source: Source, name: str) -> T
 
 
 def _key(value: Any, source: Source, line: int) -> str:
+    if value in ("", None):
+        what = "null" if value is None else "an empty text"
+        raise _Bad(line, f"is {what}, which is no item", "leave it out")
     if source.key is None:
         text = value if isinstance(value, str) else canonical(value)
     elif not isinstance(value, dict) or source.key not in value:
@@ -182,8 +185,7 @@ def _of_lines(source: Source) -> Iterator[tuple[int, Any]]:
             _refuse_binary(number, value.encode(errors="surrogatepass"), source)
         if len(canonical(value)) > ITEM_BYTES_MAX:
             raise _too_long(number)
-        if value not in ("", None):
-            yield number, value
+        yield number, value
 
 
 # --- formats -------------------------------------------------------------------------------------
@@ -267,8 +269,7 @@ def _json_lines(file: IO[bytes], source: Source) -> Iterator[tuple[int, Any]]:
             what = bad.msg if isinstance(bad, json.JSONDecodeError) else str(bad)
             hint = "--format jsonl wants one JSON value on every line"
             raise _Bad(number, f"is no JSON ({what}): {text[:_SHOWN_CHARS]!r}", hint) from bad
-        if value is not None:
-            yield number, value
+        yield number, value
 
 
 def _csv_rows(file: IO[bytes], source: Source) -> Iterator[tuple[int, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from ckptd.home import home
 from ckptd.protocol.errors import BadConfig
 
 SOCKET_NAME = "ctl.sock"
@@ -31,8 +32,8 @@ def default_config(uid: int, env: Mapping[str, str]) -> str:
         return os.path.join(given, "ckptd.toml")
     if uid == 0:
         return "/etc/ckptd/ckptd.toml"
-    home = env.get("XDG_CONFIG_HOME") or os.path.join(_home(env), ".config")
-    return os.path.join(home, "ckptd", "ckptd.toml")
+    base = env.get("XDG_CONFIG_HOME") or os.path.join(home(env), ".config")
+    return os.path.join(base, "ckptd", "ckptd.toml")
 
 
 def resolve(uid: int, env: Mapping[str, str], *, state_dir: str = "", run_dir: str = "") -> Paths:
@@ -59,8 +60,8 @@ def check_run(run: str, where: str = "") -> None:
 def _default_state(uid: int, env: Mapping[str, str]) -> str:
     if uid == 0:
         return "/var/lib/ckptd"
-    home = env.get("XDG_STATE_HOME") or os.path.join(_home(env), ".local", "state")
-    return os.path.join(home, "ckptd")
+    base = env.get("XDG_STATE_HOME") or os.path.join(home(env), ".local", "state")
+    return os.path.join(base, "ckptd")
 
 
 def _default_run(uid: int, env: Mapping[str, str], state: str) -> str:
@@ -74,7 +75,3 @@ def _default_run(uid: int, env: Mapping[str, str], state: str) -> str:
 def _handed_over(env: Mapping[str, str], name: str) -> str:
     """Return the first directory of a systemd list such as `/var/lib/ckptd:/var/lib/other`."""
     return env.get(name, "").partition(":")[0]
-
-
-def _home(env: Mapping[str, str]) -> str:
-    return env.get("HOME") or os.path.expanduser("~")

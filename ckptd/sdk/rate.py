@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from ckptd.home import home
 from ckptd.storage.disk import sync_data_fd, sync_fd, write_all
 from ckptd.storage.untrusted import is_passing
 
@@ -91,8 +92,7 @@ def scopes_dir(environ: Mapping[str, str] = os.environ) -> str:
     """Return the directory of this user's scopes."""
     if given := environ.get("CKPTD_SCOPES_DIR"):
         return given
-    home = environ.get("HOME") or os.path.expanduser("~")
-    state = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
+    state = environ.get("XDG_STATE_HOME") or os.path.join(home(environ), ".local", "state")
     return os.path.join(state, "ckptd", "scopes")
 
 

@@ -12,6 +12,7 @@ from ckptd.batch import __main__ as tool
 from ckptd.batch import gc, ledger, logs, report
 from ckptd.storage import facts
 from tests.batch_world import BatchWorld
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,33 @@ def test_an_export_beside_a_fresh_start_reads_what_is_there_then(
 
     monkeypatch.setattr(facts, "read_facts", late)
     assert told(capfd, "export", "b") == []
+
+
+@pytest.mark.parametrize("verb", ["report", "items"])
+def test_what_a_run_had_not_done_yet_is_never_told_of_a_batch_at_rest(
+    world: BatchWorld, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], verb: str
+) -> None:
+    wait = ["sh", "-c", "touch began; until test -e go; do sleep 0.01; done"]
+    world.prepare("--fresh", items=["1"], argv=wait, cwd=str(world.work))
+    running = world.start()
+    until((world.work / "began").exists)
+    read = ledger.read
+
+    def late(*args: Any, **options: Any) -> Any:
+        found = read(*args, **options)
+        (world.work / "go").touch()
+        running.communicate(timeout=30)
+        return found
+
+    monkeypatch.setattr(ledger, "read", late)
+    (told_then,) = told(capfd, verb, "b")
+    (told_later,) = told(capfd, verb, "b")
+
+    if verb == "report":
+        assert (told_then["lock_pid"], told_then["todo"]) == (running.pid, 1)
+        assert (told_later["lock_pid"], told_later["todo"]) == (0, 0)
+    else:
+        assert (told_then["status"], told_later["status"]) == ("running", "pass")
 
 
 @pytest.mark.parametrize("words", [("b",), ("b", "--key=1")])

@@ -347,14 +347,25 @@ def test_only_runs_what_is_named_done_or_not(world: BatchWorld) -> None:
     assert sorted(world.run().stdout.split()) == ["b", "c"]
 
 
-def test_a_limit_leaves_the_rest_for_later(world: BatchWorld) -> None:
+def test_a_limit_leaves_the_rest_for_later_and_that_is_not_finished(world: BatchWorld) -> None:
     world.prepare(argv=["echo"], items=["a", "b", "c", "d", "e"], limit=2, jobs=1)
 
-    assert world.run().stdout == "a\nb\n"
-    assert world.run().stdout == ""  # the limit is that of the submit
-    assert "stopped at --limit: 5 items, 3 pass, 2 to do" in world.run("--limit", "1").stderr
-    world.prepare(limit=0)
-    assert world.run().stdout.split()[-1] == "e"
+    assert world.run(code=2).stdout == "a\nb\n"
+    assert world.run(code=2).stdout == ""  # the limit is that of the submit
+    said = world.run("--limit", "1", code=2).stderr
+    assert "stopped at --limit: 5 items, 3 pass, 2 to do" in said
+    world.prepare(limit=2)
+    assert world.run(code=0).stdout.split()[-1] == "e"  # what it allows was all that was left
+
+
+@pytest.mark.parametrize("argv", [["false"], ["sh", "-c", "exit 9"]])
+def test_errors_are_told_by_the_exit_code_once_a_limit_leaves_nothing(
+    world: BatchWorld, argv: list[str]
+) -> None:
+    world.prepare(argv=argv, items=["a", "b"], limit=1)
+    world.run(code=2)
+    world.prepare(limit=1)
+    world.run(code=1)
 
 
 def test_too_many_errors_stop_it_and_leave_the_rest(world: BatchWorld) -> None:

@@ -96,6 +96,9 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
         (b'{"a":' * 2000 + b"1" + b"}" * 2000, "jsonl", "line 1 is no JSON (nested"),
         (b'{"id":""}', "jsonl", "line 1 has an empty 'id'"),
         (b"5\n", "jsonl", "line 1 has no field 'id'"),
+        (b'1\nnull\n"a"\n', "jsonl", "line 2 is null, which is no item"),
+        (b'{"id":1}\nnull\n', "jsonl", "line 2 is null, which is no item"),
+        (b'1\n""\n', "jsonl", "line 2 is an empty text, which is no item"),
         (b"a,b\n1,2\n1,2,3\n", "csv", "line 3 has 3 columns, the header has 2"),
         (b"a,a\n1,2\n", "csv", "line 1 is no header"),
         (b'a,b\n1,"2\n', "csv", "line 2 is no CSV"),
@@ -111,6 +114,17 @@ def test_a_bad_line_is_refused_by_number_and_with_a_remedy(
 
     assert words in said
     assert "nothing was changed" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["a", "", "b"], "line 2 is an empty text"), ([None], "line 1 is null")],
+)
+def test_an_empty_word_is_refused_and_not_left_out(
+    tmp_path: Path, words: list[str | None], told: str
+) -> None:
+    with pytest.raises(Refused, match=f"the items given: {told}, which is no item"):
+        take(Source("lines", lines=words), str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["lines", "null", "jsonl", "csv"])

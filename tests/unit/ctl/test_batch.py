@@ -12,6 +12,7 @@ import pytest
 
 from ckptd.batch import place
 from ckptd.protocol import messages as m
+from ckptd.protocol.errors import BadRequest
 from tests.unit.ctl.batches import done, made, names_in, ran
 from tests.unit.ctl.conftest import ROOT, Scripted, ctl, ctl_process
 from tests.unit.ctl.rows import page, row
@@ -328,3 +329,32 @@ def test_waiting_for_a_batch_that_runs_in_a_terminal_ends_with_its_runner(root: 
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "")
     assert "batch census: 1/1 done, pass 1" in err
+
+
+def test_a_batch_that_no_daemon_ever_ran_is_waited_for_without_one(root: Path) -> None:
+    path = made("census", ["a", "b"])
+    wait = ("batch", "wait", "census")
+    assert ctl(NOBODY, *wait)[0] == 2, "its task may wait in a daemon that is down"
+    ran(path, done("a"))
+
+    code, out, err = ctl(NOBODY, *wait)
+    assert (code, out) == (3, "")
+    assert "no daemon answers, and none ever ran batch census" in err
+    assert "batch census: 1/2 done, pass 1" in err
+
+    ran(path, end="", task=7)
+    assert ctl(NOBODY, *wait)[0] == 2
+
+
+def test_a_submit_that_the_daemon_refuses_tells_that_the_batch_stays(
+    scripted: Scripted, root: Path, items: str
+) -> None:
+    no = BadRequest("environment of 2000000 bytes is over 1048576", "use --clean-env")
+    daemon = scripted({"status": lambda _: page(), "submit": lambda _: no})
+
+    code, out, err = ctl(daemon.endpoint, "batch", "submit", "-n", "census", "-i", items, "true")
+
+    assert (code, out) == (64, "")
+    assert "environment of 2000000 bytes" in err
+    assert "batch census: 3 items, 3 to do; it stays, but no task was made to run it" in err
+    assert names_in(root) == {"census"}

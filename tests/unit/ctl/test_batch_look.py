@@ -195,6 +195,21 @@ def test_export_as_csv_has_a_column_for_each_field_of_the_items(look: Look) -> N
 # --- gc -----------------------------------------------------------------------------------------
 
 
+def test_an_empty_list_that_was_allowed_is_finished_and_gc_takes_it(look: Look, root: Path) -> None:
+    run = look("run", "-n", "none", "-i", os.devnull, "--allow-empty", "--", "true")
+    assert run[0] == 0, run
+    assert "finished: 0 items" in run[2]
+    (row,) = document(look("-o", "json"))["batches"]
+    assert (row["state"], row["total"]) == ("finished", 0)
+
+    (root / "none" / place.ITEMS_FILE).rename(root / "aside")  # lost is not empty
+    code, _, err = look("gc", "none")
+    assert (code, "none is kept: its list of items is gone" in err) == (1, True), err
+    (root / "aside").rename(root / "none" / place.ITEMS_FILE)
+
+    assert look("gc", "none")[:2] == (0, "none: removed\n")
+
+
 @pytest.fixture
 def three(root: Path) -> Path:
     ran(made("finished", ["a"]), done("a"))
