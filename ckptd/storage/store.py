@@ -167,29 +167,31 @@ def _lock(disk: Disk, root: str, *, create: bool) -> File:
             raise BadConfig(f"{root} is no state directory of ckptd: it has no FORMAT")
         return disk.lock(f"{root}/LOCK")
     except BlockingIOError as bad:
-        holder = _holder(f"{root}/LOCK")
+        pid = holder_of(root)
+        holder = f"pid {pid}" if pid else "another process"
         raise Busy(
-            f"{root} is in use: {holder or 'another process'} holds {root}/LOCK",
-            "the daemon: `systemctl stop ckptd.socket ckptd`, your own: `ckptctl daemon shutdown`"
-            " (tasks live on); else wait until it ends",
+            f"{root} is in use: {holder} holds {root}/LOCK",
+            "the daemon: `systemctl stop ckptd.socket ckptd`, your own: `ckptctl daemon shutdown`,"
+            f" or where no daemon answers `kill {pid or 'PID'}` (tasks live on);"
+            " else wait until it ends",
         ) from bad
     except OSError as bad:
         raise _unusable(root, bad) from bad
 
 
-def _holder(path: str) -> str:
-    """Return `pid N` of the process that holds the lock, as far as the kernel tells it, else "".
+def holder_of(root: str) -> int:
+    """Return the pid of the process that holds a store, as far as the kernel tells it, else 0.
 
     1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
     """
     with contextlib.suppress(OSError, ValueError):
-        inode = str(os.stat(path).st_ino)
+        inode = str(os.stat(f"{root}/LOCK").st_ino)
         with open("/proc/locks", encoding="ascii") as table:
             for line in table:
                 words = line.split()
                 if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
-                    return f"pid {words[4]}" if int(words[4]) > 0 else ""
-    return ""
+                    return max(0, int(words[4]))
+    return 0
 
 
 def _unusable(root: str, bad: OSError) -> CkptdError:
