@@ -38,6 +38,7 @@ SLEEP_MAX_S = 60.0  # by the monotonic clock: that the other was set is noticed 
 STEP_NS_MIN = 1_000_000_000  # adjusting a clock bit by bit takes the monotonic one along
 SWEPT_PER_TURN = 100
 STATUS_EVERY_S = 1.0
+LOOK_AT_PATH_EVERY_S = 5.0  # in turns that happen anyway: nobody is woken for it
 
 
 class Life(msgspec.Struct):
@@ -86,6 +87,7 @@ class Housekeeping:
         self._spare_due_ns = 0
         self._watchdog_due_ns = 0
         self._status_due_ns = 0
+        self._path_due_ns = 0
         self._is_status_old = False  # something changed since the manager was told
         self._commits = 0
         self._turns = 0
@@ -130,6 +132,7 @@ class Housekeeping:
         return self._ending.is_over
 
     def _reload_by_signal(self) -> None:
+        self._path_due_ns = 0  # who has only signals left may have lost the socket
         with contextlib.suppress(BadConfig):  # the journal has it
             self.reload()
 
@@ -148,6 +151,9 @@ class Housekeeping:
         self._snapshots.step(self.config.wal.snapshot_every_bytes, mono_ns)
         self._sweep_some()
         self._keep_room(mono_ns, grown=grown)
+        if self.server is not None and mono_ns >= self._path_due_ns:
+            self._path_due_ns = mono_ns + int(LOOK_AT_PATH_EVERY_S * 1e9)
+            self.server.look_at_path()
         if self._readiness.look():
             self._tell_ready(mono_ns)
         if self.inhibitor is not None:

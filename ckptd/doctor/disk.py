@@ -147,8 +147,9 @@ def _mute(place: Place, path: str) -> Finding:
     if place.is_of_unit and pid == place.pid:
         return warn("lock", text, f"{place.systemd.command} restart ckptd; tasks live on")
     look = f"ps -fp {pid}" if pid else f"fuser -v {path}"
-    end = f"kill {pid or 'PID'}"
-    return warn("lock", text, f"who is it? {look}; a daemon: {end}, start it again; tasks live on")
+    who = pid or "PID"
+    ways = f"`kill -HUP {who}` makes its socket anew, else kill {who}, start it again"
+    return warn("lock", text, f"who is it? {look}; a daemon: {ways}; tasks live on")
 
 
 def log(place: Place) -> Iterator[Finding]:
