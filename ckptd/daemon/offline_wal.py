@@ -8,7 +8,8 @@
     salvage   go on around the damage                    keeps everything in quarantine/ first
 
 It takes the lock, so it works while no daemon runs. Exit: 0 ok, 2 a daemon runs, 64 usage,
-65 the log is damaged, 78 no state directory. Read next: `ckptd/storage/recovery.py`.
+65 the log is damaged, 70 the disk fails, 78 no state directory.
+Read next: `ckptd/storage/recovery.py`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -29,7 +31,7 @@ from ckptd.daemon.engine import decode
 from ckptd.daemon.recovery import replay
 from ckptd.host import paths
 from ckptd.host.clock import Clock
-from ckptd.protocol.errors import CkptdError, Corrupt, Denied
+from ckptd.protocol.errors import CkptdError, Corrupt, Denied, Internal
 from ckptd.storage import examine, frame, rebuild, segment, snapshot, store
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.store import Store
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         return bad.exit_code
     except OSError as bad:
         _complain(f"{args.state}: {bad}")
-        return 74
+        return Internal.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -218,11 +220,10 @@ def _readable(record: AnyRecord) -> Row:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    opened = Store.open(args.state, create=False)
-    found = opened.recover()
-    replayed = replay(found.chunks(), found.frames())
+    with closing(Store.open(args.state, create=False)) as opened:
+        found = opened.recover()
+        replayed = replay(found.chunks(), found.frames())
     state = replayed.state
-    opened.close()
     row = {
         "snapshot_lsn": found.snapshot_lsn,
         "last_lsn": found.last_lsn,
@@ -249,8 +250,8 @@ def _salvage(args: argparse.Namespace) -> int:
     try:
         opened = Store.open(args.state, create=False)
     except Corrupt as bad:
-        print(f"{bad.message}; made anew from the segments' headers", file=sys.stderr)
         store.restore_format(RealDisk(), args.state)
+        print(f"{bad.message}; made anew from the segments' headers", file=sys.stderr)
         opened = Store.open(args.state, create=False)
     if _is_sound(opened):
         opened.close()

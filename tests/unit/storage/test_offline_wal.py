@@ -1,6 +1,7 @@
 """The offline tool on a real directory, verb by verb."""
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 
 from ckptd.core.records import AnyRecord, DaemonStarted, DaemonStopped, EnvStored, GroupChanged
 from ckptd.daemon.offline_wal import main
+from ckptd.protocol.errors import Corrupt
 from ckptd.storage.store import Store
 
 
@@ -126,6 +128,53 @@ def test_salvage_makes_a_lost_format_anew(state: Path, capsys: pytest.CaptureFix
     assert run(capsys, "verify", "--state", state)[0] == 65
     assert run(capsys, "salvage", "--state", state)[0] == 0
     assert run(capsys, "verify", "--state", state)[0] == 0
+
+
+def test_a_copy_without_its_empty_snap_is_read_and_starts(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (state / "snap").rmdir()
+    for verb in ("status", "verify", "dump", "replay"):
+        assert run(capsys, verb, "--state", state)[0] == 0
+    assert not (state / "snap").exists()  # they only read
+    store = Store.open(str(state))
+    store.arm(store.recover(), epoch=2, boot_id="b", at_ns=1)
+    store.close()
+    assert (state / "snap").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_log_that_needs_its_lost_snapshot_is_damaged_and_can_be_salvaged(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(str(state), segment_bytes=1 << 20)
+    wal = store.arm(store.recover(), epoch=2, boot_id="b", at_ns=1)
+    for n in range(3):  # more than a segment
+        wal.append(encode([EnvStored(bytes([n]), msgspec.msgpack.encode("x" * 600_000))]), 1)
+        wal.sync()
+    store.close()
+    min((state / "wal").glob("*.wal")).unlink()
+    (state / "snap").rmdir()
+    for verb in ("status", "verify", "dump", "replay"):
+        code, out, err = run(capsys, verb, "--state", state)
+        assert code == 65
+        assert f"{state}/snap is missing, and the log begins only at LSN" in out + err
+    assert run(capsys, "salvage", "--state", state)[0] == 0
+    assert run(capsys, "verify", "--state", state)[0] == 0
+
+
+def test_a_log_that_is_gone_is_told_alike_by_all_and_never_made_anew(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(state / "wal")
+    for verb in ("status", "verify", "dump", "replay", "salvage"):
+        code, _, err = run(capsys, verb, "--state", state)
+        assert (code, err.partition("\n")[0]) == (
+            65,
+            f"ckptctl: {state}/wal is missing, the log is gone",
+        )
+    with pytest.raises(Corrupt, match="the log is gone"):
+        Store.open(str(state))
+    assert not (state / "wal").exists()
 
 
 def test_a_running_daemon_a_wrong_directory_and_a_wrong_word_have_their_own_codes(
