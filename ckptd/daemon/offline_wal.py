@@ -7,8 +7,9 @@
     repair    --truncate-after LSN: drop what follows    keeps everything in quarantine/ first
     salvage   go on around the damage                    keeps everything in quarantine/ first
 
-It takes the lock, so it works while no daemon runs. Exit: 0 ok, 2 a daemon runs, 64 usage,
-65 the log is damaged, 70 the disk fails, 78 no state directory.
+It takes the lock, so it works while no daemon runs; what reads only does so on a read-only mount,
+too. Exit: 0 ok, 2 a daemon runs, 64 usage, 65 the log is damaged, 70 the disk fails, 78 no state
+directory.
 Read next: `ckptd/storage/recovery.py`.
 """
 
@@ -33,7 +34,7 @@ from ckptd.host import paths
 from ckptd.host.clock import Clock
 from ckptd.protocol.errors import CkptdError, Corrupt, Denied, Internal
 from ckptd.storage import examine, frame, rebuild, segment, snapshot, store
-from ckptd.storage.disk import RealDisk
+from ckptd.storage.disk import ReadOnlyDisk, RealDisk
 from ckptd.storage.store import Store
 
 Row = dict[str, Any]
@@ -101,6 +102,11 @@ def _show(args: argparse.Namespace, row: Row, lines: list[str]) -> None:
         print(msgspec.json.encode(row).decode())
 
 
+def _look_at(args: argparse.Namespace) -> Store:
+    """Open the store so that nothing in it is changed, also where nothing can be."""
+    return Store.open(args.state, ReadOnlyDisk(), create=False)
+
+
 def _judge(opened: Store, *, replays: bool = False) -> tuple[Row, Corrupt | None]:
     """Return what a start would find, and the reason for which it would refuse.
 
@@ -118,7 +124,7 @@ def _judge(opened: Store, *, replays: bool = False) -> tuple[Row, Corrupt | None
 
 
 def _status(args: argparse.Namespace) -> int:
-    opened = Store.open(args.state, create=False)
+    opened = _look_at(args)
     place = opened.place
     names, replaced = segment.newest_names(place.disk.names(place.wal_dir))
     report, bad = _judge(opened)
@@ -141,7 +147,7 @@ def _flat(value: Any) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    opened = Store.open(args.state, create=False)
+    opened = _look_at(args)
     findings = list(examine.examine(opened.place))
     report, bad = _judge(opened, replays=True)
     opened.close()
@@ -185,7 +191,7 @@ def state_option(state: str) -> str:
 
 
 def _dump(args: argparse.Namespace) -> int:
-    opened = Store.open(args.state, create=False)
+    opened = _look_at(args)
     for row in islice(_rows(opened, args.since), args.limit or None):
         print(msgspec.json.encode(row).decode())
     _, bad = _judge(opened)
@@ -220,7 +226,7 @@ def _readable(record: AnyRecord) -> Row:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    with closing(Store.open(args.state, create=False)) as opened:
+    with closing(_look_at(args)) as opened:
         found = opened.recover()
         replayed = replay(found.chunks(), found.frames())
     state = replayed.state

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ckptd.daemon.recovery import replay
 from ckptd.protocol.errors import Busy, CkptdError
 from ckptd.storage import segment, snapshot
+from ckptd.storage.disk import ReadOnlyDisk
 from ckptd.storage.recovery import RecoveryReport
 from ckptd.storage.segment import Place
 from ckptd.storage.store import Store
@@ -52,7 +53,7 @@ class Log:
         if "LOCK" not in names:
             return Seen(unread="nothing can be locked: LOCK is missing, the next start makes it")
         try:
-            opened = Store.open(self._state, create=False, has_threads=False)
+            opened = Store.open(self._state, ReadOnlyDisk(), create=False, has_threads=False)
         except Busy:
             return None
         except CkptdError as refused:
