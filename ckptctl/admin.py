@@ -107,7 +107,11 @@ def daemon_reload(call: Call) -> int:
         return 0
     call.out(f"{key}: in force now" for key in found.applied)
     call.out(f"{key}: needs a restart of the daemon" for key in found.needs_restart)
-    if not (found.applied or found.needs_restart):
+    for key in found.kept:
+        name = key.removeprefix("groups.")
+        ways = f"`ckptctl group set {name}` or `ckptctl group rm {name}`"
+        call.out([f"{key}: stays as it is, set by a person or no longer in the file: {ways}"])
+    if not (found.applied or found.needs_restart or found.kept):
         call.note("nothing has changed")
     return 0
 

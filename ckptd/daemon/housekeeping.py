@@ -17,7 +17,7 @@ from ckptd.daemon.echo import Echo
 from ckptd.daemon.ending import Ending
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.inhibitor import Inhibitor
-from ckptd.daemon.policy import group_changes, policy_of
+from ckptd.daemon.policy import group_changes, kept_groups, policy_of
 from ckptd.daemon.readiness import Readiness
 from ckptd.daemon.requests import Requests
 from ckptd.daemon.snapshots import Snapshots
@@ -298,6 +298,8 @@ class Housekeeping:
             self.config = cfg.keep_fixed(self.config, new)
             self._engine.policy = policy_of(self.config)
             self._engine.stage(group_changes(self.config, self._engine.state))
+            kept = kept_groups(self.config, self._engine.state, applied)
+            applied = tuple(key for key in applied if key not in kept)
             self._journal.level = LEVELS[self.config.daemon.log_level]
         except BadConfig as bad:
             text = f"configuration refused, the old one stays: {bad.message}; {bad.hint}"
@@ -308,9 +310,10 @@ class Housekeeping:
                 self._notify.ready(self.status_line())
         text = f"configuration reloaded; applied: {', '.join(applied) or 'nothing new'}"
         text += f"; after a restart: {', '.join(waiting)}" if waiting else ""
+        text += f"; left as they are: {', '.join(kept)}" if kept else ""
         self._journal.event(Kind.DAEMON_RELOADED, text, INFO)
         self.tell_missing_groups()
-        return m.Reloaded(applied, waiting)
+        return m.Reloaded(applied, waiting, kept)
 
     def tell_missing_groups(self) -> None:
         """Warn of groups in [access] that give nobody a role, because there are none such."""
