@@ -32,7 +32,7 @@ from ckptd.daemon.engine import decode
 from ckptd.daemon.recovery import replay
 from ckptd.host import paths
 from ckptd.host.clock import Clock
-from ckptd.protocol.errors import CkptdError, Corrupt, Denied, Internal
+from ckptd.protocol.errors import BadRequest, CkptdError, Corrupt, Denied, Internal
 from ckptd.storage import examine, frame, rebuild, segment, snapshot, store
 from ckptd.storage.disk import ReadOnlyDisk, RealDisk
 from ckptd.storage.store import Store
@@ -53,7 +53,12 @@ def _complain(text: str, hint: str = "") -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:  # argparse would name the options of all verbs
+        _complain(
+            f"unrecognized arguments: {' '.join(unknown)}", f"see: ckptctl wal {args.verb} -h"
+        )
+        return BadRequest.exit_code
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
@@ -253,15 +258,20 @@ def _repair(args: argparse.Namespace) -> int:
 
 
 def _salvage(args: argparse.Namespace) -> int:
+    is_new = False
     try:
         opened = Store.open(args.state, create=False)
     except Corrupt as bad:
         store.restore_format(RealDisk(), args.state)
+        is_new = True
         print(f"{bad.message}; made anew from the segments' headers", file=sys.stderr)
         opened = Store.open(args.state, create=False)
     if _is_sound(opened):
         opened.close()
-        _show(args, {"damaged": False}, ["nothing is damaged, nothing was changed"])
+        untouched = "nothing else is damaged" if is_new else "nothing is damaged"
+        what = "only FORMAT" if is_new else "nothing"
+        row = {"damaged": False, "format_restored": is_new}
+        _show(args, row, [f"{untouched}, {what} was changed"])
         return 0
     return _mended(args, opened, rebuild.salvage(opened.place, Clock().now().at_ns))
 

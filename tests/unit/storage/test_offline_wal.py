@@ -150,8 +150,20 @@ def test_salvage_and_repair_bring_a_damaged_log_back(
 def test_salvage_makes_a_lost_format_anew(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (state / "FORMAT").unlink()
     assert run(capsys, "verify", "--state", state)[0] == 65
-    assert run(capsys, "salvage", "--state", state)[0] == 0
+    code, out, err = run(capsys, "salvage", "--state", state)
+    assert (code, out) == (0, "nothing else is damaged, only FORMAT was changed\n")
+    assert "FORMAT is missing; made anew" in err
     assert run(capsys, "verify", "--state", state)[0] == 0
+    code, out, err = run(capsys, "salvage", "--state", state)
+    assert (code, out, err) == (0, "nothing is damaged, nothing was changed\n", "")
+
+
+def test_an_option_that_a_verb_has_not_names_the_help_of_that_verb(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "repair", "--state", state, "--truncate-after", 3, "-y")
+    assert code == 64
+    assert err == "ckptctl: unrecognized arguments: -y\n  hint: see: ckptctl wal repair -h\n"
 
 
 def test_a_copy_without_its_empty_snap_is_read_and_starts(
