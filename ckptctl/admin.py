@@ -9,7 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckptctl import files, selectors, words
 from ckptctl.call import Call
@@ -26,6 +26,9 @@ from ckptd.protocol.messages import (
     Reloaded,
     Shutdown,
 )
+
+if TYPE_CHECKING:
+    import subprocess
 
 # --- daemon -----------------------------------------------------------------------------------
 
@@ -105,7 +108,11 @@ def daemon_reload(call: Call) -> int:
         return 0
     call.out(f"{key}: in force now" for key in found.applied)
     call.out(f"{key}: needs a restart of the daemon" for key in found.needs_restart)
-    if not (found.applied or found.needs_restart):
+    for key in found.kept:
+        name = key.removeprefix("groups.")
+        ways = f"`ckptctl group set {name}` or `ckptctl group rm {name}`"
+        call.out([f"{key}: stays as it is, set by a person or no longer in the file: {ways}"])
+    if not (found.applied or found.needs_restart or found.kept):
         call.note("nothing has changed")
     return 0
 
@@ -189,10 +196,7 @@ def config_check(call: Call) -> int:
 def _config_json(call: Call, path: str) -> int:
     code, said = 0, ""
     if path:
-        import subprocess  # noqa: PLC0415 (for this format only)
-
-        command = [sys.executable, "-P", "-m", "ckptd.host.config", "check", path]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = _host_config("check", path)
         code, said = done.returncode, done.stderr
     found = {"path": path or None, "ok": code == 0, "problems": said.splitlines() if code else []}
     call.out([json_text({"config": found})])
@@ -220,16 +224,35 @@ def config_diff(call: Call) -> int:
         if not call.is_for_people:
             call.out([json_text({"path": None, "changes": []})])
         return 0
-    wanted = _toml(path)
-    now = flat(found.config)
-    changes = [(key, now.get(key), value) for key, value in flat(wanted).items()]
-    changes = [(key, old, new) for key, old, new in changes if old != new]
+    now, wanted = flat(found.config), flat(_meaning(path))
+    pairs = [(key, now.get(key), wanted.get(key)) for key in wanted | now]
+    changes = [(key, old, new) for key, old, new in pairs if old != new]
     if not call.is_for_people:
         items = [{"key": key, "in_force": old, "in_file": new} for key, old, new in changes]
         call.out([json_text({"path": path, "changes": items})])
     else:
-        call.out(f"{key}: {old!r} in force, {new!r} in {path}" for key, old, new in changes)
+        for key, *values in changes:
+            old, new = ("nothing" if value is None else repr(value) for value in values)
+            call.out([f"{key}: {old} in force, {new} in {path}"])
     return 1 if changes else 0
+
+
+def _meaning(path: str) -> dict[str, Any]:
+    """Return what the daemon would make of a file: checked, with defaults for what is not in it."""
+    done = _host_config("show", path)
+    if done.returncode:
+        text, _, hint = done.stderr.rstrip().partition("\n  hint: ")
+        raise BadConfig(text, hint or f"ckptctl config check {path}")
+    return tomllib.loads(done.stdout)
+
+
+def _host_config(verb: str, path: str) -> "subprocess.CompletedProcess[str]":
+    import subprocess  # noqa: PLC0415 (for this alone)
+
+    command = [sys.executable, "-P", "-m", "ckptd.host.config", verb, path]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
 
 
 def _toml(path: str) -> dict[str, Any]:

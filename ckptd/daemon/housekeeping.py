@@ -17,7 +17,7 @@ from ckptd.daemon.echo import Echo
 from ckptd.daemon.ending import Ending
 from ckptd.daemon.engine import Engine
 from ckptd.daemon.inhibitor import Inhibitor
-from ckptd.daemon.policy import group_changes, policy_of
+from ckptd.daemon.policy import group_changes, kept_groups, policy_of
 from ckptd.daemon.readiness import Readiness
 from ckptd.daemon.requests import Requests
 from ckptd.daemon.snapshots import Snapshots
@@ -38,6 +38,7 @@ SLEEP_MAX_S = 60.0  # by the monotonic clock: that the other was set is noticed 
 STEP_NS_MIN = 1_000_000_000  # adjusting a clock bit by bit takes the monotonic one along
 SWEPT_PER_TURN = 100
 STATUS_EVERY_S = 1.0
+LOOK_AT_PATH_EVERY_S = 5.0  # in turns that happen anyway: nobody is woken for it
 
 
 class Life(msgspec.Struct):
@@ -86,6 +87,7 @@ class Housekeeping:
         self._spare_due_ns = 0
         self._watchdog_due_ns = 0
         self._status_due_ns = 0
+        self._path_due_ns = 0
         self._is_status_old = False  # something changed since the manager was told
         self._commits = 0
         self._turns = 0
@@ -130,6 +132,7 @@ class Housekeeping:
         return self._ending.is_over
 
     def _reload_by_signal(self) -> None:
+        self._path_due_ns = 0  # who has only signals left may have lost the socket
         with contextlib.suppress(BadConfig):  # the journal has it
             self.reload()
 
@@ -148,6 +151,9 @@ class Housekeeping:
         self._snapshots.step(self.config.wal.snapshot_every_bytes, mono_ns)
         self._sweep_some()
         self._keep_room(mono_ns, grown=grown)
+        if self.server is not None and mono_ns >= self._path_due_ns:
+            self._path_due_ns = mono_ns + int(LOOK_AT_PATH_EVERY_S * 1e9)
+            self.server.look_at_path()
         if self._readiness.look():
             self._tell_ready(mono_ns)
         if self.inhibitor is not None:
@@ -292,6 +298,8 @@ class Housekeeping:
             self.config = cfg.keep_fixed(self.config, new)
             self._engine.policy = policy_of(self.config)
             self._engine.stage(group_changes(self.config, self._engine.state))
+            kept = kept_groups(self.config, self._engine.state, applied)
+            applied = tuple(key for key in applied if key not in kept)
             self._journal.level = LEVELS[self.config.daemon.log_level]
         except BadConfig as bad:
             text = f"configuration refused, the old one stays: {bad.message}; {bad.hint}"
@@ -302,9 +310,10 @@ class Housekeeping:
                 self._notify.ready(self.status_line())
         text = f"configuration reloaded; applied: {', '.join(applied) or 'nothing new'}"
         text += f"; after a restart: {', '.join(waiting)}" if waiting else ""
+        text += f"; left as they are: {', '.join(kept)}" if kept else ""
         self._journal.event(Kind.DAEMON_RELOADED, text, INFO)
         self.tell_missing_groups()
-        return m.Reloaded(applied, waiting)
+        return m.Reloaded(applied, waiting, kept)
 
     def tell_missing_groups(self) -> None:
         """Warn of groups in [access] that give nobody a role, because there are none such."""

@@ -210,7 +210,7 @@ def make_run(path: str) -> None:
         DiskFull, Internal: the next start may do it.
     """
     try:
-        os.makedirs(path, mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
+        os.makedirs(path, mode=locations.run_mode(), exist_ok=True)
     except OSError as bad:
         if bad.errno in NO_ROOM:
             raise DiskFull(f"cannot make {path}: {bad.strerror}") from bad

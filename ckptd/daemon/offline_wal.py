@@ -7,8 +7,10 @@
     repair    --truncate-after LSN: drop what follows    keeps everything in quarantine/ first
     salvage   go on around the damage                    keeps everything in quarantine/ first
 
-It takes the lock, so it works while no daemon runs. Exit: 0 ok, 2 a daemon runs, 64 usage,
-65 the log is damaged, 78 no state directory. Read next: `ckptd/storage/recovery.py`.
+It takes the lock, so it works while no daemon runs; what reads only does so on a read-only mount,
+too. Exit: 0 ok, 2 a daemon runs, 64 usage, 65 the log is damaged, 70 the disk fails, 78 no state
+directory.
+Read next: `ckptd/storage/recovery.py`.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -29,9 +32,9 @@ from ckptd.daemon.engine import decode
 from ckptd.daemon.recovery import replay
 from ckptd.host import paths
 from ckptd.host.clock import Clock
-from ckptd.protocol.errors import CkptdError, Corrupt, Denied
+from ckptd.protocol.errors import BadRequest, CkptdError, Corrupt, Denied, Internal
 from ckptd.storage import examine, frame, rebuild, segment, snapshot, store
-from ckptd.storage.disk import RealDisk
+from ckptd.storage.disk import ReadOnlyDisk, RealDisk
 from ckptd.storage.store import Store
 
 Row = dict[str, Any]
@@ -50,7 +53,12 @@ def _complain(text: str, hint: str = "") -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:  # argparse would name the options of all verbs
+        _complain(
+            f"unrecognized arguments: {' '.join(unknown)}", f"see: ckptctl wal {args.verb} -h"
+        )
+        return BadRequest.exit_code
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
@@ -61,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return bad.exit_code
     except OSError as bad:
         _complain(f"{args.state}: {bad}")
-        return 74
+        return Internal.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +107,11 @@ def _show(args: argparse.Namespace, row: Row, lines: list[str]) -> None:
         print(msgspec.json.encode(row).decode())
 
 
+def _look_at(args: argparse.Namespace) -> Store:
+    """Open the store so that nothing in it is changed, also where nothing can be."""
+    return Store.open(args.state, ReadOnlyDisk(), create=False)
+
+
 def _judge(opened: Store, *, replays: bool = False) -> tuple[Row, Corrupt | None]:
     """Return what a start would find, and the reason for which it would refuse.
 
@@ -116,7 +129,7 @@ def _judge(opened: Store, *, replays: bool = False) -> tuple[Row, Corrupt | None
 
 
 def _status(args: argparse.Namespace) -> int:
-    opened = Store.open(args.state, create=False)
+    opened = _look_at(args)
     place = opened.place
     names, replaced = segment.newest_names(place.disk.names(place.wal_dir))
     report, bad = _judge(opened)
@@ -139,7 +152,7 @@ def _flat(value: Any) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    opened = Store.open(args.state, create=False)
+    opened = _look_at(args)
     findings = list(examine.examine(opened.place))
     report, bad = _judge(opened, replays=True)
     opened.close()
@@ -183,7 +196,7 @@ def state_option(state: str) -> str:
 
 
 def _dump(args: argparse.Namespace) -> int:
-    opened = Store.open(args.state, create=False)
+    opened = _look_at(args)
     for row in islice(_rows(opened, args.since), args.limit or None):
         print(msgspec.json.encode(row).decode())
     _, bad = _judge(opened)
@@ -218,11 +231,10 @@ def _readable(record: AnyRecord) -> Row:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    opened = Store.open(args.state, create=False)
-    found = opened.recover()
-    replayed = replay(found.chunks(), found.frames())
+    with closing(_look_at(args)) as opened:
+        found = opened.recover()
+        replayed = replay(found.chunks(), found.frames())
     state = replayed.state
-    opened.close()
     row = {
         "snapshot_lsn": found.snapshot_lsn,
         "last_lsn": found.last_lsn,
@@ -246,15 +258,20 @@ def _repair(args: argparse.Namespace) -> int:
 
 
 def _salvage(args: argparse.Namespace) -> int:
+    is_new = False
     try:
         opened = Store.open(args.state, create=False)
     except Corrupt as bad:
-        print(f"{bad.message}; made anew from the segments' headers", file=sys.stderr)
         store.restore_format(RealDisk(), args.state)
+        is_new = True
+        print(f"{bad.message}; made anew from the segments' headers", file=sys.stderr)
         opened = Store.open(args.state, create=False)
     if _is_sound(opened):
         opened.close()
-        _show(args, {"damaged": False}, ["nothing is damaged, nothing was changed"])
+        untouched = "nothing else is damaged" if is_new else "nothing is damaged"
+        what = "only FORMAT" if is_new else "nothing"
+        row = {"damaged": False, "format_restored": is_new}
+        _show(args, row, [f"{untouched}, {what} was changed"])
         return 0
     return _mended(args, opened, rebuild.salvage(opened.place, Clock().now().at_ns))
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections.abc import Iterable
 
 from ckptd.core.policy import Policy, Rules
 from ckptd.core.records import GroupChanged
@@ -57,6 +58,21 @@ def group_changes(config: Config, state: State) -> list[GroupChanged]:
             paused = known.paused if known is not None else False
             changes.append(GroupChanged(name, wanted.parallel, paused))
     return changes
+
+
+def kept_groups(config: Config, state: State, keys: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the changed keys whose group stays as it is.
+
+    It is no longer in the file, which removes none, or a person has set it.
+    """
+    kept = []
+    for key in keys:
+        table, _, name = key.partition(".")
+        known = state.groups.get(name) if table == "groups" else None
+        wanted = config.groups.get(name)
+        if known is not None and (wanted is None or wanted.parallel != known.parallel):
+            kept.append(key)
+    return tuple(kept)
 
 
 def _active_max() -> int:

@@ -25,6 +25,7 @@ from ckptd.units.bus import system_bus, user_bus
 
 KERNEL_MIN = (5, 3)  # pidfd_open(2)
 LOG_FIRST = "it would end at once: mend the log first, see `log` below"
+MUTE_FIRST = "one that answers nobody holds the store: see `lock` below"
 _UNIX = "unix:path="
 
 
@@ -85,7 +86,8 @@ def daemon(place: Place) -> Iterator[Finding]:
     elif place.systemd.is_asleep:
         yield ok("daemon", f"sleeps: systemd listens at {path} and starts it at the next request")
     elif not os.path.exists(path):
-        yield warn("daemon", f"there is none: nothing at {path}", start_by(place))
+        none = "none answers" if place.mute else "there is none"
+        yield warn("daemon", f"{none}: nothing at {path}", start_by(place))
     elif not os.access(path, os.W_OK):
         yield bad("daemon", f"you may not use {path}", _way_in(place))
     elif tools.connects(path) is False:
@@ -101,6 +103,8 @@ def daemon(place: Place) -> Iterator[Finding]:
 
 def start_by(place: Place) -> str:
     """Return how this daemon is started, and what is to be done before."""
+    if place.mute:
+        return MUTE_FIRST
     if not place.would_start:
         return LOG_FIRST
     if place.systemd.service.get("LoadState") == "loaded":

@@ -133,12 +133,23 @@ def lock(place: Place) -> Iterator[Finding]:
         if place.heard.pong is not None:
             yield ok("lock", "held by the daemon")
         else:
-            text = f"{path} is held, but no daemon answers"
-            yield warn("lock", text, f"who is it? fuser {path}")
+            yield _mute(place, path)
     except OSError as wrong:
         yield warn("lock", f"{path}: {wrong.strerror}", f"what is it? ls -l {path}")
     else:
         yield ok("lock", "free")
+
+
+def _mute(place: Place, path: str) -> Finding:
+    """Return what is to be done with a holder that nobody can ask: its socket may be gone."""
+    pid = place.mute
+    text = f"{path} is held{f' by pid {pid}' if pid else ''}, but no daemon answers"
+    if place.is_of_unit and pid == place.pid:
+        return warn("lock", text, f"{place.systemd.command} restart ckptd; tasks live on")
+    look = f"ps -fp {pid}" if pid else f"fuser -v {path}"
+    who = pid or "PID"
+    ways = f"`kill -HUP {who}` makes its socket anew, else kill {who}, start it again"
+    return warn("lock", text, f"who is it? {look}; a daemon: {ways}; tasks live on")
 
 
 def log(place: Place) -> Iterator[Finding]:

@@ -11,11 +11,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 from ckptd.daemon.recovery import replay
-from ckptd.protocol.errors import Busy, CkptdError, Corrupt
+from ckptd.protocol.errors import Busy, CkptdError
 from ckptd.storage import segment, snapshot
+from ckptd.storage.disk import ReadOnlyDisk
 from ckptd.storage.recovery import RecoveryReport
 from ckptd.storage.segment import Place
 from ckptd.storage.store import Store
+from ckptd.storage.wal import WalFailed
 
 READ_BYTES_MAX = 512 << 20  # a second or two of checking, where the disk gives it
 REPLAY_BYTES_MAX = 128 << 20  # some seconds; by default a snapshot is due every 64 MiB
@@ -51,7 +53,7 @@ class Log:
         if "LOCK" not in names:
             return Seen(unread="nothing can be locked: LOCK is missing, the next start makes it")
         try:
-            opened = Store.open(self._state, create=False, has_threads=False)
+            opened = Store.open(self._state, ReadOnlyDisk(), create=False, has_threads=False)
         except Busy:
             return None
         except CkptdError as refused:
@@ -80,7 +82,7 @@ def _seen(opened: Store) -> Seen:
     except CkptdError as refused:
         return Seen(refusal=refused)
     except OSError as bad:
-        return Seen(refusal=Corrupt(f"it cannot be read: {bad}", "look at the disk: dmesg"))
+        return Seen(refusal=WalFailed(f"it cannot be read: {bad}", "look at the disk: dmesg"))
     return Seen(found.report, is_replayed)
 
 

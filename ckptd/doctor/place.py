@@ -17,6 +17,7 @@ from ckptd.doctor.log import Log
 from ckptd.host import config, paths
 from ckptd.protocol.errors import CkptdError, Denied
 from ckptd.protocol.messages import DaemonStatus, Empty, Pong
+from ckptd.storage.store import holder_of
 
 ANSWER_S = 3.0
 SERVICE, SOCKET = "ckptd.service", "ckptd.socket"
@@ -117,6 +118,12 @@ class Place(msgspec.Struct, frozen=True):
         if self.heard.pong is not None:
             return self.heard.pong.pid
         return int(self.systemd.service.get("MainPID", "0") or 0)
+
+    @property
+    def mute(self) -> int:
+        """Return the pid of what holds the store and answers nobody, 0 where none is known."""
+        is_mute = self.is_ours and self.heard.pong is None
+        return holder_of(self.paths.state) if is_mute else 0
 
     @property
     def is_of_unit(self) -> bool:

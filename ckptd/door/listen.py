@@ -8,6 +8,7 @@ libzmq gets it ready-made on every path (ZMQ_USE_FD), so it neither binds nor re
 | a daemon, kept | `ctl.INODE` | yes, until `systemctl stop`  | who binds there next       |
 | a daemon alone | none        | no: bound anew               | that daemon at its end     |
 
+The last one binds again where its path goes while it runs: nothing else holds the old socket.
 INODE is that of the path: a socket whose path was replaced meanwhile hears nobody any more.
 Requests that come while no daemon runs wait in the socket's queue. Invariant: what others own is
 never unlinked. Source: sd_listen_fds(3), sd_pid_notify_with_fds(3). Read next: `server.py`.
@@ -81,6 +82,21 @@ class Listening:
         """Return another descriptor of the same socket, for libzmq to close."""
         return os.dup(self._socket.fileno())
 
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether nobody can find our socket any more: its path was removed or replaced.
+
+        One that the service manager keeps or gave is never lost: it would hold the wrong one.
+        """
+        return self.is_ours and not self.is_kept and _inode(self.path) != self._inode
+
+    def renew(self, ipc: Ipc, journal: Journal) -> None:
+        """Bind anew. Raises what `listen` raises, and the socket stays as it was."""
+        new = _bind(self.path, ipc, journal)
+        new.setblocking(False)
+        self._socket.close()
+        self._socket, self._inode = new, _inode(self.path)
+
     def close(self) -> None:
         """Let go. The path goes with it only where nobody else has the socket."""
         self._socket.close()
@@ -140,18 +156,20 @@ def clear_path(path: str) -> None:
             f"socket path of {size} bytes is over {paths.SOCKET_PATH_BYTES_MAX}: {path}",
             "set a shorter daemon.run_dir",
         )
-    # 0711: tasks reach their notify sockets below without seeing each other's names.
-    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    os.makedirs(os.path.dirname(path), mode=paths.run_mode(), exist_ok=True)
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise Internal(f"{path} is in the way and no socket; it was left alone", "move it")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)  # one whose queue is full would keep us waiting
             probe.connect(path)
     except FileNotFoundError:
         return
     except ConnectionRefusedError:
         os.unlink(path)
         return
+    except BlockingIOError:
+        pass  # somebody listens, and has no time
     except OSError as error:
         raise Internal(f"cannot use {path}: {error.strerror}", "remove it") from error
     raise Busy(f"another process answers at {path}", "stop it, or set another daemon.run_dir")

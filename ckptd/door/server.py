@@ -89,7 +89,9 @@ class Server:
     def __init__(self, listening: Listening, ipc: Ipc, journal: Journal) -> None:
         """Start to serve. Raises Internal where libzmq does not take the socket."""
         self._journal = journal
+        self._ipc = ipc
         self._listening = listening
+        self._is_unheard = False  # the path is lost, and could not be had again
         self._peers: dict[str, Peer] = {}
         self._unread = Unread()
         self.counters: Counter[str] = Counter()
@@ -106,13 +108,41 @@ class Server:
         self.access = Access(os.geteuid(), group_of(ipc))
         self._door = Doorkeeper(self._socket, guard, self.access, journal)
         self._door.start()
-        self._socket.setsockopt(zmq.USE_FD, listening.copy())
         try:
-            self._socket.bind(f"ipc://{listening.path}")
-        except zmq.ZMQError as error:
+            self._serve()
+        except Internal:
             self.close()
-            raise Internal(f"cannot serve {listening.path}: {error.strerror}") from error
+            raise
         self._fd = int(self._socket.getsockopt(zmq.FD))
+
+    def _serve(self) -> None:
+        """Have libzmq take connections from the listening socket. Raises Internal."""
+        path = self._listening.path
+        self._socket.setsockopt(zmq.USE_FD, self._listening.copy())
+        try:
+            self._socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:
+            raise Internal(f"cannot serve {path}: {error.strerror}") from error
+
+    def look_at_path(self) -> None:
+        """Bind again where a cleaner of /tmp or a logout took the path away.
+
+        libzmq keeps the old socket: without it, those who are connected would be cut off.
+        """
+        if not self._listening.is_lost:
+            return
+        path = self._listening.path
+        try:
+            self._listening.renew(self._ipc, self._journal)
+            self._serve()
+        except (OSError, CkptdError) as wrong:
+            if not self._is_unheard:
+                self._journal.note(f"{path} is gone, nobody can reach us: {wrong}", ERROR)
+            self._is_unheard = True
+            return
+        self._is_unheard = False
+        text = f"{path} had been removed: made again; what else lay there comes with a restart"
+        self._journal.note(text, WARNING)
 
     def fileno(self) -> int:
         """Return the descriptor to poll. It is edge-triggered: ask `pending` before you sleep."""

@@ -43,6 +43,11 @@ def resolve(uid: int, env: Mapping[str, str], *, state_dir: str = "", run_dir: s
     return Paths(state=state, run=run, socket=os.path.join(run, SOCKET_NAME))
 
 
+def run_mode() -> int:
+    """Return the rights of the runtime directory; tasks of all users pass through root's."""
+    return 0o755 if os.geteuid() == 0 else 0o700
+
+
 def check_run(run: str, where: str = "") -> None:
     """Raise BadConfig for a directory in which no socket of a task could be bound.
 

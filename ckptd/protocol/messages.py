@@ -561,10 +561,11 @@ class Shutdown(Message, frozen=True):
 
 
 class Reloaded(Answer, frozen=True):
-    """Which keys took effect, and which wait for a restart."""
+    """Which keys took effect, which wait for a restart, and which groups stay as they are."""
 
     applied: tuple[str, ...]
     needs_restart: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 class EffectiveConfig(Answer, frozen=True):

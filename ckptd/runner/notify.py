@@ -23,6 +23,7 @@ DATAGRAM_BYTES_MAX = 4_096
 DATAGRAMS_PER_TURN_MAX = 32  # of one task; the rest waits its turn in the socket
 TEXT_CHARS_MAX = 200
 _SO_PASSRIGHTS = 83  # Source: asm-generic/socket.h, Linux 6.16
+_DIRECTORY_MODE = 0o711  # tasks of all users pass through
 _PATH_BYTES_MAX = 107  # Source: unix(7), sun_path
 _NUMBER_MAX = 1e15
 
@@ -98,7 +99,7 @@ class Hints:
 
     def __init__(self, directory: str, watch: Watch) -> None:
         os.makedirs(directory, exist_ok=True)
-        os.chmod(directory, 0o711)  # noqa: S103  (tasks of all users pass through)
+        os.chmod(directory, _DIRECTORY_MODE)
         self._directory = directory
         self._watch = watch
         self._all: set[Listener] = set()
@@ -113,6 +114,9 @@ class Hints:
         self._all.add(one)
         path = f"{self._directory}/{task}.sock"
         if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
+            with contextlib.suppress(OSError):  # it is there, but where all of RUN was removed
+                os.mkdir(self._directory)
+                os.chmod(self._directory, _DIRECTORY_MODE)
             one.socket = _bound(path, uid)
         if one.socket is not None:
             one.path = path

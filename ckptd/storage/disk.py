@@ -8,8 +8,11 @@ the disk holds (Source: "Can Applications Recover from fsync Failures?", ATC 202
 Read next: `frame.py`.
 """
 
+import contextlib
+import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from typing import Protocol
 
 Bytes = bytes | bytearray | memoryview
@@ -228,13 +231,7 @@ class RealDisk:
     def lock(self, path: str) -> File:
         """Take the exclusive lock, creating the file. Raises BlockingIOError where it is held."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(path, flags, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(fd)
-            raise
-        return RealFile(fd)
+        return _locked(os.open(path, flags, 0o600))
 
     def free_bytes(self, path: str) -> int:
         """Return what the file system would still let us write."""
@@ -244,3 +241,56 @@ class RealDisk:
     def random_bytes(self, count: int) -> bytes:
         """Return bytes that nobody else has."""
         return os.urandom(count)
+
+
+def _locked(fd: int) -> File:
+    """Return the file once its lock is ours. Raises BlockingIOError where it is held."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return RealFile(fd)
+
+
+class ReadOnlyDisk(RealDisk):
+    """The same for those who only look: nothing is made, also not where nothing can be written.
+
+    Of a backup or a file system that is mounted read-only nothing is left to be synced.
+    """
+
+    def open(self, path: str, *, write: bool = False) -> File:  # noqa: ARG002 (the port)
+        """Open a file for reading, whatever is asked; that is enough to sync it."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        return _ReadFile(os.open(path, flags))
+
+    def sync_dir(self, path: str) -> None:
+        """Durable: the names in this directory, where it can be written to at all."""
+        with _nothing_to_sync():
+            super().sync_dir(path)
+
+    def lock(self, path: str) -> File:
+        """Take the exclusive lock where there is a file for it; a copy may have none."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return RealFile(-1)
+        return _locked(fd)
+
+
+class _ReadFile(RealFile):
+    __slots__ = ()
+
+    def sync(self) -> None:
+        with _nothing_to_sync():
+            super().sync()
+
+
+@contextlib.contextmanager
+def _nothing_to_sync() -> Iterator[None]:
+    """Pass over a sync that a file system refuses because it is read-only."""
+    try:
+        yield
+    except OSError as bad:
+        if bad.errno not in {errno.EROFS, errno.EINVAL}:
+            raise

@@ -228,6 +228,7 @@ def _keep_all(place: Place, label: str) -> str:
     disk, target = place.disk, f"{place.quarantine_dir}/{label}"
     disk.make_dir(target, 0o700)
     have = disk.names(target)
+    disk.make_dir(place.snap_dir, 0o700)
     for directory in (place.wal_dir, place.snap_dir):
         for name in disk.names(directory):
             if name not in have and not name.startswith("spare"):

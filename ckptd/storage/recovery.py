@@ -68,10 +68,10 @@ class Recovery:
         self._on_progress = on_progress
         self.bad_snapshots: list[str] = []
         place.disk.sync_dir(place.wal_dir)
-        place.disk.sync_dir(place.snap_dir)
         names, self.replaced = segment.newest_names(place.disk.names(place.wal_dir))
         if not names:
             raise Corrupt(f"there is no segment in {place.wal_dir}, the log is gone", LOOK)
+        self._look_for_snapshots(names[0].first_lsn)
         self._distrust_cache(names[-1])
         self._snapshot = self._find_snapshot()
         self.segments, self.tail = self._judge(names)
@@ -151,6 +151,18 @@ class Recovery:
             file.drop_cache()
         finally:
             file.close()
+
+    def _look_for_snapshots(self, first_lsn: int) -> None:
+        """Bear that `snap/` is missing where nothing was in it that the log has not.
+
+        Copies by rsync, git or zip may leave empty directories out. Raises Corrupt.
+        """
+        place = self._place
+        if "snap" in place.disk.names(place.root):
+            place.disk.sync_dir(place.snap_dir)
+        elif first_lsn > 1:
+            text = f"{place.snap_dir} is missing, and the log begins only at LSN {first_lsn}"
+            raise Corrupt(text, LOOK)
 
     def _find_snapshot(self) -> Snapshot | None:
         """Return the newest snapshot that checks; say so loudly where a newer one does not."""

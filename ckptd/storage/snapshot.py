@@ -70,8 +70,12 @@ def name_of(lsn: int) -> str:
 
 
 def listed(disk: Disk, snap_dir: str) -> list[int]:
-    """Return the LSNs of the snapshots in the directory, oldest first."""
-    return [lsn for text in disk.names(snap_dir) if (lsn := parse_name(text)) is not None]
+    """Return the LSNs of the snapshots in the directory, oldest first; none where it is missing."""
+    try:
+        names = disk.names(snap_dir)
+    except FileNotFoundError:  # `Recovery` judges whether that can be
+        return []
+    return [lsn for text in names if (lsn := parse_name(text)) is not None]
 
 
 def verify(place: Place, path: str, lsn: int) -> Snapshot:

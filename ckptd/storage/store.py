@@ -107,11 +107,23 @@ class Store:
             WalFailed: the disk failed; end the process.
         """
         self.reign = Reign(epoch, boot_id, at_ns)
+        self._make_snap_dir()
         found, segments, file = copy_forward(self.place, recovery, self.reign)
         recovery.report.warnings += found
         self.wal = Wal(self.place, self.reign, self._background, segments, file, recovery.kept)
         self.wal.prepare_spare()
         return self.wal
+
+    def _make_snap_dir(self) -> None:
+        """Make `snap/` where a copy of the store left it out, empty as it was."""
+        place = self.place
+        if "snap" in place.disk.names(place.root):
+            return
+        try:
+            place.disk.make_dir(place.snap_dir, 0o700)
+            place.disk.sync_dir(place.root)
+        except OSError as bad:
+            raise _unusable(place.root, bad) from bad
 
     def begin_snapshot(self, lsn: int, at_ns: int = 0) -> SnapshotWriter:
         """Begin a snapshot of the State at `lsn`, which must be durable."""
@@ -167,29 +179,31 @@ def _lock(disk: Disk, root: str, *, create: bool) -> File:
             raise BadConfig(f"{root} is no state directory of ckptd: it has no FORMAT")
         return disk.lock(f"{root}/LOCK")
     except BlockingIOError as bad:
-        holder = _holder(f"{root}/LOCK")
+        pid = holder_of(root)
+        holder = f"pid {pid}" if pid else "another process"
         raise Busy(
-            f"{root} is in use: {holder or 'another process'} holds {root}/LOCK",
-            "the daemon: `systemctl stop ckptd.socket ckptd`, your own: `ckptctl daemon shutdown`"
-            " (tasks live on); else wait until it ends",
+            f"{root} is in use: {holder} holds {root}/LOCK",
+            "the daemon: `systemctl stop ckptd.socket ckptd`, your own: `ckptctl daemon shutdown`,"
+            f" or where no daemon answers `kill {pid or 'PID'}` (tasks live on);"
+            " else wait until it ends",
         ) from bad
     except OSError as bad:
         raise _unusable(root, bad) from bad
 
 
-def _holder(path: str) -> str:
-    """Return `pid N` of the process that holds the lock, as far as the kernel tells it, else "".
+def holder_of(root: str) -> int:
+    """Return the pid of the process that holds a store, as far as the kernel tells it, else 0.
 
     1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
     """
     with contextlib.suppress(OSError, ValueError):
-        inode = str(os.stat(path).st_ino)
+        inode = str(os.stat(f"{root}/LOCK").st_ino)
         with open("/proc/locks", encoding="ascii") as table:
             for line in table:
                 words = line.split()
                 if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
-                    return f"pid {words[4]}" if int(words[4]) > 0 else ""
-    return ""
+                    return max(0, int(words[4]))
+    return 0
 
 
 def _unusable(root: str, bad: OSError) -> CkptdError:
@@ -207,8 +221,10 @@ def _read_format(disk: Disk, root: str) -> bytes | None:
 
     Durable: the name of FORMAT.
     """
-    if "FORMAT" not in disk.names(root):
+    names = disk.names(root)
+    if "FORMAT" not in names:
         return None
+    _need_log(root, names)
     disk.sync_dir(root)  # Crash: its maker may have died between the rename and this
     file = disk.open(f"{root}/FORMAT")
     try:
@@ -223,6 +239,12 @@ def _read_format(disk: Disk, root: str) -> bytes | None:
     except (ValueError, KeyError, TypeError) as bad:
         raise Corrupt(f"{root}/FORMAT does not check: {data[:80]!r}", LOOK) from bad
     return store
+
+
+def _need_log(root: str, names: list[str]) -> None:
+    """Raise Corrupt where the log of a store is gone; another would forget all tasks."""
+    if "wal" not in names:
+        raise Corrupt(f"{root}/wal is missing, the log is gone", "look for it, or for a copy of it")
 
 
 def _create(disk: Disk, root: str, segment_bytes: int) -> bytes:
@@ -256,13 +278,14 @@ def _write_format(disk: Disk, root: str, store: bytes) -> None:
 def restore_format(disk: Disk, path: str) -> None:
     """Make FORMAT anew from the headers of the segments; the damaged one is kept beside it.
 
-    Durable: the new FORMAT. Raises Corrupt where the headers do not agree on one store.
+    Durable: the new FORMAT. Raises Corrupt where there is no log, or its headers do not agree.
     """
     root = path.rstrip("/")
     lock = _lock(disk, root, create=True)
     try:
+        _need_log(root, names := disk.names(root))
         store = store_id_from_headers(Place(disk, root, b""))
-        if "FORMAT" in disk.names(root):
+        if "FORMAT" in names:
             disk.rename(f"{root}/FORMAT", f"{root}/quarantine/FORMAT.bad")
         _write_format(disk, root, store)
     finally:

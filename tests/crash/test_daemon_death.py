@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,3 +240,21 @@ def test_an_orderly_stop_leaves_tasks_alone(daemon: LiveDaemon) -> None:
     assert daemon.row(task)["pid"] == pid
     (daemon.work / "go").touch()
     assert daemon.wait_phase(task, "succeeded", "failed")["attempt"] == 1
+
+
+def test_a_daemon_whose_runtime_directory_was_removed_makes_it_and_its_socket_again(
+    daemon: LiveDaemon,
+) -> None:
+    follower = daemon.spawn_ctl("events", "-f")  # it stays connected to the old socket
+    until(lambda: daemon.connections() > 0)
+    mode = daemon.run.stat().st_mode
+    shutil.rmtree(daemon.run)
+    os.kill(daemon.pid, signal.SIGHUP)  # an idle daemon is not woken for a look
+    until((daemon.run / "ctl.sock").exists)
+
+    task = daemon.submit("sh", "-c", 'test -S "$NOTIFY_SOCKET"')
+    daemon.wait_phase(task, "succeeded")
+
+    assert daemon.run.stat().st_mode == mode
+    assert follower.poll() is None
+    assert "had been removed: made again" in daemon.log.read_text()

@@ -118,6 +118,9 @@ class SimServer:
         self._network.on_reply(frame)
         self._network.tell(incoming.identity, frame)
 
+    def look_at_path(self) -> None:
+        pass
+
     def stats(self) -> dict[str, int]:
         return {"replies": self.replies}
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ckptctl.admin import configured_state_dir, stop_command
@@ -10,6 +11,7 @@ from ckptctl.events import TYPES
 from ckptctl.refusals import out_of_range
 from ckptctl.words import state_text
 from ckptd.core.records import Record
+from ckptd.host import config
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import BadRequest, ErrorReply, NotFound
 from tests.unit.ctl.conftest import Scripted, ctl, ctl_on_terminal
@@ -145,6 +147,27 @@ def test_a_configuration_is_checked_in_json(scripted: Scripted, short_dir: Path)
     found = json.loads(out)["config"]
     assert (code, found["ok"]) == (78, False)
     assert "daemon.run_dir has 108 bytes, over 87" in found["problems"][0]
+
+
+def test_a_diff_tells_keys_that_the_file_says_nothing_of_any_more(
+    scripted: Scripted, short_dir: Path
+) -> None:
+    file = short_dir / "ckptd.toml"
+    file.write_text("[task]\nretries = 2\n")
+    began = msgspec.to_builtins(config.load(str(file)))
+    began["daemon"]["state_dir"] = "/srv/ckptd"
+    began["groups"]["big"] = {"parallel": 3}
+    endpoint = scripted({"config": lambda _: m.EffectiveConfig(str(file), began)}).endpoint
+    code, out, _ = ctl(endpoint, "config", "diff")
+    assert code == 1
+    assert out.splitlines() == [
+        f"daemon.state_dir: '/srv/ckptd' in force, '' in {file}",
+        f"groups.big.parallel: 3 in force, nothing in {file}",
+    ]
+    file.write_text("[task]\nretreis = 2\n")
+    code, _, err = ctl(endpoint, "config", "diff")
+    assert code == 78
+    assert "unknown key task.retreis" in err
 
 
 @pytest.mark.parametrize("verb", ["check", "diff"])

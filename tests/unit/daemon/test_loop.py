@@ -72,6 +72,9 @@ class Door:
         told = msgspec.json.decode(reply.result)
         self.told[request.request_id] = told, durable(self.disk)
 
+    def look_at_path(self) -> None:
+        pass
+
     def stats(self) -> dict[str, int]:
         return {}
 

@@ -73,6 +73,15 @@ def test_a_socket_that_nobody_listens_to_means_no_daemon(daemon: LiveDaemon) -> 
     assert "left over" in found["daemon"]["text"]
 
 
+def test_a_daemon_whose_socket_was_removed_is_found_by_its_lock(daemon: LiveDaemon) -> None:
+    (daemon.run / "ctl.sock").unlink()
+    _, found = examine("--config", str(daemon.config))
+    assert "none answers" in found["daemon"]["text"]
+    assert "see `lock`" in found["daemon"]["advice"]
+    assert f"held by pid {daemon.pid}, but no daemon answers" in found["lock"]["text"]
+    assert f"kill {daemon.pid}, start it again; tasks live on" in found["lock"]["advice"]
+
+
 def test_a_daemon_that_does_not_answer_is_bad_and_another_endpoint_is_looked_at(
     config: Path,
 ) -> None:

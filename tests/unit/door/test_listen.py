@@ -5,6 +5,7 @@ The service manager here is a real socket that takes descriptors, as PID 1 does.
 
 import io
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -116,6 +117,27 @@ def test_a_socket_left_behind_is_replaced_and_a_live_one_is_not(directory: str) 
     with pytest.raises(Internal, match="in the way"):
         clear_path(path)
     assert Path(path).read_text() == "no socket"
+
+
+def test_a_path_that_was_removed_is_bound_again_and_one_that_is_kept_never(
+    directory: str,
+) -> None:
+    path = f"{directory}/run/ctl.sock"
+    listening = listen(path, IPC, [], journal())
+    assert not listening.is_lost
+    shutil.rmtree(f"{directory}/run")
+    assert listening.is_lost
+    listening.renew(IPC, journal())
+    assert not listening.is_lost
+    assert serves(listening)
+    Path(path).unlink()
+    with systemd_socket(path):  # somebody else's now
+        with pytest.raises(Busy):
+            listening.renew(IPC, journal())
+        assert listening.is_lost
+        listening.is_kept = True
+        assert not listening.is_lost
+    listening.close()
 
 
 def test_a_path_that_does_not_fit_a_socket_address_says_so() -> None:

@@ -1,6 +1,11 @@
 """The offline tool on a real directory, verb by verb."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -8,6 +13,7 @@ import pytest
 
 from ckptd.core.records import AnyRecord, DaemonStarted, DaemonStopped, EnvStored, GroupChanged
 from ckptd.daemon.offline_wal import main
+from ckptd.protocol.errors import Corrupt
 from ckptd.storage.store import Store
 
 
@@ -74,6 +80,26 @@ def test_reading_verbs_change_nothing(state: Path, capsys: pytest.CaptureFixture
     assert before == {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_reading_verbs_work_where_nothing_can_be_written(state: Path) -> None:
+    here = shlex.quote(str(state))
+    mounts = f"mount --bind {here} {here} && mount -o remount,bind,ro {here}"
+    for verb in ("status", "verify", "dump", "replay"):
+        look = f"{sys.executable} -m ckptd.daemon.offline_wal {verb} --state {here}"
+        command = ["unshare", "--mount", "sh", "-c", f"{mounts} && exec {look}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_reading_verbs_make_no_lock_in_a_copy_that_has_none(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (state / "LOCK").unlink()
+    for verb in ("status", "verify", "dump", "replay"):
+        assert run(capsys, verb, "--state", state)[0] == 0
+    assert not (state / "LOCK").exists()
+
+
 def test_a_flipped_bit_is_named(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(segment_of(state), 4300, 6)
     code, out, _ = run(capsys, "verify", "--state", state)
@@ -124,8 +150,67 @@ def test_salvage_and_repair_bring_a_damaged_log_back(
 def test_salvage_makes_a_lost_format_anew(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (state / "FORMAT").unlink()
     assert run(capsys, "verify", "--state", state)[0] == 65
+    code, out, err = run(capsys, "salvage", "--state", state)
+    assert (code, out) == (0, "nothing else is damaged, only FORMAT was changed\n")
+    assert "FORMAT is missing; made anew" in err
+    assert run(capsys, "verify", "--state", state)[0] == 0
+    code, out, err = run(capsys, "salvage", "--state", state)
+    assert (code, out, err) == (0, "nothing is damaged, nothing was changed\n", "")
+
+
+def test_an_option_that_a_verb_has_not_names_the_help_of_that_verb(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "repair", "--state", state, "--truncate-after", 3, "-y")
+    assert code == 64
+    assert err == "ckptctl: unrecognized arguments: -y\n  hint: see: ckptctl wal repair -h\n"
+
+
+def test_a_copy_without_its_empty_snap_is_read_and_starts(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (state / "snap").rmdir()
+    for verb in ("status", "verify", "dump", "replay"):
+        assert run(capsys, verb, "--state", state)[0] == 0
+    assert not (state / "snap").exists()  # they only read
+    store = Store.open(str(state))
+    store.arm(store.recover(), epoch=2, boot_id="b", at_ns=1)
+    store.close()
+    assert (state / "snap").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_log_that_needs_its_lost_snapshot_is_damaged_and_can_be_salvaged(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(str(state), segment_bytes=1 << 20)
+    wal = store.arm(store.recover(), epoch=2, boot_id="b", at_ns=1)
+    for n in range(3):  # more than a segment
+        wal.append(encode([EnvStored(bytes([n]), msgspec.msgpack.encode("x" * 600_000))]), 1)
+        wal.sync()
+    store.close()
+    min((state / "wal").glob("*.wal")).unlink()
+    (state / "snap").rmdir()
+    for verb in ("status", "verify", "dump", "replay"):
+        code, out, err = run(capsys, verb, "--state", state)
+        assert code == 65
+        assert f"{state}/snap is missing, and the log begins only at LSN" in out + err
     assert run(capsys, "salvage", "--state", state)[0] == 0
     assert run(capsys, "verify", "--state", state)[0] == 0
+
+
+def test_a_log_that_is_gone_is_told_alike_by_all_and_never_made_anew(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(state / "wal")
+    for verb in ("status", "verify", "dump", "replay", "salvage"):
+        code, _, err = run(capsys, verb, "--state", state)
+        assert (code, err.partition("\n")[0]) == (
+            65,
+            f"ckptctl: {state}/wal is missing, the log is gone",
+        )
+    with pytest.raises(Corrupt, match="the log is gone"):
+        Store.open(str(state))
+    assert not (state / "wal").exists()
 
 
 def test_a_running_daemon_a_wrong_directory_and_a_wrong_word_have_their_own_codes(
