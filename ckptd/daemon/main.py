@@ -67,6 +67,7 @@ from ckptd.storage.frame import Frame
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.store import Store
 from ckptd.storage.wal import NO_ROOM, WalFailed
+from ckptd.units.original import living_unit
 
 _NO_PLACE: Final = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP,
@@ -316,7 +317,9 @@ def check_is_alone(base: Base, state: State) -> None:
     tasks = [task for number in state.active if (task := state.tasks.get(number))]
     runs = [(task.id, task.run) for task in tasks if task.run is not None]
     started = {(task, run.attempt): (run.shim, run.pid) for task, run in runs if run.shim}
-    found = living(base.paths.state, base.boot_id, started)
+    found = living(base.paths.state, base.boot_id, started) or living_unit(
+        base.paths.state, base.boot_id
+    )
     if found is not None:
         raise Busy(
             f"{base.paths.state} is a copy of a store whose tasks still run on this machine: task"

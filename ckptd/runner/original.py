@@ -3,6 +3,7 @@
 A backup that is restored beside the running original has its claims, and the pids in them live. A
 daemon that took them for its own would follow, stop and kill what another store's tasks are, and
 run them a second time. So it asks here before it changes anything, and does not start.
+The same for units is `ckptd/units/original.py`.
 Read next: `attempt.py`, where a claim is described.
 """
 
