@@ -12,8 +12,9 @@ import faulthandler
 import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -22,6 +23,7 @@ from ckptd import streams
 from ckptd.core.plan import Adopt, adoption
 from ckptd.core.port import Runner
 from ckptd.core.records import AnyRecord, DaemonStarted
+from ckptd.core.state import State
 from ckptd.daemon.echo import Echo
 from ckptd.daemon.ending import Ending
 from ckptd.daemon.engine import Engine
@@ -57,13 +59,15 @@ from ckptd.host.journal import (
 )
 from ckptd.host.notify import Notify
 from ckptd.host.wake import Wake
-from ckptd.protocol.errors import BadConfig, CkptdError, Corrupt, DiskFull, Internal
+from ckptd.protocol.errors import BadConfig, Busy, CkptdError, Corrupt, DiskFull, Internal
 from ckptd.protocol.version import VERSION
+from ckptd.runner.original import living
 from ckptd.storage.disk import RealDisk
 from ckptd.storage.frame import Frame
 from ckptd.storage.recovery import Recovery
 from ckptd.storage.store import Store
 from ckptd.storage.wal import NO_ROOM, WalFailed
+from ckptd.units.original import living_unit
 
 _NO_PLACE: Final = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP,
@@ -186,7 +190,7 @@ def _serve(base: Base) -> None:
     segment_bytes = base.config.wal.segment_bytes
     store = Store.open(base.paths.state, RealDisk(), segment_bytes=segment_bytes)
     gc.disable()  # a replay makes much and drops nothing; `_settle` turns it on again
-    recovered = recover(base, store)
+    recovered = recover(base, store, partial(check_is_alone, base))
     _settle()
     ending = Ending(recovered.engine, base.notify, base.journal, base.paths.run)
     runner, inhibitor = _runner(base, ending)
@@ -304,8 +308,34 @@ def _echo(base: Base, engine: Engine, house: Housekeeping) -> Echo:
     return echo
 
 
-def recover(base: Base, store: Store) -> Recovered:
-    """Replay the log, open it for appending, and make the new reign durable."""
+def check_is_alone(base: Base, state: State) -> None:
+    """Refuse to start on a copy of a store whose attempts still run here.
+
+    Raises:
+        Busy: they do; the next start may find them over.
+    """
+    tasks = [task for number in state.active if (task := state.tasks.get(number))]
+    runs = [(task.id, task.run) for task in tasks if task.run is not None]
+    started = {(task, run.attempt): (run.shim, run.pid) for task, run in runs if run.shim}
+    found = living(base.paths.state, base.boot_id, started) or living_unit(
+        base.paths.state, base.boot_id
+    )
+    if found is not None:
+        raise Busy(
+            f"{base.paths.state} is a copy of a store whose tasks still run on this machine: task"
+            f" {found.task}, attempt {found.attempt} is pid {found.pid}; nothing was changed",
+            "let them end, or cancel them with the original's daemon, then start this one; or start"
+            " it on another machine; see docs/HOWTO.md",
+        )
+
+
+def recover(
+    base: Base, store: Store, check: Callable[[State], None] = lambda _state: None
+) -> Recovered:
+    """Replay the log, open it for appending, and make the new reign durable.
+
+    `check` sees the State before anything is changed, and may refuse the start.
+    """
     journal = base.journal
 
     def progress(done: int, whole: int) -> None:
@@ -314,6 +344,7 @@ def recover(base: Base, store: Store) -> Recovered:
     found = store.recover(progress)
     replayed = replay(found.chunks(), _frames(base, found))
     state = replayed.state
+    check(state)
     for warning in found.report.warnings:
         journal.event(Kind.LOG_DAMAGED, warning, WARNING)
     if replayed.lost:

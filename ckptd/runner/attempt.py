@@ -5,7 +5,7 @@ r"""What daemon and supervisor share about one attempt: its order and its record
     attempts/spare/TOKEN.K      the record files, recycled from attempt to attempt
 
     offset  bytes   in a record, each line with its CRC-32: {"pid":...,...}\n1a2b3c4d\n NUL...
-         0   1,024  claim: boot id, pid and start tick of who runs the attempt
+         0   1,024  claim: boot id, pid and start tick of who runs the attempt; of which `attempts/`
      1,024   1,024  start: the same, with the main process; written before it may run
      2,048   2,048  exit: {"task":7,"attempt":2,"cause":"exit","code":0,...}
 
@@ -15,6 +15,8 @@ at (it scans past all recently deleted ones), and because a record that exists n
 full disk.
 Invariant: who makes the link, and nobody else, may run or end the attempt.
 Invariant: a claim is never changed while its link exists; start and exit are written once each.
+Invariant: a claim says by device and inode for which directory it was made. A copy of the store has
+all the claims and is another directory; what they speak of is not the copy's to follow or to end.
 Loaded by the supervisors: stdlib only. Read next: `shim.py`.
 """
 
@@ -85,10 +87,10 @@ class Holder:
 
     __slots__ = ("_start", "claim", "pid", "ticks")
 
-    def __init__(self, boot_id: str, pid: int, ticks: int) -> None:
+    def __init__(self, boot_id: str, pid: int, ticks: int, home: str = "") -> None:
         self.pid = pid
         self.ticks = ticks
-        me = f'"boot_id":"{boot_id}","shim_pid":{pid},"shim_ticks":{ticks}'
+        me = f'"boot_id":"{boot_id}","shim_pid":{pid},"shim_ticks":{ticks},"home":"{home}"'
         self.claim = sealed(f"{{{me}}}".encode())
         self._start = f'{{{me},"pid":%d,"ticks":%d,"started_ns":%d,"resumed_from":%d}}'.encode()
 
@@ -132,6 +134,15 @@ class End:
 def place_of(attempts_dir: str, task: int, attempt: int) -> str:
     """Return the path of the attempt's record."""
     return f"{attempts_dir}/{task}.{attempt}"
+
+
+def home_of(attempts: str | int) -> str:
+    """Return what tells the directory from any copy of it, as long as it is open somewhere.
+
+    It stays with the directory when the store is moved on its file system.
+    """
+    found = os.stat(attempts)
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 # --- the fence ------------------------------------------------------------------------------

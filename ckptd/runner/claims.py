@@ -16,6 +16,7 @@ class Claims:
     def __init__(self, state_dir: str, boot_id: str) -> None:
         self._directory = f"{state_dir}/attempts"
         os.makedirs(self._directory, 0o700, exist_ok=True)
+        self.home = attempt.home_of(self._directory)
         self._mine = Holder(boot_id, os.getpid(), ticks=0)
         self._free: list[int] = []  # record files that no attempt uses
         self._refused: dict[tuple[int, int], int] = {}  # record files of our own claims

@@ -15,7 +15,7 @@ import time
 from functools import partial
 
 from ckptd.core.port import Deliver, EndSeen, Identity, Start, StartSeen
-from ckptd.runner import attempt, cgroup, environment, identity, spawn
+from ckptd.runner import attempt, cgroup, environment, identity, original, spawn
 from ckptd.runner.backend import Backend
 from ckptd.runner.cgroup import Group
 from ckptd.runner.claims import Claims
@@ -164,6 +164,7 @@ class ForkRunner(Backend[Supervised]):
         | exit record | claim              | then                                       |
         | whole       |                    | EndSeen as recorded                        |
         | none        | of another boot    | EndSeen(reboot)                            |
+        | none        | of another store   | once that has ended: EndSeen(lost)         |
         | none        | its process lives  | StartSeen, and watched by pidfd            |
         | none        | its process is dead| tree killed, then EndSeen(lost)            |
         | none        | none               | claimed by us, then EndSeen(not_started)   |
@@ -183,9 +184,24 @@ class ForkRunner(Backend[Supervised]):
             self._end_without_record(one, "reboot", "the machine was restarted meanwhile")
         elif claim.is_refusal:
             self._end_without_record(one, "not_started", "the order never reached a supervisor")
+        elif not claim.is_of(self._claims.home):
+            self._outlast(one, claim, began_of(found.start))
         else:
             one.shim = claim.shim
             self._follow(one)
+
+    def _outlast(self, one: Supervised, claim: Began, start: Began | None) -> None:
+        """Wait for the end of an attempt that runs in the store that ours is a copy of.
+
+        Its processes are that store's: we neither hear of them nor send them anything. The daemon
+        does not start beside them; this is for one whose record could not be read by then.
+        """
+        if original.runs(claim, start):
+            self._watch.after(
+                LOOK_LATER_S, partial(self._watch.patiently, partial(self._take_up, one))
+            )
+        else:
+            self._end_without_record(one, "lost", "it ran in the store that this is a copy of")
 
     def _end_without_record(self, one: Supervised, cause: str, text: str) -> None:
         found = self._claims.read(*one.key)

@@ -45,6 +45,7 @@ class Began(msgspec.Struct, frozen=True):
     ticks: int = 0
     started_ns: int = 0
     resumed_from: int = 0
+    home: str = ""  # for which directory it was made; "": by a version that did not say
 
     @property
     def shim(self) -> Identity:
@@ -55,6 +56,10 @@ class Began(msgspec.Struct, frozen=True):
     def is_refusal(self) -> bool:
         """Return whether a daemon took the claim, so that nobody will ever run the attempt."""
         return self.shim_ticks == 0
+
+    def is_of(self, home: str) -> bool:
+        """Tell whether it was made in this directory, and did not come there in a copy."""
+        return self.home in {"", home}
 
 
 class ExitRecord(msgspec.Struct, frozen=True):

@@ -55,7 +55,8 @@ class Supervisor:
         self.attempts = os.open(attempts_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.calm = _oom_score() == b"0"
         pid = os.getpid()
-        self.me = Holder(boot_id, pid, identity.ticks_of(pid))
+        home = attempt.home_of(self.attempts)
+        self.me = Holder(boot_id, pid, identity.ticks_of(pid), home)
         self.group = Group(roots, f"{pid}.{self.me.ticks}")
         self.is_forked = False  # the attempt has a child: from here on it may run
         self.is_sound = True  # fit for another attempt

@@ -1,6 +1,7 @@
 r"""The exit record of a unit: written by a few lines of shell that systemd runs after the task.
 
-    STATE/units/7.2.8a0f2fb3c19d77e4     task 7, attempt 2; then half of the boot id, half at random
+    STATE/units/7.2.8a0f2fb3c19d77e45b1d0c2e    task 7, attempt 2; then the begin of the boot id,
+                                                random, and of which `units/`: no copy is that
 
     refused
     ended result=oom-kill code=killed status=KILL inv=... stopping=0 cpu=.. peak=.. oom=1 oom_kill=1
@@ -23,6 +24,7 @@ import os
 import re
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,9 +33,10 @@ from msgspec.structs import replace
 
 from ckptd.core.port import EndSeen
 from ckptd.protocol.ids import parse_attempt_name
-from ckptd.runner import linux
+from ckptd.runner import attempt, linux
 
 RECORD_BYTES_MAX = 4_096
+_DIGITS_EACH = 8  # of the three parts that a record's name ends with
 
 RECORDER = r"""umask 077
 group= oom= stopping=0 synced=0 usec= peak=
@@ -117,7 +120,8 @@ class Records:
         for path in (self.directory, self._began):
             os.makedirs(path, 0o700, exist_ok=True)
             os.chmod(path, 0o700)
-        self._boot = boot_id.replace("-", "")[:8]
+        self._boot = boot_id.replace("-", "")[:_DIGITS_EACH]
+        self._home = home_of(self.directory)
         self._names: dict[tuple[int, int], str] = {}
         for name in os.listdir(self.directory):  # Bound: attempts that are not forgotten
             if (key := key_of(name)) is not None:
@@ -131,7 +135,7 @@ class Records:
             key = parse_attempt_name(name)
             if key is None or key in self._names:
                 continue
-            record = _NAME(_read(f"{self._began}/{name}")[0])
+            record = _NAME(read(f"{self._began}/{name}")[0])
             if record is not None and key_of(record[1]) == key:
                 self._names[key] = record[1]
 
@@ -148,7 +152,15 @@ class Records:
 
     def is_of_this_boot(self, key: tuple[int, int]) -> bool:
         """Tell whether a process of this attempt can still be there."""
-        return self._names[key].rpartition(".")[2][:8] == self._boot
+        return is_of_boot(self._names[key], self._boot)
+
+    def gone(self, key: tuple[int, int]) -> tuple[str, str] | None:
+        """Return cause and text for an attempt that no process of ours can be of; else None."""
+        if not self.is_of_this_boot(key):
+            return "reboot", "the machine was restarted meanwhile"
+        if not is_made_in(self._names[key], self._home):
+            return "lost", "it ran in the store that this is a copy of"
+        return None
 
     def make(self, key: tuple[int, int]) -> str:
         """Make an empty record for an attempt that has none; return its path.
@@ -161,7 +173,7 @@ class Records:
         """
         if key in self._names:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.path(key))
-        name = f"{key[0]}.{key[1]}.{self._boot}{os.urandom(4).hex()}"
+        name = f"{key[0]}.{key[1]}.{self._boot}{os.urandom(4).hex()}{self._home}"
         path = f"{self.directory}/{name}"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -204,10 +216,10 @@ class Records:
             return Record()
         text, changed_ns = "", 0
         with contextlib.suppress(FileNotFoundError):  # the recorder makes it anew
-            text, changed_ns = _read(path)
+            text, changed_ns = read(path)
         with contextlib.suppress(FileNotFoundError):
             if self.is_of_this_boot(key):
-                began = _read(f"{self._began}/{key[0]}.{key[1]}")[0]
+                began = read(f"{self._began}/{key[0]}.{key[1]}")[0]
                 name = _NAME(began)  # another's: of a store that was thrown away
                 text = began + text if name is not None and name[1] == self._names[key] else text
         return parsed(text, changed_ns)
@@ -237,13 +249,28 @@ def _write(path: str, text: str, flags: int) -> None:
         os.close(fd)
 
 
-def _read(path: str) -> tuple[str, int]:
+def read(path: str) -> tuple[str, int]:
     """Return what a file says and when it was written last, in ns."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return os.read(fd, RECORD_BYTES_MAX).decode(errors="replace"), os.fstat(fd).st_mtime_ns
     finally:
         os.close(fd)
+
+
+def home_of(directory: str) -> str:
+    """Return the digits that tell the directory of records from any copy of it."""
+    return f"{zlib.crc32(attempt.home_of(directory).encode()):08x}"
+
+
+def is_of_boot(name: str, boot_id: str) -> bool:
+    """Tell whether a process of the record's attempt can still be there."""
+    return name.rpartition(".")[2][:_DIGITS_EACH] == boot_id.replace("-", "")[:_DIGITS_EACH]
+
+
+def is_made_in(name: str, home: str) -> bool:
+    """Tell whether a record was made there; those of versions that did not say were."""
+    return name.rpartition(".")[2][2 * _DIGITS_EACH :] in {"", home}
 
 
 def key_of(name: str) -> tuple[int, int] | None:

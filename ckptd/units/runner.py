@@ -394,6 +394,7 @@ class UnitRunner(Backend[Unit]):
         | none         |                          | refused, EndSeen(not_started)            |
         | ended        |                          | EndSeen as recorded                      |
         | another boot |                          | EndSeen(reboot)                          |
+        | another store|                          | EndSeen(lost)                            |
         | started      | active, same invocation  | StartSeen                                |
         | any          | loaded                   | StartSeen, then its end by its state     |
         | started      | none                     | refused, looked for again, EndSeen(lost) |
@@ -406,9 +407,8 @@ class UnitRunner(Backend[Unit]):
         one.is_taken_up = one.has_left_frozen = True
         if record.stopped is not None:
             self._end_by(one, record, record.stopped)
-        elif not self._records.is_of_this_boot(one.key):
-            text = "the machine was restarted meanwhile"
-            self._over(one, recorder.without(one.key, "reboot", text, began=record.began))
+        elif (gone := self._records.gone(one.key)) is not None:
+            self._over(one, recorder.without(one.key, *gone, began=record.began))
         elif self._active is None:
             return  # `_listed` comes back to it
         elif record.began is not None and self._active.get(one.name) == "active":
