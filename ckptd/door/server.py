@@ -91,7 +91,7 @@ class Server:
         self._journal = journal
         self._ipc = ipc
         self._listening = listening
-        self._is_unheard = False  # the path is lost, and could not be had again
+        self._is_unheard = False  # the path was lost, and is not served again yet
         self._peers: dict[str, Peer] = {}
         self._unread = Unread()
         self.counters: Counter[str] = Counter()
@@ -129,11 +129,12 @@ class Server:
 
         libzmq keeps the old socket: without it, those who are connected would be cut off.
         """
-        if not self._listening.is_lost:
+        if not (self._listening.is_lost or self._is_unheard):
             return
         path = self._listening.path
         try:
-            self._listening.renew(self._ipc, self._journal)
+            if self._listening.is_lost:
+                self._listening.renew(self._ipc, self._journal)
             self._serve()
         except (OSError, CkptdError) as wrong:
             if not self._is_unheard:
