@@ -205,7 +205,7 @@ def event_text(event: Event) -> str:
 
 def _ended(fields: dict[str, Any]) -> str:
     cause, verdict = fields["cause"], fields["verdict"]
-    how = f"exit {fields['code']}" if cause == "exit" else cause
+    how = words.exit_text(fields.get("blame", ""), fields["code"]) if cause == "exit" else cause
     if fields["signal"]:
         how = f"{units.signal_name(fields['signal'])}" + ("" if cause == "signal" else f", {cause}")
     took_s = (fields["ended_ns"] - fields["started_ns"]) / SECOND_NS

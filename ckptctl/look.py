@@ -194,7 +194,7 @@ def _attempt_lines(call: Call, attempts: Sequence[AttemptRow]) -> list[str]:
     def end(row: AttemptRow) -> str:
         match row.cause:
             case "exit":
-                return f"exit {row.code}"
+                return words.exit_text(row.blame, row.code)
             case "oom":
                 return words.oom_text(row.blame, row.code)
             case "signal" if row.signal:

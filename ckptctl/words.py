@@ -54,6 +54,7 @@ _ENDS: Final = {
     "not_started": "never started",
 }
 
+_FULL: Final = "its disk was full"
 _UNSEEN: Final = frozenset({"lost", "reboot"})  # it may be as old as the last sign of the attempt
 
 
@@ -122,6 +123,8 @@ def _waiting(row: TaskRow, now_ns: int) -> str:
         is_bounded = 0 < row.failures_max <= RETRIES_UNLIMITED
         most = f" of {row.failures_max}" if is_bounded else ""
         words += f" (failure {row.failures}{most})"
+    if row.reason == "transient" and row.blame == "disk":
+        words += f" ({_FULL})"
     return words
 
 
@@ -129,7 +132,7 @@ def end_text(row: TaskRow) -> str:
     """Return how the last attempt ended: `exit 3`, `SIGSEGV`, `out of memory`."""
     match row.cause:
         case "exit":
-            return f"exit {row.code}"
+            return exit_text(row.blame, row.code)
         case "signal":
             return signal_name(row.signal or 0)
         case "spawn_error":
@@ -138,6 +141,11 @@ def end_text(row: TaskRow) -> str:
             return oom_text(row.blame, row.code)
         case _:
             return _ENDS.get(row.cause, row.cause)
+
+
+def exit_text(blame: str, code: int | None) -> str:
+    """Return an exit code, and that the disk was full where that may be why."""
+    return f"exit {code}" + (f", {_FULL}" if blame == "disk" else "")
 
 
 def oom_text(blame: str, code: int | None) -> str:

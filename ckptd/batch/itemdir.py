@@ -13,6 +13,7 @@ Read next: `ckptd/storage/taskdir.py`.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -40,6 +41,8 @@ _KEPT: Final = ("CKPTD_SCOPES_DIR", "CKPTD_BATCH_DIR")
 _USUAL: Final = {"stage": True, "ckpt": True, "out": False, "err": False, "attempt.json": False}
 _SPARES_MAX: Final = 256
 _READ_BYTES_MAX: Final = 1 << 20
+_ROOM_BYTES: Final = 64 << 10
+_TROUBLES: Final = frozenset((errno.EIO, errno.ENOSPC, errno.EDQUOT))
 _GONE_S_MAX: Final = 10.0
 _ENVIRON_BYTES_MAX: Final = 4 << 20
 _ROUNDS_MAX: Final = 20
@@ -79,6 +82,23 @@ class ItemDir(NamedTuple):
         finally:
             os.close(fd)
         return b"[%d bytes before this are left out]\n%s" % (lost, data) if lost else data
+
+    def trouble(self) -> OSError | None:
+        """Return why the disk of the batch takes nothing more, None where it does.
+
+        Tried with more than what items that have ended since may have given back.
+        """
+        path = f"{os.path.dirname(self.path)}/room"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _ROOM_BYTES)
+            finally:
+                os.close(fd)
+                os.unlink(path)
+        except OSError as error:
+            return error if error.errno in _TROUBLES else None
+        return None
 
     def mark(self) -> Mark:
         """Return how far the item came by its own files, and how long it wants to wait."""

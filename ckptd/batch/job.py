@@ -26,6 +26,7 @@ class How(Enum):
     DIED = auto()  # it killed its worker: nobody else can have done it
     SUSPECT = auto()  # its worker died while others were in it: one of them did it
     INNOCENT = auto()  # stopped for a reason that is none of its own
+    TROUBLE = auto()  # the disk takes nothing more: what it says is not known, the run ends
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Ended(NamedTuple):
     scope: str = ""
     out: bytes = b""
     err: bytes = b""
+    trouble: OSError | None = None
 
     @property
     def is_bad(self) -> bool:

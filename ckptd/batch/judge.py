@@ -53,6 +53,7 @@ class Judge:
 
     def __init__(self, config: Config) -> None:
         self._meaning = _USUAL | {int(code): said for code, said in config.on_exit.items()}
+        self._chosen = frozenset(map(int, config.on_exit))
         self._capture = config.capture
         self._timeout_s = config.timeout_s
 
@@ -87,6 +88,9 @@ class Judge:
             return self._again(job, place)
         if meaning == "pass":
             return self._passed(job, out)
+        trouble = None if code in self._chosen else place.trouble()
+        if trouble is not None:  # it may have failed for no more than what it could not print
+            return Ended(job, How.TROUBLE, trouble=trouble)
         text = f"exit {code}" if code or not self._last(err) else ""
         said = self._last(err) or self._last(out)
         return Ended(job, How.RESULT, meaning, text=": ".join(filter(None, (text, said))))

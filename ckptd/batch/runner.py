@@ -104,11 +104,14 @@ class Runner:
         results = [self._judged(end, now_s) for end in ends]
         told = [(end, fact) for end, fact in zip(ends, results, strict=True) if fact is not None]
         self._count_bad(fact for _, fact in told)
-        starts = self._starts(now_s)
+        trouble = next((end.trouble for end in ends if end.trouble is not None), None)
+        starts = self._starts(now_s) if trouble is None else []
         group = [fact for _, fact in told] + self._facts + [self._start_of(job) for job in starts]
         self._facts = []
         self._ledger.append(group, is_synced=bool(told))
         self._tell(told, now_s)
+        if trouble is not None:
+            raise trouble
         for job in starts:
             end = self._workers.start(job)
             if end is not None:
@@ -174,7 +177,7 @@ class Runner:
             case How.SUSPECT:
                 job.is_suspect = True
                 self._line.again(job)
-            case How.AGAIN | How.INNOCENT:
+            case How.AGAIN | How.INNOCENT | How.TROUBLE:
                 self._line.again(job)
         return None
 

@@ -1,6 +1,7 @@
 """Why a task is where it is, in one or two sentences that a person can act on."""
 
 from ckptd.core.policy import Now, Policy
+from ckptd.core.port import DISK
 from ckptd.core.records import DRILL_OOM, Phase
 from ckptd.core.state import Past, State, Task, ready_key
 
@@ -179,6 +180,11 @@ def _waiting(state: State, task: Task, now: Now) -> str:
             return f"tries again in {left}, after failure {run.failures if run else 0}"
         case "rate_limit":
             return f"asked to wait (rate limit), goes on in {left}; no failure is counted"
+        case _ if run is not None and run.past and run.past[-1].blame == DISK:
+            return (
+                f"the disk of its output was full when it failed: free space there; it tries "
+                f"again in {left}, no failure is counted"
+            )
         case _:
             return f"met something transient, tries again in {left}; no failure is counted"
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from ckptd.core import retry
 from ckptd.core.policy import Now, Policy
-from ckptd.core.port import EndSeen, MarkSeen, StartSeen
+from ckptd.core.port import DISK, EndSeen, MarkSeen, StartSeen
 from ckptd.core.records import (
     ACTIVE,
     DRILL_OOM,
@@ -148,7 +148,8 @@ class _Judge:
             return self._next(Phase.CANCELLED, stop.why)
         if self.seen.cause == "stopped" and stop is None:
             return self._next(Phase.CANCELLED, "stopped")
-        meaning = retry.exit_class(self.seen.code, self.spec.on_exit)
+        is_full = self.seen.blame == DISK
+        meaning = retry.exit_class(self.seen.code, self.spec.on_exit, is_full=is_full)
         is_done = self.seen.cause == "exit" and meaning == retry.OK
         if is_done and (stop is None or stop.rung == 0 or self._is_starved(stop)):
             return self._next(Phase.SUCCEEDED, "")  # done, before any signal was sent
@@ -157,7 +158,7 @@ class _Judge:
         if stop is not None:
             return self._stopped(stop.why)
         was_child = self.seen.cause == "exit" and meaning == retry.RETRY  # make(1): exit code 2
-        if self.seen.cause == "oom" or (self.seen.blame and was_child):
+        if self.seen.cause == "oom" or (self.seen.blame and was_child and not is_full):
             return self._out_of_memory()
         match self.seen.cause:
             case "exit":
@@ -215,11 +216,11 @@ class _Judge:
         if self.progressed or asked_s or len(before) < retry.USAGE_TIMES - 1:
             return False
         began_ns = self.seen.started_ns or self.run.started_ns
-        ends = [(self.seen.cause, self.seen.code, began_ns, self.ended_ns)]
-        ends += [(one.cause, one.code, one.started_ns, one.ended_ns) for one in before]
+        ends = [(self.seen.cause, self.seen.blame, self.seen.code, began_ns, self.ended_ns)]
+        ends += [(one.cause, one.blame, one.code, one.started_ns, one.ended_ns) for one in before]
         return all(
-            cause == "exit" and code == retry.USAGE_CODE and to - at < retry.USAGE_S_MAX * 1e9
-            for cause, code, at, to in ends
+            (*how, code) == ("exit", "", retry.USAGE_CODE) and to - at < retry.USAGE_S_MAX * 1e9
+            for *how, code, at, to in ends
         )
 
     def _failed(self, *, crash: bool) -> Verdict:

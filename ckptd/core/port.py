@@ -108,6 +108,10 @@ UNLIMITED = "not limited here: "
 """How a warning begins that names limits which nothing holds, as `cpus, io-weight`."""
 
 
+DISK = "disk"
+"""What an exit code is blamed on where the disk of the task's output took not one byte more."""
+
+
 class StartSeen(msgspec.Struct, frozen=True, gc=False):
     """The attempt's main process runs (or ran) under this supervisor."""
 
@@ -140,7 +144,8 @@ class EndSeen(msgspec.Struct, frozen=True, gc=False):
     cpu_s: float = 0.0
     rss_bytes: int = 0
     text: str = ""  # evidence for people
-    blame: str = ""  # of an oom: "limit" (its own was hit), "host" (memory ran out around it)
+    # Of an oom: "limit" (its own was hit), "host" (memory ran out around it); of an exit: DISK.
+    blame: str = ""
 
 
 class MarkSeen(msgspec.Struct, frozen=True, gc=False):

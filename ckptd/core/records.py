@@ -289,7 +289,7 @@ class Ended(Record, frozen=True, tag=27):
     `cause`: exit, signal, oom, spawn_error, lost, reboot, not_started, shutdown (of the machine or
     the slice), stopped (its unit was stopped by hand); or cancel, kill, timeout, deadline,
     shutdown, drill, drill_oom where our stop ended it. `blame`: of an oom, limit (its own was hit)
-    or host.
+    or host; of an exit, disk (that of its output was full).
     """
 
     task: int

@@ -30,8 +30,11 @@ CRASH_SIGNALS: Final = frozenset({4, 5, 6, 7, 8, 11, 31})
 SPAWN_TRANSIENT: Final = frozenset({4, 5, 11, 12, 16, 23, 24, 28, 122})
 
 
-def exit_class(code: int, on_exit: dict[str, str]) -> str:
-    """Return what an exit code means; the task's own map wins over the defaults."""
+def exit_class(code: int, on_exit: dict[str, str], *, is_full: bool = False) -> str:
+    """Return what an exit code means; the task's own map wins over the defaults.
+
+    `is_full`: the disk of its output was. A program that cannot write may exit with anything.
+    """
     chosen = on_exit.get(str(code))
     if chosen is not None:
         return chosen
@@ -39,7 +42,7 @@ def exit_class(code: int, on_exit: dict[str, str]) -> str:
         return OK
     if code == EXIT_AGAIN:
         return AGAIN
-    if code == EXIT_TRANSIENT:
+    if code == EXIT_TRANSIENT or is_full:
         return TRANSIENT
     return FAIL if code in EXIT_PERMANENT else RETRY
 

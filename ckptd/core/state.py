@@ -51,7 +51,7 @@ class Past(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cpu_s: float
     rss_bytes: int
     text: str
-    blame: str = ""  # of an oom: limit, host
+    blame: str = ""  # of an oom: limit, host; of an exit: disk
     invocation: str = ""  # of its unit
 
 

@@ -61,7 +61,7 @@ def room(place: Place) -> Iterator[Finding]:
     usage = psutil.disk_usage(_existing(place.paths.state))
     text = f"{usage.free >> 20} MiB free of {usage.total >> 20}"
     if usage.free < ROOM_MIN_BYTES:
-        advice = "free space: new tasks may be refused, running ones go on"
+        advice = "free space: new tasks may be refused, and what runs may fail for it"
         yield bad("disk room", text, advice)
     elif usage.free < ROOM_LOW_BYTES:
         yield warn("disk room", text, "free space before checkpoints need it")

@@ -115,7 +115,7 @@ class Busy(Unavailable):
 
 
 class DiskFull(Unavailable):
-    """No room for new work; running tasks and their ends are unharmed."""
+    """No room for new work. What runs goes on; one that fails for it is tried again."""
 
     code = "disk_full"
 

@@ -363,7 +363,7 @@ class TaskRow(Answer, frozen=True):
     checkpoint: int  # newest valid checkpoint known; 0: none
     checkpoint_ns: int
     progress: Progress | None = None
-    blame: str = ""  # of an oom: limit (the task's own was hit), host (memory ran out around it)
+    blame: str = ""  # of an oom: limit (the task's own), host (ran out around it); of an exit: disk
     text: str = ""  # of a spawn_error: what was not there or not allowed
 
 
@@ -396,7 +396,7 @@ class AttemptRow(Answer, frozen=True):
     cpu_s: float
     rss_bytes: int
     text: str  # evidence: what the runner saw
-    blame: str = ""  # of an oom: limit (the task's own was hit), host (memory ran out around it)
+    blame: str = ""  # of an oom: limit (the task's own), host (ran out around it); of an exit: disk
     invocation: str = ""  # for journalctl _SYSTEMD_INVOCATION_ID=; "": it had no unit of its own
 
 

@@ -112,7 +112,7 @@ class End:
         self.code = code
         self.signal = signal
         self.text = text
-        self.blame = ""  # of an oom: limit, host
+        self.blame = ""  # of an oom: limit, host; of an exit: disk
         self.has_core = self.is_oom = False
         self.pid = self.started_ns = self.ended_ns = self.rss_bytes = 0
         self.cpu_s = 0.0

@@ -9,6 +9,10 @@ Loaded by the supervisors too: stdlib only, and of that only what costs no memor
 import os
 import time
 
+FULL = "the disk of its output was full"
+_NO_ROOM = (28, 122)  # ENOSPC, EDQUOT
+_TRIED_BYTES = 4_096  # more than a file system keeps beside the name, in no block
+
 
 def opened(path: str, uid: int, gid: int) -> int:
     """Return the file, open for appending; `uid` -1 leaves it ours.
@@ -43,13 +47,34 @@ def write_end(fd: int, attempt: int, at_ns: int, said: str) -> None:
     _write(fd, "\n" * is_open + line)
 
 
-def ending(cause: str, code: int, signal: int, text: str, *, is_oom: bool) -> str:
+def is_full(path: str, uid: int) -> bool:
+    """Tell whether the disk of an output takes nothing more from its user; `uid` -1: from us.
+
+    Tried with a file that has no name: our last line may fit into the output's last block. What
+    is kept for root says nothing of other users. Where it cannot be tried, it is not full.
+    """
+    directory = os.path.dirname(path)
+    try:
+        room = os.statvfs(directory)
+        if uid > 0 and room.f_blocks and not room.f_bavail:
+            return True
+        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, bytes(_TRIED_BYTES))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error.errno in _NO_ROOM
+    return False
+
+
+def ending(cause: str, code: int, signal: int, text: str, *, blame: str, is_oom: bool) -> str:
     """Return what the last line says."""
     if cause not in {"exit", "signal", "oom"}:  # it never began, or nobody knows how it ended
         return text or cause
     if signal:
         return f"signal {signal}" + (" (out of memory)" if is_oom else "")
-    return f"exit code {code}"
+    return f"exit code {code}" + (f" ({FULL})" if blame == "disk" else "")
 
 
 def _stamp(at_ns: int) -> str:

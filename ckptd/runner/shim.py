@@ -160,6 +160,7 @@ class Supervisor:
             gate.close()
             end.pid, end.started_ns = pid, started_ns
             self._judge_memory(end, ooms, order.memory_bytes)
+            _judge_disk(end, order)
             if self.is_spent and not self.group.renew():
                 self.is_sound = False
         output.write_end(out, order.attempt, end.ended_ns, _said(end))
@@ -299,8 +300,17 @@ def _end_of(status: int, complaint: bytes) -> End:
     return End("exit", code=os.WEXITSTATUS(status))
 
 
+def _judge_disk(end: End, order: Order) -> None:
+    """Say that the disk is full, now that it can be seen: it may be why the task failed."""
+    is_plain = end.cause == "exit" and end.code and not end.blame
+    if is_plain and output.is_full(order.output, order.uid):
+        end.blame, end.text = "disk", end.text or output.FULL
+
+
 def _said(end: End) -> str:
-    return output.ending(end.cause, end.code, end.signal, end.text, is_oom=end.is_oom)
+    return output.ending(
+        end.cause, end.code, end.signal, end.text, blame=end.blame, is_oom=end.is_oom
+    )
 
 
 def _wait_for(main: int) -> tuple[int, float, int]:

@@ -12,7 +12,9 @@ import contextlib
 import os
 import time
 
-from ckptd.core.port import EndSeen, Start
+from msgspec.structs import replace
+
+from ckptd.core.port import DISK, EndSeen, Start
 from ckptd.runner import environment, output
 from ckptd.runner.environment import Place
 from ckptd.storage.blobs import Found
@@ -82,13 +84,22 @@ class Papers:
         """Return (errno, text) of what the start script could not do."""
         return self._scripts.complaint(key, start)
 
-    def close_output(self, place: Place, end: EndSeen) -> None:
-        """Write the last line of an attempt; a full disk costs the line, never the end."""
-        said = output.ending(end.cause, end.code, end.signal, end.text, is_oom=end.cause == "oom")
+    def close_output(self, place: Place, end: EndSeen, uid: int) -> EndSeen:
+        """Write the last line of an attempt; return its end, with the full disk as it is now.
+
+        A full disk costs the line, never the end.
+        """
+        is_plain = end.cause == "exit" and end.code and not end.blame
+        if is_plain and output.is_full(place.output, uid if self._is_system else -1):
+            end = replace(end, blame=DISK, text=end.text or output.FULL)
+        said = output.ending(
+            end.cause, end.code, end.signal, end.text, blame=end.blame, is_oom=end.cause == "oom"
+        )
         with contextlib.suppress(OSError):
             fd = output.opened(place.output, *_OURS)
             output.write_end(fd, end.attempt, end.ended_ns, said)
             os.close(fd)
+        return end
 
     def forget(self, key: tuple[int, int]) -> None:
         """Clear away what is an attempt's alone."""

@@ -376,8 +376,7 @@ class UnitRunner(Backend[Unit]):
 
     def _over(self, one: Unit, end: EndSeen) -> None:
         self._unfollow(one)
-        self._papers.close_output(self._place(one), end)
-        super()._over(one, end)
+        super()._over(one, self._papers.close_output(self._place(one), end, one.uid))
 
     def _unfollow(self, one: Unit) -> None:
         if one.pidfd >= 0:

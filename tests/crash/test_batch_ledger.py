@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,49 @@ def test_a_disk_that_takes_nothing_more_costs_no_result(world: BatchWorld, tmp_p
     small.run()
     assert len(small.results()) == 200
     assert {key: small.results()[key] for key in kept} == kept
+
+
+FILLS = """
+[ "$2" = b ] && [ ! -e filled ] && touch filled && dd if=/dev/zero of=$1/balloon bs=4k 2>/dev/null
+echo "$2"
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of the batch's own that is soon full."""
+    (tmp_path / "batches").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path / "batches")]
+    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {made.stderr.strip()}")
+    yield tmp_path / "batches"
+    subprocess.run(["umount", "--lazy", str(tmp_path / "batches")], check=True)
+
+
+@pytest.mark.root
+def test_an_item_that_fails_while_the_disk_is_full_has_no_result_and_runs_again(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    world = BatchWorld(tmp_path)
+    world.prepare(argv=["sh", "-c", FILLS, "sh", str(small_disk)], items=NAMES, jobs=1)
+
+    said = world.run(code=2).stderr
+
+    assert "No space left on device" in said
+    assert "what was recorded before is kept; run it again" in said
+    assert world.statuses() == {"a": "pass"}
+    (small_disk / "balloon").unlink()
+    world.run()
+    assert world.statuses() == dict.fromkeys(NAMES, "pass")
+
+
+@pytest.mark.root
+def test_what_the_author_says_of_a_code_is_a_result_on_a_full_disk_too(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    world = BatchWorld(tmp_path)
+    argv = ["sh", "-c", FILLS + "exit 3", "sh", str(small_disk)]
+    world.prepare(argv=argv, items=["b"], jobs=1, on_exit={"3": "skipped"})
+    world.run()
+    assert world.statuses() == {"b": "skipped"}

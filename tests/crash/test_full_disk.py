@@ -15,6 +15,7 @@ from tests.waiting import until
 
 DISK_BYTES = 96 << 20
 FAT_BYTES = 400 << 10
+FINAL = ("--on-exit", "7=fail")  # also on a full disk
 END_AT_GO = """
 import os, sys, time
 open("pid", "w").write(str(os.getpid()))
@@ -86,7 +87,7 @@ def test_full_disk_refuses_new_work_keeps_the_old_and_recovers_by_itself(
     small_disk: Path, start_daemon: StartDaemon
 ) -> None:
     daemon = start_daemon(state_dir=small_disk / "state")
-    task = daemon.submit(sys.executable, "-c", END_AT_GO, "7")
+    task = daemon.submit(sys.executable, "-c", END_AT_GO, "7", options=FINAL)
     pid = int(daemon.wait_file("pid"))
     daemon_pid = daemon.pid
     with RawClient(daemon.endpoint) as client:
@@ -125,7 +126,7 @@ def test_a_daemon_killed_on_a_full_disk_starts_on_it_adopts_and_notes_the_end(
     small_disk: Path, start_daemon: StartDaemon
 ) -> None:
     daemon = start_daemon(state_dir=small_disk / "state")
-    task = daemon.submit(sys.executable, "-c", END_AT_GO, "7")
+    task = daemon.submit(sys.executable, "-c", END_AT_GO, "7", options=FINAL)
     pid = int(daemon.wait_file("pid"))
     daemon.wait_phase(task, "running")
     balloon = fill(small_disk)
@@ -152,3 +153,45 @@ def test_a_daemon_killed_on_a_full_disk_starts_on_it_adopts_and_notes_the_end(
         rows = {row["id"]: row for row in client.rows()}
     assert before <= set(rows)
     assert (rows[task]["phase"], rows[task]["code"]) == ("failed", 7)
+
+
+PRINT_AT_GO = """
+import os, sys, time
+open("pid", "w").write(str(os.getpid()))
+while not os.path.exists("go"):
+    time.sleep(0.01)
+for _ in range(100):
+    print("y" * 2000, flush=True)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.timeout(120)
+def test_a_task_that_cannot_print_for_a_full_disk_goes_on_once_there_is_room(
+    small_disk: Path, start_daemon: StartDaemon
+) -> None:
+    config = "[retry]\ntransient_backoff_s = 600.0\n"  # at least a minute to look at it
+    daemon = start_daemon(config=config, state_dir=small_disk / "state")
+    task = daemon.submit(sys.executable, "-c", PRINT_AT_GO)
+    told = daemon.submit(sys.executable, "-c", PRINT_AT_GO, options=("--on-exit", "1=fail"))
+    daemon.wait_phase(task, "running")
+    daemon.wait_phase(told, "running")
+    balloon = fill(small_disk)
+    (daemon.work / "go").touch()
+
+    row = daemon.wait_phase(task, "waiting", "failed", "queued")
+    assert (row["phase"], row["cause"], row["code"], row["failures"]) == ("waiting", "exit", 1, 0)
+    said = " ".join(daemon.ctl("explain", str(task)).stdout.split())
+    assert "the disk of its output was full when it failed: free space there" in said
+    assert "no failure is counted" in said
+    assert "disk was full" in daemon.ctl("status", str(task)).stdout
+    assert "disk was full" in daemon.ctl("show", str(task)).stdout
+    assert "disk was full" in daemon.ctl("events", "--task", str(task)).stdout
+    own = daemon.wait_phase(told, "failed", "waiting")
+    assert (own["phase"], own["reason"]) == ("failed", "permanent")
+    assert "disk was full" in daemon.ctl("status", str(told)).stdout
+
+    balloon.unlink()
+    until(lambda: can_submit(daemon), 30.0, every_s=0.1)
+    daemon.ctl("retry", str(task))
+    assert daemon.wait_phase(task, "succeeded", "failed")["phase"] == "succeeded"

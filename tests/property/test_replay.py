@@ -76,7 +76,7 @@ def _happens(world: World, dice: random.Random, number: int) -> None:
             ["exit", "signal", "oom", "lost", "reboot", "not_started", "shutdown", "stopped"]
         )
         code = dice.choice([0, 1, 65, 75, 85]) if cause == "exit" else 0
-        blame = dice.choice(["", "limit", "host"]) if cause in ("exit", "oom") else ""
+        blame = dice.choice(["", "limit", "host", "disk"]) if cause in ("exit", "oom") else ""
         world.ends(number, cause, code=code, signal=11 if cause == "signal" else 0, blame=blame)
 
 

@@ -5,8 +5,10 @@ import errno
 import pytest
 
 from ckptd.core import outcome
+from ckptd.core.explain import explain
 from ckptd.core.port import Deliver, EndSeen, MarkSeen
 from ckptd.core.records import Phase
+from ckptd.core.retry import exit_class
 from ckptd.protocol import messages as m
 from tests.unit.core.world import SECOND, World
 
@@ -14,6 +16,10 @@ from tests.unit.core.world import SECOND, World
 def reason(world: World, number: int) -> tuple[Phase, str]:
     task = world.task(number)
     return task.phase, task.reason
+
+
+def explained(world: World, number: int) -> str:
+    return explain(world.state, world.task(number), world.now, world.policy)
 
 
 def test_two_crashes_with_progress_between_them_are_at_different_places_and_no_poison() -> None:
@@ -144,6 +150,44 @@ def test_a_start_that_the_machine_refuses_for_now_is_no_failure_of_the_task(numb
     world.begins(task)
     world.ends(task, "spawn_error", code=number)
     assert reason(world, task) == (Phase.WAITING, "transient")
+
+
+@pytest.mark.parametrize("code", [1, 2, 101, 127])
+def test_a_task_whose_output_found_no_room_on_its_disk_waits_and_has_not_failed(code: int) -> None:
+    world = World()
+    task = world.submit(retries=0)
+    for _ in range(3):  # at once each time, as a mistyped line would end with 2
+        world.begins(task)
+        world.ends(task, code=code, blame="disk")
+        assert reason(world, task) == (Phase.WAITING, "transient")
+        assert "the disk of its output was full" in explained(world, task)
+        world.pass_time(1_000)
+    run = world.task(task).run
+    assert run is not None
+    assert (run.failures, run.interruptions) == (0, 3)
+    assert run.past[-1].blame == "disk"
+
+
+def test_what_the_author_says_of_a_code_holds_on_a_full_disk_too() -> None:
+    world = World()
+    task = world.submit(retries=3, on_exit={"1": "retry", "2": "transient", "3": "fail"})
+    for _ in range(3):
+        world.begins(task)
+        world.ends(task, code=2, blame="disk")
+        assert reason(world, task) == (Phase.WAITING, "transient"), "no line was mistyped"
+        world.pass_time(1_000)
+    world.begins(task)
+    world.ends(task, code=1, blame="disk")
+    assert reason(world, task) == (Phase.WAITING, "backoff")
+    world.pass_time(1_000)
+    world.begins(task)
+    world.ends(task, code=3, blame="disk")
+    assert reason(world, task) == (Phase.FAILED, "permanent")
+
+
+def test_what_ended_well_or_in_order_means_the_same_on_a_full_disk() -> None:
+    assert exit_class(0, {}, is_full=True) == "ok"
+    assert exit_class(85, {}, is_full=True) == "again"
 
 
 def test_a_task_that_lost_what_it_had_saved_has_made_no_progress_by_that() -> None:
