@@ -188,6 +188,8 @@ def _start_intent(state: State, record: StartIntent) -> None:
             asked=0,
             dropped_ns=0,
         )
+        if old.fresh:  # also what an attempt that never began has seen of the files meanwhile
+            run = replace(run, base="", cursor="", checkpoint=0, checkpoint_ns=0)
     state.put(replace(task, phase=Phase.STARTING, reason="", until_ns=0, run=run))
 
 
@@ -205,6 +207,8 @@ def _started(state: State, record: Started) -> None:
         invocation=record.invocation,
         fresh=False,
     )
+    if 0 < record.resumed_from < run.checkpoint and run.checkpoint_ns < record.at_ns:
+        run = replace(run, checkpoint=record.resumed_from)  # what is missing was told: its warning
     # A stop that came while the attempt was starting stays a stop.
     phase = Phase.RUNNING if task.phase is Phase.STARTING else task.phase
     state.put(replace(task, phase=phase, run=run))

@@ -197,7 +197,10 @@ def _blocked(state: State, task: Task) -> str:
                 "blocked: what was saved and the code are of versions that do not fit; mend that, "
                 f"then `ckptctl release {task.id}` goes on; {fresh}"
             )
-        return f"blocked: {task.reason}; {fresh}"
+        return (
+            f"blocked: {task.reason}; once what it misses is put right, "
+            f"`ckptctl release {task.id}` goes on; {fresh}"
+        )
     unmet = ", ".join(
         f"{need.task} ({other.phase.word if other else 'cleaned'}, wanted {need.when})"
         for need in task.needs[:20]

@@ -46,19 +46,22 @@ def started(state: State, seen: StartSeen) -> list[AnyRecord]:
 
 
 def marked(state: State, seen: MarkSeen, now: Now) -> list[AnyRecord]:
-    """Return the record of durable progress, or nothing where nothing changed."""
+    """Return the record of durable progress, or nothing where nothing changed.
+
+    A problem alone says nothing of what was saved. And in an attempt the checkpoint only grows:
+    one that is lost under it stays known, so that the next start tells of it.
+    """
     task = state.tasks.get(seen.task)
     if task is None or task.run is None or task.phase not in ACTIVE:
         return []
     run = task.run
-    if run.attempt != seen.attempt or (run.cursor, run.checkpoint) == (
-        seen.cursor,
-        seen.checkpoint,
-    ):
+    if run.attempt != seen.attempt or not seen.cursor:
         return []
-    return [
-        Marked(seen.task, seen.attempt, now.at_ns, seen.checkpoint, seen.checkpoint_ns, seen.cursor)
-    ]
+    told = seen if seen.checkpoint >= run.checkpoint else run
+    newest = told.checkpoint, told.checkpoint_ns
+    if (run.cursor, run.checkpoint) == (seen.cursor, newest[0]):
+        return []
+    return [Marked(seen.task, seen.attempt, now.at_ns, *newest, seen.cursor)]
 
 
 def ended(
@@ -77,7 +80,7 @@ def ended(
     if seen.cause == "not_started" and run.shim is not None:
         # It ran: we have its start. Its claim went with the power, so the machine went down.
         seen = replace(seen, cause="reboot", started_ns=run.started_ns)
-    if mark is not None:
+    if mark is not None and mark.cursor:
         run = replace(run, cursor=mark.cursor, checkpoint_ns=mark.checkpoint_ns)
     started_ns = seen.started_ns or run.started_ns or run.intent_ns
     ended_ns = max(seen.ended_ns or now.at_ns, started_ns)

@@ -428,4 +428,7 @@ def _start(state: State, task: Task, run: Run) -> Start:
         nice=spec.nice,
         stop_signal=spec.stop_signal,
         stop_s=spec.grace_s + SAVE_S,
+        checkpoint=run.checkpoint,
+        checkpoint_ns=run.checkpoint_ns,
+        cursor=run.cursor,
     )

@@ -42,6 +42,9 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     nice: int = 0
     stop_signal: int = 15
     stop_s: float = 0.0  # from the stop signal to SIGKILL, where the machine itself stops the task
+    checkpoint: int = 0  # what must be found again; 0: nothing was saved, or it was given up
+    checkpoint_ns: int = 0
+    cursor: str = ""
 
 
 class Deliver(msgspec.Struct, frozen=True, gc=False):

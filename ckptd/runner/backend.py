@@ -35,6 +35,7 @@ from ckptd.runner.marks import Marks
 from ckptd.runner.notify import Hints, Listener
 from ckptd.runner.watch import Watch, Worker
 from ckptd.storage.blobs import Found
+from ckptd.storage.lost import Known
 from ckptd.storage.untrusted import NotTrusted
 
 SIGHTINGS_PER_POLL_MAX = 1_000
@@ -179,8 +180,9 @@ class Backend(ABC, Generic[I]):
         except (OSError, NotTrusted) as error:
             self._refuse(one, "spawn_error", f"cannot prepare its directory: {error}", error)
             return
-        if has_saved:
-            find = partial(self._files.checkpoint_to_resume, start.task, start.uid)
+        known = Known(start.checkpoint, start.checkpoint_ns, start.cursor)
+        if has_saved or known.is_anything:
+            find = partial(self._files.checkpoint_to_resume, start.task, start.uid, known)
             self._worker.submit(start.task, find, partial(self._found, one, start))
         else:
             self._found(one, start, Found())
@@ -195,7 +197,7 @@ class Backend(ABC, Generic[I]):
             self._refuse(one, "not_started", found.problem)
         else:
             self._listen(one)
-            one.warning = found.warning
+            one.warning, one.has_journal = found.warning, found.has_journal
             self._launch(one, start, found)
 
     @staticmethod

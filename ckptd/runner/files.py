@@ -14,6 +14,7 @@ import msgspec
 from ckptd.core.port import Control, Start
 from ckptd.storage import blobs
 from ckptd.storage.blobs import Found, Mark
+from ckptd.storage.lost import NOTHING, Known, compared, has_journal
 from ckptd.storage.spent import delete_spent
 from ckptd.storage.taskdir import CONTROL
 from ckptd.storage.untrusted import (
@@ -72,13 +73,15 @@ class TaskFiles:
         """Return whether there may be a checkpoint to resume from."""
         return blobs.has_anything(self.directory(task))
 
-    def checkpoint_to_resume(self, task: int, uid: int) -> Found:
+    def checkpoint_to_resume(self, task: int, uid: int, known: Known = NOTHING) -> Found:
         """Return the newest valid checkpoint; trouble is its `problem` or `passing`.
 
-        For the worker. Durable: what it returns.
+        So is that what is `known` to be there is gone. For the worker. Durable: what it returns.
         """
+        directory = self.directory(task)
         try:
-            return blobs.newest_valid(self.directory(task), uid, self._boot_id)
+            found = blobs.newest_valid(directory, uid, self._boot_id)
+            return compared(directory, uid, found, known)
         except Exception as error:  # noqa: BLE001  (whatever a task's files make a reader raise)
             if isinstance(error, OSError) and is_passing(error):
                 return Found(passing=error)
@@ -109,6 +112,7 @@ class TaskFiles:
         directory = self.directory(task)
         try:
             found = blobs.mark(directory, attempt, uid, self._boot_id, is_synced=is_synced)
+            found = found._replace(has_journal=has_journal(directory))
             blobs.prune(directory, uid)
         except Exception as error:  # noqa: BLE001  (whatever a task's files make a reader raise)
             if is_passing(error):

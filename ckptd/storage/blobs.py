@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from ckptd.storage import manifest as seals
 from ckptd.storage.disk import sync_fd
-from ckptd.storage.gain import read_gain
-from ckptd.storage.manifest import Manifest, TooNew, sha256
+from ckptd.storage.gain import cursor_of, read_gain
+from ckptd.storage.manifest import Manifest, TooNew
 from ckptd.storage.taskdir import (
     LEFTOVER,
     attempt_of,
@@ -69,6 +69,8 @@ class Found(NamedTuple):
     at_ns: int = 0
     warning: str = ""
     problem: str = ""
+    content: str = ""  # its digest
+    has_journal: bool = False
     passing: OSError | None = None
 
 
@@ -94,6 +96,7 @@ class Mark(NamedTuple):
     gained_ns: int = 0  # when the journal last recorded what is not done again
     problem: str = ""
     why: str = ""  # what the problem is about: one of facts.WHYS
+    has_journal: bool = False
 
 
 # --- generations ---------------------------------------------------------------------------------
@@ -211,7 +214,8 @@ def _newest(ckpt_fd: int, task_dir: str, uid: int, unsealed: dict[int, "Sealed"]
         if one.valid:
             warnings = _put_away(ckpt_fd, seq, unfit)
             warning = "; ".join([*warnings, f"resumed from {seq}"]) if warnings else ""
-            return Found(seq, path, int(one.manifest.get("at_ns") or 0), plain(warning))
+            at_ns, content = one.manifest.get("at_ns") or 0, seals.content_digest(one.manifest)
+            return Found(seq, path, int(at_ns), plain(warning), content=content)
         unfit.append(_unfit(one, name, unsealed.get(seq)))
         is_unreadable |= one.is_unreadable
     faults = "; ".join(one.fault for one in unfit if one.why != _UNSYNCED)
@@ -387,19 +391,17 @@ def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool
     Raises:
         OSError: passing trouble of the machine; what was known before still holds.
 
-    Durable: the checkpoint; what a journal lost, the next look counts anew.
+    Durable: the checkpoint, the names of journals; what one lost, the next look counts anew.
     """
     with contextlib.suppress(OSError):  # not sealed is not counted; the next look seals it
         seal_pending(task_dir, uid, boot_id, is_synced=is_synced)
     newest, problem = _newest_sealed(task_dir, uid)
     saved = newest.manifest if newest else {}
     gain = read_gain(task_dir, task_of(task_dir), uid, attempt)
-    known = (seals.content_digest(saved) if newest else "") + gain.digest()
+    cursor = cursor_of(seals.content_digest(saved) if newest else "", gain.digest())
     text, why = (problem, "version") if problem else gain.problem_of(attempt)
-    seq, at_ns = int(saved.get("seq", 0)), int(saved.get("at_ns") or 0)
-    cursor = sha256(known.encode()).hexdigest()[:32] if known else ""
-    wait_s = gain.retry_after_s(attempt)
-    return Mark(seq, at_ns, cursor, wait_s, gain.gained_ns, plain(text), why)
+    of = int(saved.get("seq", 0)), int(saved.get("at_ns") or 0)
+    return Mark(*of, cursor, gain.retry_after_s(attempt), gain.gained_ns, plain(text), why)
 
 
 def newest_sealed(task_dir: str, owner_uid: int) -> tuple[int, str]:

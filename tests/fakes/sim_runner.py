@@ -362,6 +362,8 @@ class SimRunner:
         self.known.add(key)
         if start.fresh:
             self.machine.checkpoints.pop(start.task, None)
+        there = self.machine.checkpoints.get(start.task, (0, 0))[0]
+        assert start.checkpoint <= there, f"{key} is to find {start.checkpoint}, there is {there}"
         if problem := self.machine.problems.get(start.task):
             self.machine.refused.add(key)
             self.see(self.machine.mark(*key))

@@ -85,18 +85,16 @@ class World:
     def phase(self, number: int) -> Phase:
         return self.task(number).phase
 
-    def begins(self, number: int, invocation: str = "") -> None:
-        attempt = self.attempt(number)
-        shim = Identity("boot", 10_000 + number, attempt)
-        self.put(
-            outcome.started(
-                self.state,
-                StartSeen(
-                    number, attempt, shim, 20_000 + number, self.at_ns, invocation=invocation
-                ),
-            )
-        )
+    def begins(self, number: int, invocation: str = "", resumed_from: int = 0) -> None:
+        seen = StartSeen(
+            number, self.attempt(number), self.shim(number), 20_000 + number, self.at_ns,
+            resumed_from, invocation=invocation,
+        )  # fmt: skip
+        self.put(outcome.started(self.state, seen))
         self.turn()
+
+    def shim(self, number: int) -> Identity:
+        return Identity("boot", 10_000 + number, self.attempt(number))
 
     def saves(
         self, number: int, checkpoint: int, *, problem: str = "", why: str = "", retry_s: float = 0

@@ -146,16 +146,16 @@ def test_an_op_of_a_later_version_is_a_problem_and_not_skipped(world: TaskWorld)
 
 def test_a_problem_stops_the_attempt_that_recorded_it_and_no_later_one(world: TaskWorld) -> None:
     world.record(facts.problem("no way from version 1 to 2", "version"), facts.problem("and now?"))
-    assert world.mark()[-2:] == ("no way from version 1 to 2", "version")
+    assert world.mark()[5:7] == ("no way from version 1 to 2", "version")
 
     world.begin()  # released, with mended code
-    assert world.mark()[-2:] == ("", "")
+    assert world.mark()[5:7] == ("", "")
     world.record(facts.step_done("a"))
-    assert world.mark()[-2:] == ("", "")
+    assert world.mark()[5:7] == ("", "")
 
     world.begin()
     world.record(facts.problem("cannot be read", "corrupt"))
-    assert world.mark()[-2:] == ("cannot be read", "corrupt")
+    assert world.mark()[5:7] == ("cannot be read", "corrupt")
 
 
 def test_an_unknown_op_is_a_problem_for_every_attempt(world: TaskWorld) -> None:
@@ -171,7 +171,7 @@ def test_a_task_cannot_pass_a_problem_off_as_something_else(world: TaskWorld) ->
         facts.problem("wait for it", "dependency")
     world.record({"op": "problem", "text": "wait for it", "why": "dependency"})
 
-    assert world.mark()[-2:] == ("wait for it", "checkpoint")
+    assert world.mark()[5:7] == ("wait for it", "checkpoint")
 
 
 def test_what_the_whole_task_came_to_is_a_gain_and_the_last_one_holds(world: TaskWorld) -> None:

@@ -65,6 +65,15 @@ def test_the_first_fact_of_every_attempt_is_there(world: TaskWorld, image: Durab
         world.begin()
 
 
+def test_a_journal_that_the_daemon_counted_is_there_though_its_fact_was_not_promised(
+    world: TaskWorld, image: DurableImage
+) -> None:
+    world.journal().append([facts.set_value("rides", 1)], is_synced=False)
+    assert world.mark().cursor
+    image.cut()
+    assert world.journal_path().exists()
+
+
 @pytest.mark.parametrize("size", [3, manifest._LARGE_BYTES])
 def test_a_save_that_returned_is_there_and_whole(
     world: TaskWorld, image: DurableImage, size: int

@@ -1,0 +1,82 @@
+"""What the daemon's log knows of a task's files and is not there: told, never passed over.
+
+    known          found           then
+    nothing        anything        a first start, or one from nothing that a person asked for
+    checkpoint 4   none            a problem: the task must not start over in silence
+    checkpoint 4   3               a warning, unless 4 was set aside: that is told already
+    facts          no journal      a problem: what must not run twice would
+
+What is known was durable before the log took it in (`blobs.mark`), so no loss of power explains
+that it is gone: somebody took it away, or its disk is not mounted.
+Read next: `ckptd/core/outcome.py:marked` (what the log takes in), `blobs.py:newest_valid`.
+"""
+
+from typing import Final, NamedTuple
+
+from ckptd.storage.blobs import Found
+from ckptd.storage.gain import cursor_of
+from ckptd.storage.taskdir import is_number, opened
+from ckptd.storage.untrusted import is_empty, names_in
+
+JOURNAL_IS_GONE: Final = "its journal is gone, and with it which steps and items are done"
+
+
+class Known(NamedTuple):
+    """How far a task had come when its files were last looked at; empty: nothing was saved."""
+
+    checkpoint: int = 0
+    checkpoint_ns: int = 0
+    cursor: str = ""
+
+    @property
+    def is_anything(self) -> bool:
+        """Tell whether there is anything that must be found again."""
+        return bool(self.checkpoint or self.cursor)
+
+
+NOTHING: Final = Known()
+
+
+def compared(task_dir: str, uid: int, found: Found, known: Known) -> Found:
+    """Return what was found, with a problem or a warning where what is known is not there.
+
+    Raises:
+        OSError: passing trouble of the machine; nothing is known.
+    """
+    if found.problem:
+        return found
+    found = found._replace(has_journal=has_journal(task_dir))
+    if known.checkpoint and not found.seq:
+        told = f"; {found.warning}" if found.warning else ""
+        text = f"checkpoint {known.checkpoint} is gone, and no older one is there{told}"
+        return found._replace(problem=text)
+    if not found.has_journal and _had_journal(found, known):
+        return found._replace(problem=JOURNAL_IS_GONE)
+    if found.seq < known.checkpoint and not _is_aside(task_dir, uid, known.checkpoint):
+        told = found.warning or f"resumed from {found.seq}"
+        return found._replace(warning=f"checkpoint {known.checkpoint} is gone, {told}")
+    return found
+
+
+def has_journal(task_dir: str) -> bool:
+    """Return whether any attempt recorded anything; only `--fresh` takes a journal away."""
+    return not is_empty(f"{task_dir}/journal")
+
+
+def _had_journal(found: Found, known: Known) -> bool:
+    """Tell whether facts were recorded, where that is certain; in doubt they were not.
+
+    A cursor without a checkpoint is made of facts alone. One with a checkpoint can be told apart
+    beside that very checkpoint: a number may have been given again, the time of a save is not.
+    """
+    if not known.checkpoint:
+        return bool(known.cursor)
+    if (found.seq, found.at_ns) != (known.checkpoint, known.checkpoint_ns):
+        return False
+    return known.cursor != cursor_of(found.content, "")
+
+
+def _is_aside(task_dir: str, uid: int, seq: int) -> bool:
+    with opened(task_dir, uid) as (_, ckpt_fd):
+        parts = [name.partition(".") for name in names_in(ckpt_fd)]
+    return any(dot and is_number(stem) and int(stem) == seq for stem, dot, _ in parts)
