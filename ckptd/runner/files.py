@@ -12,9 +12,9 @@ from functools import partial
 import msgspec
 
 from ckptd.core.port import Control, Start
-from ckptd.storage import blobs
+from ckptd.storage import blobs, lost
 from ckptd.storage.blobs import Found, Mark
-from ckptd.storage.lost import NOTHING, Known, compared, has_journal
+from ckptd.storage.lost import NOTHING, Known, compared
 from ckptd.storage.spent import delete_spent
 from ckptd.storage.taskdir import CONTROL
 from ckptd.storage.untrusted import (
@@ -100,10 +100,19 @@ class TaskFiles:
             return True
         return not is_same or os.path.lexists(f"{directory}/journal/{attempt:06d}.j")
 
-    def mark(self, task: int, attempt: int, uid: int, *, is_synced: bool = False) -> Mark:
+    def mark(
+        self,
+        task: int,
+        attempt: int,
+        uid: int,
+        *,
+        is_synced: bool = False,
+        has_journal: bool = False,
+    ) -> Mark:
         """Seal what was published, tell how far it has come, drop the oldest. For the worker.
 
         `is_synced`: all that the attempt wrote was synced at its end, be it in an earlier boot.
+        `has_journal`: an earlier look said so.
 
         Empty where the machine has trouble that passes: what was told before still holds.
 
@@ -112,7 +121,8 @@ class TaskFiles:
         directory = self.directory(task)
         try:
             found = blobs.mark(directory, attempt, uid, self._boot_id, is_synced=is_synced)
-            found = found._replace(has_journal=has_journal(directory))
+            is_there = lost.has_journal(directory, uid, is_known=has_journal)
+            found = found._replace(has_journal=is_there)
             blobs.prune(directory, uid)
         except Exception as error:  # noqa: BLE001  (whatever a task's files make a reader raise)
             if is_passing(error):

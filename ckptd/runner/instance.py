@@ -125,7 +125,7 @@ class Instance:
         self.wants_mark = False
         self.rests_until_s = 0.0  # monotonic; after a look
         self.marked: MarkSeen | None = None
-        self.has_journal = False  # as far as it was looked at
+        self.has_journal = False  # durably, as far as it was looked at
         self.end: EndSeen | None = None
         self.is_synced = False  # whoever recorded the end has synced all files before
         self.warning = ""  # about the checkpoint that was not used

@@ -71,7 +71,8 @@ class Marks:
 
     def _look(self, one: Instance) -> None:
         one.is_marking, one.wants_mark = True, False
-        job = partial(self._files.mark, *one.key, one.uid, is_synced=one.is_synced)
+        told = {"is_synced": one.is_synced, "has_journal": one.has_journal}
+        job = partial(self._files.mark, *one.key, one.uid, **told)
         is_last = one.end is not None
         self._worker.submit(one.task, job, lambda mark: self._looked(one, mark, is_last=is_last))
 

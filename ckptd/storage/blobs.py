@@ -391,7 +391,7 @@ def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool
     Raises:
         OSError: passing trouble of the machine; what was known before still holds.
 
-    Durable: the checkpoint, the names of journals; what one lost, the next look counts anew.
+    Durable: the checkpoint; what a journal lost, the next look counts anew.
     """
     with contextlib.suppress(OSError):  # not sealed is not counted; the next look seals it
         seal_pending(task_dir, uid, boot_id, is_synced=is_synced)

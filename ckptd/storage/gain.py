@@ -1,20 +1,16 @@
 """What a task gained by its journals, as one digest, so that progress is told from repetition.
 
-The name of a journal that counts is durable before it does: that it is gone later is then no loss
-of power, see `lost.py`. What is in it may be lost with the power, and is counted anew.
 Read next: `blobs.py`, which adds the newest checkpoint to it (`mark`).
 """
 
 import json
-import os
 from _blake2 import blake2b
 from typing import Any
 
-from ckptd.storage.disk import sync_fd
 from ckptd.storage.facts import Standing
 from ckptd.storage.journal import read
 from ckptd.storage.manifest import sha256
-from ckptd.storage.untrusted import Damaged, NotTrusted, is_passing, open_directory
+from ckptd.storage.untrusted import Damaged, NotTrusted, is_passing
 
 
 class Gain(Standing):
@@ -44,30 +40,16 @@ class Gain(Standing):
 
 
 def read_gain(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Gain:
-    """Return what journals hold up to an attempt; damage is told as its `problem`.
-
-    Durable: that there is a journal, where there is.
-    """
+    """Return what journals hold up to an attempt; damage is told as its `problem`."""
     gain = Gain()
     try:
         for attempt, fact in read(task_dir, task, owner_uid, attempt_max):
             gain.take(attempt, fact)
-        if gain.count:
-            _sync_name(task_dir, owner_uid)
     except (Damaged, NotTrusted, OSError) as error:
         if is_passing(error):
             raise
         gain.problem = gain.problem or str(error)
     return gain
-
-
-def _sync_name(task_dir: str, owner_uid: int) -> None:
-    for path in (f"{task_dir}/journal", task_dir):
-        fd = open_directory(path, owner_uid)
-        try:
-            sync_fd(fd)
-        finally:
-            os.close(fd)
 
 
 def cursor_of(content: str, gained: str) -> str:

@@ -6,17 +6,20 @@
     checkpoint 4   3               a warning, unless 4 was set aside: that is told already
     facts          no journal      a problem: what must not run twice would
 
-What is known was durable before the log took it in (`blobs.mark`), so no loss of power explains
-that it is gone: somebody took it away, or its disk is not mounted.
+What is known was durable before the log took it in (a checkpoint by `blobs.mark`, that there is a
+journal by `has_journal`). So no loss of power explains that it is gone: somebody took it away, or
+its disk is not mounted.
 Read next: `ckptd/core/outcome.py:marked` (what the log takes in), `blobs.py:newest_valid`.
 """
 
+import os
 from typing import Final, NamedTuple
 
 from ckptd.storage.blobs import Found
+from ckptd.storage.disk import sync_fd
 from ckptd.storage.gain import cursor_of
 from ckptd.storage.taskdir import is_number, opened
-from ckptd.storage.untrusted import is_empty, names_in
+from ckptd.storage.untrusted import is_empty, names_in, open_directory
 
 JOURNAL_IS_GONE: Final = "its journal is gone, and with it which steps and items are done"
 
@@ -45,7 +48,7 @@ def compared(task_dir: str, uid: int, found: Found, known: Known) -> Found:
     """
     if found.problem:
         return found
-    found = found._replace(has_journal=has_journal(task_dir))
+    found = found._replace(has_journal=has_journal(task_dir, uid))
     if known.checkpoint and not found.seq:
         told = f"; {found.warning}" if found.warning else ""
         text = f"checkpoint {known.checkpoint} is gone, and no older one is there{told}"
@@ -58,9 +61,26 @@ def compared(task_dir: str, uid: int, found: Found, known: Known) -> Found:
     return found
 
 
-def has_journal(task_dir: str) -> bool:
-    """Return whether any attempt recorded anything; only `--fresh` takes a journal away."""
-    return not is_empty(f"{task_dir}/journal")
+def has_journal(task_dir: str, uid: int, *, is_known: bool = False) -> bool:
+    """Return whether any attempt recorded anything; only `--fresh` takes a journal away.
+
+    `is_known`: this said so before, nothing need be synced for it.
+
+    Raises:
+        OSError, NotTrusted: it cannot be said for sure.
+
+    Durable: that there is one, where there is; not what is in it.
+    """
+    folder = f"{task_dir}/journal"
+    if is_empty(folder):
+        return False
+    for path in () if is_known else (folder, task_dir):
+        fd = open_directory(path, uid)
+        try:
+            sync_fd(fd)
+        finally:
+            os.close(fd)
+    return True
 
 
 def _had_journal(found: Found, known: Known) -> bool:

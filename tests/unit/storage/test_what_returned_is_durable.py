@@ -7,6 +7,7 @@ import pytest
 
 from ckptd.sdk.save import save
 from ckptd.storage import blobs, facts, manifest
+from ckptd.storage.lost import has_journal
 from tests.fakes.durable_image import DurableImage
 from tests.task_world import TASK, TaskWorld
 
@@ -69,7 +70,7 @@ def test_a_journal_that_the_daemon_counted_is_there_though_its_fact_was_not_prom
     world: TaskWorld, image: DurableImage
 ) -> None:
     world.journal().append([facts.set_value("rides", 1)], is_synced=False)
-    assert world.mark().cursor
+    assert has_journal(world.dir, world.uid)
     image.cut()
     assert world.journal_path().exists()
 
