@@ -49,6 +49,7 @@ class Life(msgspec.Struct):
     boot_id: str
     started_ns: int
     started_mono_ns: int
+    apart_ns: int  # wall clock less monotonic one, as what was adopted was measured by them
     state_dir: str
     socket: str
     config_path: str | None
@@ -91,14 +92,13 @@ class Housekeeping:
         self._is_status_old = False  # something changed since the manager was told
         self._commits = 0
         self._turns = 0
-        self._apart_ns = 0  # how far the clocks were apart; 0: not known yet
+        self._apart_ns = life.apart_ns
 
     # --- before the commit --------------------------------------------------------------------
 
     def watch_clock(self, now: Now, mono_ns: int) -> None:
         """Notice that the wall clock was set, or that the machine slept."""
         apart_ns = now.at_ns - mono_ns
-        self._apart_ns = self._apart_ns or apart_ns
         step_ns = apart_ns - self._apart_ns
         if abs(step_ns) < STEP_NS_MIN:
             return  # small ones add up until they make one

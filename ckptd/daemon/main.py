@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -196,12 +196,12 @@ def _serve(base: Base) -> None:
     runner, inhibitor = _runner(base, ending)
     wake = Wake()
     wake.install()
-    orders = adopt(base, recovered.engine, runner)
+    adopted = adopt(base, recovered.engine, runner)
     listening = listen(base.paths.socket, base.config.ipc, handed, base.journal)
     server = Server(listening, base.config.ipc, base.journal)
     _leave_with_manager(listening, base.notify)
     edges = Edges(store, runner, server, wake, ending, inhibitor)
-    loop, requests = build(base, edges, recovered, orders, started_mono_ns)
+    loop, requests = build(base, edges, recovered, adopted, started_mono_ns)
     loop.run()
     close(base, recovered.engine, edges, requests)
 
@@ -232,16 +232,24 @@ def _no_run(path: str, why: str) -> BadConfig:
     )
 
 
-def adopt(base: Base, engine: Engine, runner: Runner) -> list[Adopt]:
+class Adopted(NamedTuple):
+    """What the runner finds out about, and how far the clocks were apart when it was told."""
+
+    orders: list[Adopt]
+    apart_ns: int
+
+
+def adopt(base: Base, engine: Engine, runner: Runner) -> Adopted:
     """Have the runner find out about every attempt that an earlier daemon may have started."""
-    orders = adoption(engine.state, engine.observed, base.clock.now())
+    now, mono_ns = base.clock.now(), base.clock.mono_ns()
+    orders = adoption(engine.state, engine.observed, now)
     for order in orders:
         runner.adopt(order.task, order.attempt)
-    return orders
+    return Adopted(orders, now.at_ns - mono_ns)
 
 
 def build(
-    base: Base, edges: Edges, recovered: Recovered, orders: list[Adopt], started_mono_ns: int
+    base: Base, edges: Edges, recovered: Recovered, adopted: Adopted, started_mono_ns: int
 ) -> tuple[Loop, Requests]:
     """Put the parts of one daemon together; it only has to run."""
     engine, runner, server, wake = recovered.engine, edges.runner, edges.server, edges.wake
@@ -254,6 +262,7 @@ def build(
         base.boot_id,
         base.clock.now().at_ns,
         started_mono_ns,
+        adopted.apart_ns,
         base.paths.state,
         base.paths.socket,
         base.config_path,
@@ -270,7 +279,7 @@ def build(
         base.config,
         life,
         edges.ending,
-        Readiness(runner, base.progress, [(order.task, order.attempt) for order in orders]),
+        Readiness(runner, base.progress, [(one.task, one.attempt) for one in adopted.orders]),
     )
     roles = Roles(os.geteuid(), server.access)
     requests = Requests(engine, house, Files(base.paths.state), base.journal, roles)

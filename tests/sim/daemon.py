@@ -125,7 +125,7 @@ class Daemon:
         ending = Ending(self.engine, base.notify, base.journal, base.paths.run)
         self.runner = JobRunner(machine, edge)
         self.wake = SimWake(fds.wake)
-        orders = adopt(base, self.engine, self.runner)
+        adopted = adopt(base, self.engine, self.runner)
         self.server = SimServer(network, fds.server, edge)
         self.edges = Edges(
             store,
@@ -135,7 +135,7 @@ class Daemon:
             ending,
             Inhibitor(ending),  # type: ignore[arg-type]
         )
-        built = build(base, self.edges, self.recovered, orders, base.clock.mono_ns())
+        built = build(base, self.edges, self.recovered, adopted, base.clock.mono_ns())
         self.loop, self.requests = built
         self.is_built = True
 

@@ -143,9 +143,9 @@ class Life:
         self.engine = recovered.engine
         self.door, self.runner = Door(self.disk), Runner(self.disk)
         ending = Ending(self.engine, notify, journal, NOWHERE)
-        orders = adopt(base, self.engine, self.runner)
+        adopted = adopt(base, self.engine, self.runner)
         edges = Edges(store, self.runner, self.door, Wake(), ending, Inhibitor(ending))  # type: ignore[arg-type]
-        self.loop, self.requests = build(base, edges, recovered, orders, clock.mono_ns())
+        self.loop, self.requests = build(base, edges, recovered, adopted, clock.mono_ns())
 
     def close(self) -> None:
         self.loop.close()
@@ -224,6 +224,28 @@ def test_a_clock_that_is_set_often_and_by_little_kills_no_task_for_its_timeout(l
     task = life.engine.state.tasks.get(1)
     assert task is not None
     assert task.phase.word == "running"
+
+
+def test_a_clock_that_is_set_while_a_daemon_starts_stops_no_task_for_its_timeout(
+    life: Life,
+) -> None:
+    """Nor is an end that came before then told as a timeout."""
+    life.door.ask("a", "submit", m.Submit((m.TaskSpec(("true",), timeout_s=3_600.0),)))
+    life.loop.turn()
+    at_ns = life.clock.now().at_ns
+    life.runner.see(StartSeen(1, 1, Identity("boot", 10, 10), 11, at_ns))
+    life.loop.turn()
+    life.die()
+    life.begin()
+    life.runner.poll()  # that it does not know this attempt
+    life.clock.ahead_ns = 86_400 * 10**9
+    life.loop.turn()
+    life.runner.see(EndSeen(1, 1, "exit", 1, started_ns=at_ns, ended_ns=at_ns + 10**9))
+    life.loop.turn()
+    task = life.engine.state.tasks.get(1)
+    assert task is not None
+    assert task.run is not None
+    assert task.run.past[-1].cause == "exit"
 
 
 def test_each_start_of_the_daemon_has_a_greater_epoch(life: Life) -> None:
