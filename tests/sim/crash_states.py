@@ -211,7 +211,7 @@ class CrashStates:
         self._history = History(submitted)
         self._files = KnownFiles(root)  # as a cut leaves them
         self._cached = KnownFiles(root)  # as the page cache has them
-        self._cached_numbers: dict[tuple[int, int], tuple[int, Inode]] = {}
+        self._cached_numbers: dict[tuple[int, int, int], tuple[int, Inode, Inode]] = {}
         self._learnt: tuple[dict[str, dict[str, Inode]], list[int]] = {}, []
         self._replays: dict[Told, bytes] = {}
         self._bench = MemoryDisk()
@@ -267,14 +267,24 @@ class CrashStates:
 
     def _in_cache(self, disk: MemoryDisk) -> list[tuple[str, int, Inode]]:
         """Return the files as a start after kill -9 reads them."""
-        numbers = self._cached_numbers
         return [
-            # Holding the inode keeps its id from being given to another one.
-            (f"{path}/{name}", *numbers.setdefault((id(i), i.writes), (len(numbers), i)))
+            (f"{path}/{name}", *self._as_read(inode))
             for path, one in disk.dirs.items()
-            for name, i in one.names.items()
+            for name, inode in one.names.items()
             if is_read(name)
         ]
+
+    def _as_read(self, inode: Inode) -> tuple[int, Inode]:
+        """Return a number for the content, and the file, without what a failed sync has lost."""
+        key = id(inode), inode.writes, inode.syncs if inode.lost else -1
+        if key not in self._cached_numbers:
+            read = inode
+            if inode.lost:
+                read = inode.clone()
+                read.drop_cache()
+            # Holding the inode keeps its id from being given to another one.
+            self._cached_numbers[key] = len(self._cached_numbers), read, inode
+        return self._cached_numbers[key][:2]
 
     @staticmethod
     def _log(files: KnownFiles, found: Iterable[tuple[str, int, Inode]]) -> Log | None:

@@ -63,6 +63,7 @@ _ACCIDENTS = {
     "parking": (("exit", 75), ("exit", 85)),
     "usage": (("exit", 64), ("spawn_error", 2), ("spawn_error", 11)),
 }
+_BLAMES = {"oom": ("limit", "host"), "exit": ("", "", "", "disk")}
 
 
 class JobMachine(SimMachine):
@@ -148,7 +149,7 @@ class JobMachine(SimMachine):
             cause,
             code=0 if is_signal else number,
             signal=number if is_signal else 0,
-            blame=self.dice.choice(["limit", "host"]) if cause == "oom" else "",
+            blame=self.dice.choice(_BLAMES.get(cause, ("",))),
         )
 
     def _work_on(self, one: SimAttempt, accident: Accident | None) -> None:
@@ -239,7 +240,7 @@ class JobMachine(SimMachine):
         self.dying.discard(one.key)
         one.step = Step.ENDED
         one.end = end
-        self.model.ended(*one.key, end.cause, end.code, end.signal)
+        self.model.ended(*one.key, end.cause, end.code, end.signal, end.blame)
         self._tell_end(one)
 
     def kill_supervisor(self, task: int, attempt: int) -> None:

@@ -69,6 +69,7 @@ class Instance:
     was_told: bool = False  # somebody was told that it runs
     told: int = NEVER  # when somebody was told first how it ended: nothing changes that later
     was_signalled: bool = False
+    is_excused: bool = False  # the disk of its output was full: a failure counts for nothing
     began_ns: int = 0  # of time that really passed, here and below
     ended_ns: int = 0
     reign: int = 0  # in which it began
@@ -291,9 +292,9 @@ class Model:
         """Tell whether nobody but a person may start the task after this end."""
         if self._spec(task).get("on_exit"):
             return one.cause == "exit" and one.code == 0 and self._is_undisturbed(task, one)
-        if one.cause != "exit" or not self._is_undisturbed(task, one):
-            return self._is_patience_over(task, job, one)
-        return one.code == 0 or one.code in PERMANENT or self._is_patience_over(task, job, one)
+        is_plain = one.cause == "exit" and self._is_undisturbed(task, one)
+        is_settled = one.code == 0 or (one.code in PERMANENT and not one.is_excused)
+        return (is_plain and is_settled) or self._is_patience_over(task, job, one)
 
     def _is_patience_over(self, task: int, job: Job, last: Instance) -> bool:
         """Tell whether the failures that were allowed are used up, since a person said "again"."""
@@ -308,6 +309,7 @@ class Model:
         failures = sum(
             one.began > since
             and one.is_known
+            and not one.is_excused
             and self._is_undisturbed(task, one)
             and ((one.cause == "exit" and one.code == 1) or one.cause == "signal")
             for one in job.instances
@@ -349,9 +351,12 @@ class Model:
         found = [one for one in self.jobs[task].instances if one.attempt == attempt]
         return found[-1]
 
-    def ended(self, task: int, attempt: int, cause: str, code: int, signal: int) -> None:
+    def ended(
+        self, task: int, attempt: int, cause: str, code: int, signal: int, blame: str = ""
+    ) -> None:
         self.now += 1
         one = self._last(task, attempt)
+        one.is_excused = blame == "disk"
         one.cause, one.code, one.signal, one.ended = cause, code, signal, self.now
         one.ended_ns, one.last_reign = self.elapsed_ns(), self.reigns
 

@@ -1,5 +1,7 @@
 """What a cut may leave is counted exactly, a good log survives all of it, a bad one is found."""
 
+import errno
+import os
 import random
 from collections.abc import Callable, Iterator
 
@@ -13,7 +15,7 @@ from ckptd.core.state import State, TaskTable
 from ckptd.storage import segment
 from ckptd.storage.frame import Head
 from ckptd.storage.store import Store
-from ckptd.storage.wal import Wal
+from ckptd.storage.wal import Wal, WalFailed
 from tests import figures
 from tests.fakes.memory_disk import SECTOR, MemoryDisk
 from tests.sim import log_reader
@@ -118,6 +120,31 @@ def test_a_life_survives_every_cut_and_its_seed_tells_all() -> None:
     assert once.states.counts == again.states.counts
     assert once.states.counts["examined"] > once.states.counts["distinct"] > 100
     assert once.states.counts["armed"] > 0
+
+
+def test_what_a_failed_sync_has_lost_is_judged_as_the_next_start_reads_it() -> None:
+    """The cache still shows it, clean; a start asks the disk."""
+    life = LogLife(3)
+    _, wal = life._begin()
+    life._append(wal, life._decided())
+    names = life.disk.dirs[f"{ROOT}/wal"].names
+    inode = names[max(name for name in names if name.endswith(".wal"))]
+
+    def fails(kind: str, _path: str) -> None:
+        if kind == "sync":
+            inode.fail_sync(random.Random(2))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    life.disk.watch = fails
+    with pytest.raises(WalFailed):
+        wal.sync()
+    life.disk.watch = None
+    life.disk.locked.clear()
+
+    assert inode.lost
+    CrashStates(ROOT, life.segment_bytes, random.Random(1)).look(
+        life.disk, life.acked, life.appended
+    )
 
 
 class AcknowledgesEarly(LogLife):
