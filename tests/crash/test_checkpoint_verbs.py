@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from ckptd.sdk.save import save
@@ -123,12 +124,16 @@ def test_killed_while_editing_the_newest_is_whole_and_the_old_one_unharmed(
     tmp_path: Path, rounds: int
 ) -> None:
     world = saved_twice(tmp_path)
+    began_s = time.monotonic()
+    with start_edit(world, world.newest().seq, 0) as process:
+        assert process.wait(60) == 0
+    whole_s = time.monotonic() - began_s
     reached = 0
     for part in range(1, rounds + 1):
         before = world.newest()
         with start_edit(world, before.seq, part) as process:
             assert process.stdout is not None
-            let_pass(random.uniform(0.06, 0.2))
+            let_pass(random.uniform(0, whole_s))
             process.kill()
             answered = process.stdout.read()
 

@@ -57,7 +57,8 @@ def fill(disk: Path) -> Path:
 
 def submit_fat(client: RawClient) -> dict[str, Any] | None:
     """Submit a task that is big in the log; return the error, if it was refused."""
-    spec = {"argv": ["/bin/true"], "hold": True, "env": {"FAT": os.urandom(FAT_BYTES).hex()}}
+    fat = {f"FAT{part}": os.urandom(FAT_BYTES // 8).hex() for part in range(8)}
+    spec = {"argv": ["/bin/true"], "hold": True, "env": fat}
     try:
         client.ask("submit", {"tasks": [spec]})
     except RefusedError as refused:
@@ -160,8 +161,11 @@ import os, sys, time
 open("pid", "w").write(str(os.getpid()))
 while not os.path.exists("go"):
     time.sleep(0.01)
-for _ in range(100):
-    print("y" * 2000, flush=True)
+try:
+    for _ in range(100):
+        print("y" * 2000, flush=True)
+except OSError:
+    os._exit(1)
 """
 
 
