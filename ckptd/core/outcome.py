@@ -134,7 +134,7 @@ class _Judge:
         self.state, self.task, self.run, self.seen = state, task, run, seen
         self.mark, self.now, self.policy = mark, now, policy
         self.spec = task.unpacked()
-        self.progressed = run.cursor not in ("", run.base)
+        self.progressed = run.cursor != run.base
         self.failures = run.failures
         self.memory_bytes = 0  # the limit from now on, where it changes
         # Progress since the start proves that the task gets on: the patience counters start anew.

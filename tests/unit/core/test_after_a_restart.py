@@ -53,6 +53,19 @@ def test_a_kill_that_was_durable_when_the_daemon_died_is_delivered_by_the_next_o
     assert world.ordered(Deliver) == [Deliver(1, 1, 9, tree=True)]
 
 
+def test_what_a_retry_from_scratch_gives_up_is_known_no_more_before_it_starts() -> None:
+    world = World()
+    number = world.submit()
+    world.begins(number)
+    world.saves(number, 3)
+    world.ends(number, code=1)
+    world.ask(m.GroupSet("default", paused=True), ROOT)
+    world.ask(m.Retry(ONE, fresh=True))
+    run = world.task(number).run
+    assert run is not None
+    assert (run.cursor, run.checkpoint, run.checkpoint_ns) == ("", 0, 0)
+
+
 def test_a_retry_from_scratch_that_comes_as_far_as_before_has_made_progress() -> None:
     world = World()
     number = world.submit()
