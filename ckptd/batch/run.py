@@ -292,12 +292,14 @@ class _Run:
         if self.lost:
             where = f"all of it is in: ckptctl batch logs {self.batch.name}"
             self.meter.say(f"not all that items printed is on stdout: {self.lost}; {where}")
-        if is_cut and not self.contact.is_under_daemon:  # which runs no task again for a limit
+        # With `--only` others may be bad as before; it asked for these alone.
+        is_part = bool(self.batch.next.only)
+        bad = tally.bad if is_part else sum(tally.counts.get(status, 0) for status in BAD)
+        # The same line goes on, but where it names what is done: it would begin with that again.
+        goes_on = is_cut and not is_part and not (self.batch.next.statuses and bad)
+        if goes_on and not self.contact.is_under_daemon:  # which runs no task again for a limit
             return TRANSIENT
         if why == "finished":
-            # With `--only` others may be bad as before; it asked for these alone.
-            is_part = bool(self.batch.next.only)
-            bad = tally.bad if is_part else sum(tally.counts.get(status, 0) for status in BAD)
             is_lost = self.lost and not self.contact.is_under_daemon  # which asks for results alone
             return FAILED if bad else LOST if is_lost else 0
         return _CODES.get(why, PARKED)

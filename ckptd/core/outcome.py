@@ -57,11 +57,11 @@ def marked(state: State, seen: MarkSeen, now: Now) -> list[AnyRecord]:
     run = task.run
     if run.attempt != seen.attempt or not seen.cursor:
         return []
-    told = seen if seen.checkpoint >= run.checkpoint else run
-    newest = told.checkpoint, told.checkpoint_ns
-    if (run.cursor, run.checkpoint) == (seen.cursor, newest[0]):
+    newest = max(seen.checkpoint, run.checkpoint)
+    if (run.cursor, run.checkpoint) == (seen.cursor, newest):
         return []
-    return [Marked(seen.task, seen.attempt, now.at_ns, *newest, seen.cursor)]
+    # The time is that of what the cursor was made of: `lost.py` compares it with no other.
+    return [Marked(seen.task, seen.attempt, now.at_ns, newest, seen.checkpoint_ns, seen.cursor)]
 
 
 def ended(

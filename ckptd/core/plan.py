@@ -192,10 +192,11 @@ def _judge(case: Case, number: int) -> list[AnyRecord]:
     blocked = task.phase is Phase.BLOCKED and task.reason == "dependency"
     if not (waits or blocked):
         return []
-    fate = needs_fate(case.state, task.needs)
+    ran_ns = task.run.intent_ns if waits and task.run else 0
+    fate = needs_fate(case.state, task.needs, ran_ns)
     if (fate == "wait" and waits) or (fate == "never" and blocked):
         return []
-    phase, reason, until_ns = entry(case.state, task.needs, task.until_ns, case.now)
+    phase, reason, until_ns = entry(case.state, task.needs, task.until_ns, case.now, ran_ns)
     return [Moved(task.id, case.now.at_ns, phase, reason, until_ns)]
 
 

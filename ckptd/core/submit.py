@@ -168,9 +168,11 @@ class _Submit:
         )
 
 
-def entry(state: State, needs: tuple[Need, ...], at_ns: int, now: Now) -> tuple[Phase, str, int]:
+def entry(
+    state: State, needs: tuple[Need, ...], at_ns: int, now: Now, ran_ns: int = 0
+) -> tuple[Phase, str, int]:
     """Return (phase, reason, until_ns) of a task that may go on as far as it can."""
-    fate = needs_fate(state, needs)
+    fate = needs_fate(state, needs, ran_ns)
     if fate == "never":
         return Phase.BLOCKED, "dependency", at_ns
     if fate == "wait":
@@ -180,17 +182,22 @@ def entry(state: State, needs: tuple[Need, ...], at_ns: int, now: Now) -> tuple[
     return Phase.QUEUED, "", 0
 
 
-def needs_fate(state: State, needs: tuple[Need, ...]) -> str:
-    """Return "met", "wait" or (one can never be met) "never"."""
+def needs_fate(state: State, needs: tuple[Need, ...], ran_ns: int = 0) -> str:
+    """Return "met", "wait" or (one can never be met) "never".
+
+    `ran_ns`: when the task ran last and now waits again. What was over by then is judged already.
+    """
     fate = "met"
     for need in needs:
         task = state.tasks.get(need.task)
         # A task of the same submit is not applied yet, a cleaned one cannot be judged any more.
         if task is None and need.task < state.next_id:
+            if ran_ns:
+                continue
             return "never"
         if task is None or task.phase not in ENDED:
             fate = "wait"
-        elif not _met(task, need.when):
+        elif not (_met(task, need.when) or 0 < task.until_ns <= ran_ns):
             return "never"
     return fate
 

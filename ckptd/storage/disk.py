@@ -231,7 +231,7 @@ class RealDisk:
     def lock(self, path: str) -> File:
         """Take the exclusive lock, creating the file. Raises BlockingIOError where it is held."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        return _locked(os.open(path, flags, 0o600))
+        return _locked(os.open(path, flags, 0o600), fcntl.LOCK_EX)
 
     def free_bytes(self, path: str) -> int:
         """Return what the file system would still let us write."""
@@ -243,10 +243,10 @@ class RealDisk:
         return os.urandom(count)
 
 
-def _locked(fd: int) -> File:
+def _locked(fd: int, how: int) -> File:
     """Return the file once its lock is ours. Raises BlockingIOError where it is held."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BaseException:
         os.close(fd)
         raise
@@ -270,12 +270,15 @@ class ReadOnlyDisk(RealDisk):
             super().sync_dir(path)
 
     def lock(self, path: str) -> File:
-        """Take the exclusive lock where there is a file for it; a copy may have none."""
+        """Keep a daemon out, not others who look; a copy may have no file for it.
+
+        Shared: NFS gives the exclusive one only to who may write. Source: flock(2).
+        """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return RealFile(-1)
-        return _locked(fd)
+        return _locked(fd, fcntl.LOCK_SH)
 
 
 class _ReadFile(RealFile):

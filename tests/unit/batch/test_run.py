@@ -368,6 +368,30 @@ def test_errors_are_told_by_the_exit_code_once_a_limit_leaves_nothing(
     world.run(code=1)
 
 
+def test_a_line_that_would_do_the_same_again_for_ever_does_not_say_that_it_goes_on(
+    world: BatchWorld,
+) -> None:
+    world.prepare(argv=["false"], items=["a", "b"])
+    world.run(code=1)
+    for _ in range(2):
+        world.prepare("--retry-failed", limit=1)
+        world.run(code=1)
+    world.prepare("--only", "a", "--only", "b", limit=1)
+    world.run(code=1)
+
+
+def test_a_limit_on_what_failed_before_goes_on_as_long_as_it_gets_better(
+    world: BatchWorld,
+) -> None:
+    world.prepare(argv=["sh", "-c", "test -e ok"], items=["a", "b"])
+    world.run(code=1)
+    (world.work / "ok").touch()
+    world.prepare("--retry-failed", limit=1)
+    world.run(code=1)
+    world.prepare("--retry-failed", limit=1)
+    world.run(code=0)
+
+
 def test_too_many_errors_stop_it_and_leave_the_rest(world: BatchWorld) -> None:
     items = [str(n) for n in range(40)]
     world.prepare(argv=["false"], items=items, max_errors="5", jobs=1)

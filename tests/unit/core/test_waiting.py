@@ -202,6 +202,53 @@ def test_a_task_that_has_run_or_is_blocked_is_retried_whatever_became_of_what_it
     assert world.phase(second) is Phase.STARTING
 
 
+def test_what_was_cleaned_since_a_task_ran_does_not_block_it_when_it_waits_again() -> None:
+    world = World(slots=8)
+    cleaned, again = world.submit(), world.submit()
+    child = world.submit(after=(m.Dependency(cleaned), m.Dependency(again)))
+    for number, code in ((cleaned, 0), (again, 0), (child, 1)):
+        world.begins(number)
+        world.ends(number, code=code)
+    world.ask(m.Clean(ids(cleaned)))
+    world.ask(m.Retry(ids(again, child)))
+    assert world.phase(child) is Phase.WAITING
+    world.begins(again)
+    world.ends(again)
+    assert world.phase(child) is Phase.STARTING
+
+
+def test_what_fails_while_a_task_that_ran_before_waits_again_does_block_it() -> None:
+    world = World(slots=8)
+    first = world.submit()
+    child = world.submit(after=(m.Dependency(first),))
+    for number, code in ((first, 0), (child, 1)):
+        world.begins(number)
+        world.ends(number, code=code)
+        world.at_ns += SECOND
+    world.ask(m.Retry(ids(first, child)))
+    world.begins(first)
+    world.ends(first, code=1)
+    assert (world.phase(child), world.task(child).reason) == (Phase.BLOCKED, "dependency")
+
+
+def test_a_task_that_was_released_beside_a_failure_is_not_blocked_by_it_once_more() -> None:
+    world = World(slots=8)
+    failed, again = world.submit(), world.submit()
+    child = world.submit(after=(m.Dependency(failed), m.Dependency(again)))
+    for number, code in ((failed, 1), (again, 0)):
+        world.begins(number)
+        world.ends(number, code=code)
+        world.at_ns += SECOND
+    world.ask(m.Release(ids(child)))
+    world.begins(child)
+    world.ends(child, code=1)
+    world.ask(m.Retry(ids(again, child)))
+    assert world.phase(child) is Phase.WAITING
+    world.begins(again)
+    world.ends(again)
+    assert world.phase(child) is Phase.STARTING
+
+
 # --- times ----------------------------------------------------------------------------------
 
 

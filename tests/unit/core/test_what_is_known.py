@@ -81,6 +81,18 @@ def test_what_is_lost_under_a_running_attempt_stays_known(left: int) -> None:
     assert again(world, number, left).checkpoint == 2
 
 
+def test_the_cursor_of_what_is_left_is_not_told_as_that_of_what_is_lost() -> None:
+    """Once the lost one is put back, its own content would differ from that cursor."""
+    world = World()
+    number = saved(world, 1, 2)
+    lost_ns = world.at_ns
+    world.at_ns += SECOND
+    marks(world, number, 1, "c1")
+    order = again(world, number, 1)
+    assert (order.checkpoint, order.cursor) == (2, "c1")
+    assert order.checkpoint_ns != lost_ns
+
+
 def test_an_attempt_that_began_from_an_older_checkpoint_counts_on_from_there() -> None:
     world = World()
     number = saved(world, 5)

@@ -1,11 +1,13 @@
 """One set of expectations for the disk of the tests and the disk of the kernel."""
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from ckptd.storage.disk import Disk, RealDisk
+from ckptd.storage.disk import Disk, ReadOnlyDisk, RealDisk
 from tests.fakes.memory_disk import MemoryDisk
 
 
@@ -83,3 +85,26 @@ def test_a_file_that_is_closed_twice_closes_nobody_elses(tmp_path: Path) -> None
     file.close()
     assert other.size() == 0
     other.close()
+
+
+def test_who_only_looks_needs_no_right_to_write_for_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, which makes of flock(2) a lock of the whole file."""
+    path, real = str(tmp_path / "LOCK"), fcntl.flock
+
+    def flock(fd: int, how: int) -> None:
+        if how & fcntl.LOCK_EX and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    RealDisk().lock(path).close()
+    looks = ReadOnlyDisk().lock(path)
+    with pytest.raises(BlockingIOError):
+        RealDisk().lock(path)
+    looks.close()
+    held = RealDisk().lock(path)
+    with pytest.raises(BlockingIOError):
+        ReadOnlyDisk().lock(path)
+    held.close()
