@@ -7,8 +7,8 @@
     facts          no journal      a problem: what must not run twice would
 
 What is known was durable before the log took it in (a checkpoint by `blobs.mark`, that there is a
-journal by `has_journal`). So no loss of power explains that it is gone: somebody took it away, or
-its disk is not mounted.
+journal by `has_journal`). So no loss of power explains that it is gone, but for what decision 15
+of ARCHITECTURE.md leaves open: somebody took it away, or its disk is not mounted.
 Read next: `ckptd/core/outcome.py:marked` (what the log takes in), `blobs.py:newest_valid`.
 """
 
