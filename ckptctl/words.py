@@ -54,7 +54,7 @@ _ENDS: Final = {
     "not_started": "never started",
 }
 
-_FULL: Final = "its disk was full"
+_FULL: Final = "disk full"  # short: a table cuts what follows
 _UNSEEN: Final = frozenset({"lost", "reboot"})  # it may be as old as the last sign of the attempt
 
 

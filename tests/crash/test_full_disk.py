@@ -188,12 +188,12 @@ def test_a_task_that_cannot_print_for_a_full_disk_goes_on_once_there_is_room(
     said = " ".join(daemon.ctl("explain", str(task)).stdout.split())
     assert "the disk of its output was full when it failed: free space there" in said
     assert "no failure is counted" in said
-    assert "disk was full" in daemon.ctl("status", str(task)).stdout
-    assert "disk was full" in daemon.ctl("show", str(task)).stdout
-    assert "disk was full" in daemon.ctl("events", "--task", str(task)).stdout
+    assert "(disk" in daemon.ctl("status", str(task)).stdout
+    assert "disk full" in daemon.ctl("show", str(task)).stdout
+    assert "disk full" in daemon.ctl("events", "--task", str(task)).stdout
     own = daemon.wait_phase(told, "failed", "waiting")
     assert (own["phase"], own["reason"]) == ("failed", "permanent")
-    assert "disk was full" in daemon.ctl("status", str(told)).stdout
+    assert "disk full" in daemon.ctl("status", "-o", "wide", str(told)).stdout
 
     balloon.unlink()
     until(lambda: can_submit(daemon), 30.0, every_s=0.1)

@@ -39,10 +39,10 @@ def test_an_end_says_how() -> None:
 
 def test_an_exit_on_a_full_disk_names_the_disk() -> None:
     full = row(phase="failed", reason="permanent", cause="exit", code=1, blame="disk")
-    assert words.state_text(full, NOW_NS) == "failed: permanent (exit 1, its disk was full)"
+    assert words.state_text(full, NOW_NS) == "failed: permanent (exit 1, disk full)"
     until = NOW_NS + 12 * SECOND_NS
     waits = row(phase="waiting", reason="transient", until_ns=until, blame="disk")
-    assert words.state_text(waits, NOW_NS) == "waiting: retry in 12s (its disk was full)"
+    assert words.state_text(waits, NOW_NS) == "waiting: retry in 12s (disk full)"
 
 
 def test_a_task_that_could_not_start_names_what_was_missing() -> None:
