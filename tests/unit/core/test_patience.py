@@ -198,8 +198,8 @@ def test_a_task_that_lost_what_it_had_saved_has_made_no_progress_by_that() -> No
     world.ends(number, code=1)
     world.pass_time(1_000)
     world.begins(number)
-    world.put(outcome.marked(world.state, MarkSeen(number, 2, 0, 0, ""), world.now))
-    del world.mark
+    world.mark = MarkSeen(number, 2, 0, 0, "")
+    world.put(outcome.marked(world.state, world.mark, world.now))
     world.ends(number, code=1)
     assert world.phase(number) is Phase.FAILED
 
