@@ -193,7 +193,7 @@ def test_a_task_that_cannot_print_for_a_full_disk_goes_on_once_there_is_room(
     assert "disk full" in daemon.ctl("events", "--task", str(task)).stdout
     own = daemon.wait_phase(told, "failed", "waiting")
     assert (own["phase"], own["reason"]) == ("failed", "permanent")
-    assert "disk full" in daemon.ctl("status", "-o", "wide", str(told)).stdout
+    assert "disk full" in daemon.ctl("show", str(told)).stdout
 
     balloon.unlink()
     until(lambda: can_submit(daemon), 30.0, every_s=0.1)
