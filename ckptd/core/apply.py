@@ -137,6 +137,7 @@ def _marked(state: State, record: Marked) -> None:
         checkpoint=record.checkpoint,
         checkpoint_ns=record.checkpoint_ns,
         cursor=record.cursor,
+        has_journal=run.has_journal or record.has_journal,
     )
     state.put(replace(task, run=run))
 
@@ -189,7 +190,7 @@ def _start_intent(state: State, record: StartIntent) -> None:
             dropped_ns=0,
         )
         if old.fresh:  # also what an attempt that never began has seen of the files meanwhile
-            run = replace(run, base="", cursor="", checkpoint=0, checkpoint_ns=0)
+            run = replace(_with_nothing(run), base="")
     state.put(replace(task, phase=Phase.STARTING, reason="", until_ns=0, run=run))
 
 
@@ -276,7 +277,7 @@ def _reset(state: State, record: Reset) -> None:
             patience_from=run.attempt,
         )
         if record.fresh:
-            run = replace(run, cursor="", checkpoint=0, checkpoint_ns=0)
+            run = _with_nothing(run)
     state.put(replace(task, phase=Phase.QUEUED, reason="", until_ns=0, run=run))
 
 
@@ -286,7 +287,10 @@ def _dropped(state: State, record: CheckpointsDropped) -> None:
     run = task.run
     assert task.phase is Phase.SUCCEEDED, f"task {task.id} is {task.phase.word}: it may go on"
     assert run is not None, f"task {task.id} was never started"
-    run = replace(
-        run, cursor="", checkpoint=0, checkpoint_ns=0, fresh=True, dropped_ns=record.at_ns
-    )
+    run = replace(_with_nothing(run), fresh=True, dropped_ns=record.at_ns)
     state.put(replace(task, run=run))
+
+
+def _with_nothing(run: Run) -> Run:
+    """Return it without anything that its next attempt must find."""
+    return replace(run, cursor="", checkpoint=0, checkpoint_ns=0, has_journal=False)

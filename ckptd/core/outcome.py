@@ -49,19 +49,28 @@ def marked(state: State, seen: MarkSeen, now: Now) -> list[AnyRecord]:
     """Return the record of durable progress, or nothing where nothing changed.
 
     A problem alone says nothing of what was saved. And in an attempt the checkpoint only grows:
-    one that is lost under it stays known, so that the next start tells of it.
+    one that is lost under it stays known, so that the next start tells of it. So does a journal.
     """
     task = state.tasks.get(seen.task)
     if task is None or task.run is None or task.phase not in ACTIVE:
         return []
     run = task.run
-    if run.attempt != seen.attempt or not seen.cursor:
+    if run.attempt != seen.attempt or not _tells(seen, run):
         return []
     newest = max(seen.checkpoint, run.checkpoint)
-    if (run.cursor, run.checkpoint) == (seen.cursor, newest):
+    if (run.cursor, run.checkpoint, run.has_journal) == (seen.cursor, newest, seen.has_journal):
         return []
-    # The time is that of what the cursor was made of: `lost.py` compares it with no other.
-    return [Marked(seen.task, seen.attempt, now.at_ns, newest, seen.checkpoint_ns, seen.cursor)]
+    return [
+        Marked(
+            seen.task, seen.attempt, now.at_ns, newest, seen.checkpoint_ns, seen.cursor,
+            seen.has_journal,
+        )
+    ]  # fmt: skip
+
+
+def _tells(mark: MarkSeen, run: Run) -> bool:
+    """Tell whether a cursor counts: one without the journal that was there tells of no progress."""
+    return bool(mark.cursor) and (mark.has_journal or not run.has_journal)
 
 
 def ended(
@@ -80,7 +89,7 @@ def ended(
     if seen.cause == "not_started" and run.shim is not None:
         # It ran: we have its start. Its claim went with the power, so the machine went down.
         seen = replace(seen, cause="reboot", started_ns=run.started_ns)
-    if mark is not None and mark.cursor:
+    if mark is not None and _tells(mark, run):
         run = replace(run, cursor=mark.cursor, checkpoint_ns=mark.checkpoint_ns)
     started_ns = seen.started_ns or run.started_ns or run.intent_ns
     ended_ns = max(seen.ended_ns or now.at_ns, started_ns)

@@ -430,6 +430,5 @@ def _start(state: State, task: Task, run: Run) -> Start:
         stop_signal=spec.stop_signal,
         stop_s=spec.grace_s + SAVE_S,
         checkpoint=run.checkpoint,
-        checkpoint_ns=run.checkpoint_ns,
-        cursor=run.cursor,
+        has_journal=run.has_journal,
     )

@@ -43,8 +43,7 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     stop_signal: int = 15
     stop_s: float = 0.0  # from the stop signal to SIGKILL, where the machine itself stops the task
     checkpoint: int = 0  # what must be found again; 0: nothing was saved, or it was given up
-    checkpoint_ns: int = 0
-    cursor: str = ""
+    has_journal: bool = False  # so must this
 
 
 class Deliver(msgspec.Struct, frozen=True, gc=False):
@@ -163,6 +162,7 @@ class MarkSeen(msgspec.Struct, frozen=True, gc=False):
     problem: str = ""  # "state version 3 cannot be migrated": blocks the task
     why: str = ""  # for short: checkpoint, version, corrupt; the reason of `blocked`
     gained_ns: int = 0  # when a step, an item or a value was last recorded; 0: never
+    has_journal: bool = False  # durably; only a start from nothing takes it away
 
 
 class TelemetrySeen(msgspec.Struct, frozen=True, gc=False):

@@ -260,7 +260,7 @@ class CheckpointAsked(Record, frozen=True, tag=25):
 
 
 class Marked(Record, frozen=True, tag=26):
-    """Durable progress was seen: newest valid checkpoint and cursor."""
+    """Durable progress was seen: newest valid checkpoint, cursor, and that there is a journal."""
 
     task: int
     attempt: int
@@ -268,6 +268,7 @@ class Marked(Record, frozen=True, tag=26):
     checkpoint: int
     checkpoint_ns: int
     cursor: str
+    has_journal: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False):

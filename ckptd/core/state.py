@@ -83,6 +83,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
     patience_from: int = 0  # attempt at which a person said "again": limits count from there
     invocation: str = ""  # of the attempt's unit
     dropped_ns: int = 0  # when the checkpoints were given up after its success; 0: they were not
+    has_journal: bool = False  # what ran has recorded something; only from nothing it has not again
 
     @property
     def noted_ns(self) -> int:

@@ -201,7 +201,7 @@ def import_(task_dir: str, task: str, attempt: str, source: str) -> dict[str, An
         header = {**_header(old), "provenance": {"imported_from": origin, **_who()}}
         saved = new_generation.publish(where, path, old, header)
     before = {**old, "results": {}, "progress": None}
-    new_generation.record(where, before, old)
+    new_generation.record(where, before, old, has_journal=True)
     done = facts.read_facts(task_dir, where.task, os.getuid(), where.attempt).steps
     unknown = [step for step in old["steps"] if isinstance(step, str) and step not in done]
     saved_by = {"task": old["task"], "name": str(old.get("task_name") or "")}

@@ -250,16 +250,21 @@ def _emptied(where: Place, *, keeps_lock: bool) -> None:
 # --- what the journal shall know -----------------------------------------------------------------
 
 
-def record(where: Place, before: dict[str, Any], after: dict[str, Any]) -> int:
+def record(
+    where: Place, before: dict[str, Any], after: dict[str, Any], *, has_journal: bool = False
+) -> int:
     """Record the values that differ: a task that resumes takes them from its journal.
+
+    `has_journal`: there is to be one, though it say nothing: what a person brings in stands for
+    all that was lost, and a lost journal would keep the task from going on.
 
     Crash: the checkpoint says them, the journal does not; do it again. Durable: the facts.
     """
     found = list(_facts(before, after))
-    if found:
+    if found or (has_journal and is_empty(f"{where.task_dir}/journal")):
         journal = Journal(where.task_dir, where.task, where.attempt, 0)
         try:
-            for first in range(0, len(found), _FACTS_PER_GROUP):
+            for first in range(0, max(1, len(found)), _FACTS_PER_GROUP):
                 journal.append(found[first : first + _FACTS_PER_GROUP])
         finally:
             journal.close()

@@ -180,7 +180,7 @@ class Backend(ABC, Generic[I]):
         except (OSError, NotTrusted) as error:
             self._refuse(one, "spawn_error", f"cannot prepare its directory: {error}", error)
             return
-        known = Known(start.checkpoint, start.checkpoint_ns, start.cursor)
+        known = Known(start.checkpoint, start.has_journal)
         if has_saved or known.is_anything:
             find = partial(self._files.checkpoint_to_resume, start.task, start.uid, known)
             self._worker.submit(start.task, find, partial(self._found, one, start))

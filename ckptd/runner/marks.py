@@ -15,7 +15,6 @@ from ckptd.runner.files import NOT_KNOWN, TaskFiles
 from ckptd.runner.instance import Instance, Stage
 from ckptd.runner.watch import Watch, Worker
 from ckptd.storage.blobs import Mark
-from ckptd.storage.lost import JOURNAL_IS_GONE
 
 REST_S = 0.25
 
@@ -79,12 +78,10 @@ class Marks:
     def _looked(self, one: Instance, mark: Mark, *, is_last: bool) -> None:
         one.is_marking = False
         one.rests_until_s = time.monotonic() + REST_S
-        if one.has_journal and mark.cursor and not mark.has_journal:
-            mark = Mark(problem=JOURNAL_IS_GONE)  # and what was told before still holds
         one.has_journal |= mark.has_journal
         seen = MarkSeen(
             *one.key, mark.checkpoint, mark.checkpoint_ns, mark.cursor, mark.retry_after_s,
-            mark.problem, mark.why, mark.gained_ns,
+            mark.problem, mark.why, mark.gained_ns, mark.has_journal,
         )  # fmt: skip
         if seen != one.marked and (seen.cursor or seen.checkpoint or seen.problem):
             one.marked = seen

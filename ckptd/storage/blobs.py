@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from ckptd.storage import manifest as seals
 from ckptd.storage.disk import sync_fd
-from ckptd.storage.gain import cursor_of, read_gain
-from ckptd.storage.manifest import Manifest, TooNew
+from ckptd.storage.gain import read_gain
+from ckptd.storage.manifest import Manifest, TooNew, sha256
 from ckptd.storage.taskdir import (
     LEFTOVER,
     attempt_of,
@@ -66,10 +66,8 @@ class Found(NamedTuple):
 
     seq: int = 0
     path: str = ""
-    at_ns: int = 0
     warning: str = ""
     problem: str = ""
-    content: str = ""  # its digest
     has_journal: bool = False
     passing: OSError | None = None
 
@@ -214,8 +212,7 @@ def _newest(ckpt_fd: int, task_dir: str, uid: int, unsealed: dict[int, "Sealed"]
         if one.valid:
             warnings = _put_away(ckpt_fd, seq, unfit)
             warning = "; ".join([*warnings, f"resumed from {seq}"]) if warnings else ""
-            at_ns, content = one.manifest.get("at_ns") or 0, seals.content_digest(one.manifest)
-            return Found(seq, path, int(at_ns), plain(warning), content=content)
+            return Found(seq, path, plain(warning))
         unfit.append(_unfit(one, name, unsealed.get(seq)))
         is_unreadable |= one.is_unreadable
     faults = "; ".join(one.fault for one in unfit if one.why != _UNSYNCED)
@@ -398,7 +395,8 @@ def mark(task_dir: str, attempt: int, uid: int, boot_id: str, *, is_synced: bool
     newest, problem = _newest_sealed(task_dir, uid)
     saved = newest.manifest if newest else {}
     gain = read_gain(task_dir, task_of(task_dir), uid, attempt)
-    cursor = cursor_of(seals.content_digest(saved) if newest else "", gain.digest())
+    known = (seals.content_digest(saved) if newest else "") + gain.digest()
+    cursor = sha256(known.encode()).hexdigest()[:32] if known else ""
     text, why = (problem, "version") if problem else gain.problem_of(attempt)
     of = int(saved.get("seq", 0)), int(saved.get("at_ns") or 0)
     return Mark(*of, cursor, gain.retry_after_s(attempt), gain.gained_ns, plain(text), why)

@@ -9,7 +9,6 @@ from typing import Any
 
 from ckptd.storage.facts import Standing
 from ckptd.storage.journal import read
-from ckptd.storage.manifest import sha256
 from ckptd.storage.untrusted import Damaged, NotTrusted, is_passing
 
 
@@ -50,12 +49,3 @@ def read_gain(task_dir: str, task: int, owner_uid: int, attempt_max: int) -> Gai
             raise
         gain.problem = gain.problem or str(error)
     return gain
-
-
-def cursor_of(content: str, gained: str) -> str:
-    """Return the cursor of a checkpoint's content and a journal's gain; "" of neither.
-
-    Invariant: the same for the same, in every version: `lost.py` compares one with the log's.
-    """
-    known = content + gained
-    return sha256(known.encode()).hexdigest()[:32] if known else ""

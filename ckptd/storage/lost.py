@@ -4,7 +4,7 @@
     nothing        anything        a first start, or one from nothing that a person asked for
     checkpoint 4   none            a problem: the task must not start over in silence
     checkpoint 4   3               a warning, unless 4 was set aside: that is told already
-    facts          no journal      a problem: what must not run twice would
+    a journal      none            a problem: what must not run twice would
 
 What is known was durable before the log took it in (a checkpoint by `blobs.mark`, that there is a
 journal by `has_journal`). So no loss of power explains that it is gone, but for what decision 15
@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 
 from ckptd.storage.blobs import Found
 from ckptd.storage.disk import sync_fd
-from ckptd.storage.gain import cursor_of
 from ckptd.storage.taskdir import is_number, opened
 from ckptd.storage.untrusted import is_empty, names_in, open_directory
 
@@ -28,13 +27,12 @@ class Known(NamedTuple):
     """How far a task had come when its files were last looked at; empty: nothing was saved."""
 
     checkpoint: int = 0
-    checkpoint_ns: int = 0
-    cursor: str = ""
+    has_journal: bool = False
 
     @property
     def is_anything(self) -> bool:
         """Tell whether there is anything that must be found again."""
-        return bool(self.checkpoint or self.cursor)
+        return bool(self.checkpoint or self.has_journal)
 
 
 NOTHING: Final = Known()
@@ -53,7 +51,7 @@ def compared(task_dir: str, uid: int, found: Found, known: Known) -> Found:
         told = f"; {found.warning}" if found.warning else ""
         text = f"checkpoint {known.checkpoint} is gone, and no older one is there{told}"
         return found._replace(problem=text)
-    if not found.has_journal and _had_journal(found, known):
+    if known.has_journal and not found.has_journal:
         return found._replace(problem=JOURNAL_IS_GONE)
     if found.seq < known.checkpoint and not _is_aside(task_dir, uid, known.checkpoint):
         told = found.warning or f"resumed from {found.seq}"
@@ -81,19 +79,6 @@ def has_journal(task_dir: str, uid: int, *, is_known: bool = False) -> bool:
         finally:
             os.close(fd)
     return True
-
-
-def _had_journal(found: Found, known: Known) -> bool:
-    """Tell whether facts were recorded, where that is certain; in doubt they were not.
-
-    A cursor without a checkpoint is made of facts alone. One with a checkpoint can be told apart
-    beside that very checkpoint: a number may have been given again, the time of a save is not.
-    """
-    if not known.checkpoint:
-        return bool(known.cursor)
-    if (found.seq, found.at_ns) != (known.checkpoint, known.checkpoint_ns):
-        return False
-    return known.cursor != cursor_of(found.content, "")
 
 
 def _is_aside(task_dir: str, uid: int, seq: int) -> bool:

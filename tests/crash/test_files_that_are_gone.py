@@ -107,6 +107,44 @@ def test_a_journal_that_is_gone_blocks_its_task_too(daemon: LiveDaemon) -> None:
     assert lines(daemon, "paid") == ["paid"]
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_journal_that_is_taken_away_while_no_daemon_runs_blocks_its_task_though_it_saved_since(
+    daemon: LiveDaemon, *, is_over: bool
+) -> None:
+    """What is left has progress of its own, and no daemon saw both."""
+    once = "while [ ! -e more ]; do sleep 0.05; done"
+    task = begun(daemon, PAYS, SAVES, once, SAVES, "touch saved", checkpoint=1)
+    daemon.kill9()
+    shutil.rmtree(files(daemon, task) / "journal")
+    (daemon.work / "more").touch()
+    until((daemon.work / "saved").exists, 20.0)
+    if is_over:
+        goes_on(daemon)
+    daemon.start()
+    goes_on(daemon)
+
+    assert daemon.wait_phase(task, "blocked")["reason"] == "checkpoint"
+
+    assert "its journal is gone" in " ".join(daemon.ctl("explain", str(task)).stdout.split())
+    assert lines(daemon, "paid") == ["paid"]
+
+
+def test_a_checkpoint_that_a_person_brings_in_stands_for_the_journal_too(
+    daemon: LiveDaemon,
+) -> None:
+    task = begun(daemon, PAYS, SAVES, checkpoint=1)
+    daemon.ctl("checkpoint", "export", str(task), str(daemon.work / "kept"))
+    shutil.rmtree(files(daemon, task))
+    goes_on(daemon)
+    daemon.wait_phase(task, "blocked")
+
+    daemon.ctl("checkpoint", "import", str(task), str(daemon.work / "kept"))
+    daemon.ctl("release", str(task))
+
+    daemon.wait_phase(task, "succeeded")
+    assert lines(daemon, "tries") == ["1 from 0", "3 from 1"]
+
+
 def test_an_older_checkpoint_is_gone_on_from_with_a_warning(daemon: LiveDaemon) -> None:
     task = begun(daemon, SAVES, SAVES, checkpoint=2)
     shutil.rmtree(files(daemon, task) / "ckpt/00000002")

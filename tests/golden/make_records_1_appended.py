@@ -12,6 +12,7 @@ from ckptd.core.records import (
     AnyRecord,
     CheckpointsDropped,
     Ended,
+    Marked,
     Phase,
     Spec,
     Started,
@@ -40,6 +41,7 @@ RECORDS: list[AnyRecord] = [
         Verdict(Phase.QUEUED, "oom", 0, 1, 2, 3, 4, 5), "limit", 4 << 30,
     ),
     CheckpointsDropped(1, AT),
+    Marked(1, 2, AT, 8, AT, "cafe", True),
 ]  # fmt: skip
 FILE = Path(__file__).parent / "records_1_appended.txt"
 

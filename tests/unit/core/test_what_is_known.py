@@ -1,10 +1,12 @@
 """What State knows of a task's files, and when it stops to: what a start must find again."""
 
 import pytest
+from msgspec.structs import replace
 
 from ckptd.core import outcome
 from ckptd.core.port import MarkSeen, Start, StartSeen
 from ckptd.core.records import Phase
+from ckptd.core.state import Run
 from ckptd.protocol import messages as m
 from tests.unit.core.world import SECOND, World
 
@@ -38,24 +40,34 @@ def again(world: World, number: int, resumed_from: int = 0) -> Start:
     return begins(world, number, resumed_from)
 
 
-def marks(world: World, number: int, checkpoint: int, cursor: str, problem: str = "") -> None:
+def marks(
+    world: World, number: int, checkpoint: int, cursor: str, problem: str = "", **more: bool
+) -> None:
     world.mark = MarkSeen(
-        number, world.attempt(number), checkpoint, world.at_ns, cursor, problem=problem
+        number, world.attempt(number), checkpoint, world.at_ns, cursor, problem=problem, **more
     )
     world.put(outcome.marked(world.state, world.mark, world.now))
+
+
+def known(world: World, number: int) -> Run:
+    run = world.task(number).run
+    assert run is not None
+    return run
 
 
 def test_a_start_is_told_what_must_be_found_again() -> None:
     world = World()
     number = world.submit(retries=9)
     first = begins(world, number)
-    assert (first.checkpoint, first.cursor) == (0, "")
+    assert (first.checkpoint, first.has_journal) == (0, False)
     world.saves(number, 2)
-    at_ns = world.at_ns
 
     second = again(world, number, 2)
+    assert (second.checkpoint, second.has_journal) == (2, False)
+    marks(world, number, 2, "c2 and facts", has_journal=True)
+    third = again(world, number, 2)
 
-    assert (second.checkpoint, second.checkpoint_ns, second.cursor) == (2, at_ns, "c2")
+    assert (third.checkpoint, third.has_journal) == (2, True)
 
 
 def test_a_problem_of_a_start_takes_nothing_from_what_is_known() -> None:
@@ -70,7 +82,8 @@ def test_a_problem_of_a_start_takes_nothing_from_what_is_known() -> None:
         world.ask(m.Release(ids(number)))
     order = world.ordered(Start)[-1]
     assert isinstance(order, Start)
-    assert (order.checkpoint, order.cursor) == (2, "c2")
+    assert order.checkpoint == 2
+    assert known(world, number).cursor == "c2"
 
 
 @pytest.mark.parametrize("left", [0, 1])
@@ -81,16 +94,38 @@ def test_what_is_lost_under_a_running_attempt_stays_known(left: int) -> None:
     assert again(world, number, left).checkpoint == 2
 
 
-def test_the_cursor_of_what_is_left_is_not_told_as_that_of_what_is_lost() -> None:
-    """Once the lost one is put back, its own content would differ from that cursor."""
+def test_a_checkpoint_that_was_away_and_came_back_makes_nobody_miss_a_journal() -> None:
     world = World()
     number = saved(world, 1, 2)
-    lost_ns = world.at_ns
-    world.at_ns += SECOND
     marks(world, number, 1, "c1")
+    marks(world, number, 2, "c2")
+    order = again(world, number, 2)
+    assert (order.checkpoint, order.has_journal) == (2, False)
+
+
+@pytest.mark.parametrize("is_last_look", [False, True])
+def test_a_journal_that_is_lost_under_an_attempt_stays_known_whatever_is_saved_beside(
+    *, is_last_look: bool
+) -> None:
+    world = World()
+    number = saved(world, 1)
+    marks(world, number, 1, "c1 and facts", has_journal=True)
+    if is_last_look:
+        world.mark = replace(world.mark, checkpoint=2, cursor="c2", has_journal=False)
+    else:
+        marks(world, number, 2, "c2")
+
     order = again(world, number, 1)
-    assert (order.checkpoint, order.cursor) == (2, "c1")
-    assert order.checkpoint_ns != lost_ns
+
+    assert (order.checkpoint, order.has_journal) == (1, True)
+    assert known(world, number).cursor == "c1 and facts"
+
+
+def test_a_journal_that_an_older_daemon_did_not_note_is_noted_though_nothing_was_gained() -> None:
+    world = World()
+    number = saved(world, 1)
+    marks(world, number, 1, "c1", has_journal=True)
+    assert again(world, number, 1).has_journal
 
 
 def test_an_attempt_that_began_from_an_older_checkpoint_counts_on_from_there() -> None:
@@ -110,8 +145,7 @@ def test_a_save_that_is_seen_before_the_start_it_belongs_to_is_not_forgotten() -
     began_ns = world.at_ns
     world.at_ns += SECOND
     world.saves(number, 2)
-    run = world.task(number).run
-    assert run is not None
+    run = known(world, number)
     seen = StartSeen(number, run.attempt, world.shim(number), 77, began_ns, resumed_from=1)
     world.put(outcome.started(world.state, seen))
     assert again(world, number, 2).checkpoint == 2
@@ -120,11 +154,12 @@ def test_a_save_that_is_seen_before_the_start_it_belongs_to_is_not_forgotten() -
 def test_from_nothing_nothing_is_to_be_found() -> None:
     world = World()
     number = saved(world, 2)
+    marks(world, number, 2, "c2 and facts", has_journal=True)
     world.ask(m.Cancel(ids(number)))
     world.ends(number, "signal", signal=9)
     world.ask(m.Retry(ids(number), fresh=True))
     order = begins(world, number)
-    assert (order.fresh, order.checkpoint, order.cursor) == (True, 0, "")
+    assert (order.fresh, order.checkpoint, order.has_journal) == (True, 0, False)
     assert again(world, number).checkpoint == 0
 
 
@@ -135,10 +170,11 @@ def test_what_was_seen_of_files_that_were_to_be_put_away_is_not_to_be_found() ->
     world.ask(m.Cancel(ids(number)))
     world.ends(number, "signal", signal=9)
     world.ask(m.Retry(ids(number), fresh=True))
-    marks(world, number, 2, "c2")
+    marks(world, number, 2, "c2 and facts", has_journal=True)
     world.ends(number, "not_started")
     order = begins(world, number)
-    assert (order.fresh, order.checkpoint, order.cursor) == (True, 0, "")
+    assert (order.fresh, order.checkpoint, order.has_journal) == (True, 0, False)
     world.ends(number, "lost")
     order = begins(world, number)
-    assert (order.fresh, order.checkpoint, order.cursor) == (False, 0, "")
+    assert (order.fresh, order.checkpoint, order.has_journal) == (False, 0, False)
+    assert known(world, number).cursor == ""

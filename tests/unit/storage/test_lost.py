@@ -7,7 +7,7 @@ import pytest
 
 from ckptd.sdk.save import save
 from ckptd.storage import blobs, facts
-from ckptd.storage.lost import JOURNAL_IS_GONE, NOTHING, Known, compared
+from ckptd.storage.lost import JOURNAL_IS_GONE, NOTHING, Known, compared, has_journal
 from tests.task_world import TASK, TaskWorld
 
 GONE = "checkpoint 1 is gone, and no older one is there"
@@ -26,8 +26,7 @@ def saved(world: TaskWorld, text: str = "state") -> Known:
 
 
 def known(world: TaskWorld) -> Known:
-    mark = world.mark()
-    return Known(mark.checkpoint, mark.checkpoint_ns, mark.cursor)
+    return Known(world.mark().checkpoint, has_journal(world.dir, world.uid))
 
 
 def found(world: TaskWorld, before: Known) -> blobs.Found:
@@ -39,7 +38,7 @@ def found(world: TaskWorld, before: Known) -> blobs.Found:
 def test_what_is_there_is_found_without_a_word(world: TaskWorld) -> None:
     world.record(facts.step_done("pay"))
     before = saved(world)
-    assert found(world, before)[:5] == (1, f"{world.dir}/ckpt/00000001", before[1], "", "")
+    assert found(world, before) == (1, f"{world.dir}/ckpt/00000001", "", "", True, None)
 
 
 @pytest.mark.parametrize("what", [".", "ckpt", "ckpt/00000001"])
