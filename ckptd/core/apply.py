@@ -275,6 +275,8 @@ def _reset(state: State, record: Reset) -> None:
             host_deaths=0,
             fresh=record.fresh or run.fresh,
             patience_from=run.attempt,
+            # What it needs may end by a clock that was set back, and is later all the same.
+            intent_ns=min(run.intent_ns, record.at_ns),
         )
         if record.fresh:
             run = _with_nothing(run)

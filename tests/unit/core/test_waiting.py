@@ -334,3 +334,21 @@ def test_an_edit_is_refused_what_a_submit_is(changed: dict[str, object], complai
     with pytest.raises(BadRequest, match=complaint):
         world.ask(m.Edit(ids(number), **changed))  # type: ignore[arg-type]
     assert world.task(number) == before
+
+
+def test_a_need_that_fails_by_a_clock_that_was_set_back_is_not_taken_for_one_judged_before() -> (
+    None
+):
+    world = World(slots=8)
+    first = world.submit()
+    child = world.submit(after=(m.Dependency(first),))
+    for number, code in ((first, 0), (child, 1)):
+        world.begins(number)
+        world.ends(number, code=code)
+        world.at_ns += SECOND
+    world.at_ns -= 100 * SECOND
+    world.ask(m.Retry(ids(first, child)))
+    world.at_ns += SECOND
+    world.begins(first)
+    world.ends(first, code=1)
+    assert world.phase(child) is Phase.BLOCKED
