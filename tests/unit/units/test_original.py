@@ -70,6 +70,14 @@ def test_a_unit_that_is_over_by_its_record_keeps_no_copy_from_starting(
     assert living_unit(copied(first), BOOT) is None
 
 
+def test_a_record_that_cannot_be_read_is_not_taken_for_an_end(tmp_path: Path, pid: int) -> None:
+    second = copied(store_with_unit(tmp_path))
+    (record,) = Path(f"{second}/units").iterdir()
+    kept = record.rename(tmp_path / "kept")
+    record.symlink_to(kept)  # as a farm of links has it; what is below units/ is never followed
+    assert living_unit(second, BOOT) == Living(*KEY, pid)
+
+
 def test_a_store_of_units_that_is_moved_is_no_copy(tmp_path: Path, pid: int) -> None:
     first = store_with_unit(tmp_path)
     first.rename(tmp_path / "moved")
