@@ -253,6 +253,16 @@ def test_a_listening_socket_of_systemd_is_taken_over_and_kept(directory: str, na
         assert Path(path).exists()
 
 
+def test_a_socket_of_systemd_is_never_lost_to_us(directory: str) -> None:
+    """Bound anew by us, it would be another one than ckptd.socket starts the next daemon by."""
+    path = f"{directory}/ctl.sock"
+    with systemd_socket(path) as made:
+        listening = listen(path, IPC, [Handed(GIVEN, os.dup(made.fileno()))], journal())
+        Path(path).unlink()
+        assert not listening.is_lost
+        listening.close()
+
+
 def test_a_socket_of_systemd_at_another_place_is_a_mistake_that_is_named(directory: str) -> None:
     with systemd_socket(f"{directory}/ctl.sock") as made:
         handed = [Handed(GIVEN, os.dup(made.fileno()))]
