@@ -108,3 +108,24 @@ def test_who_only_looks_needs_no_right_to_write_for_the_lock(
     with pytest.raises(BlockingIOError):
         ReadOnlyDisk().lock(path)
     held.close()
+
+
+def test_who_only_looks_passes_over_a_sync_that_cannot_be_and_over_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log whose sync fails is not known to be on disk: no verdict may be built on it."""
+    disk, path = ReadOnlyDisk(), str(tmp_path / "a")
+    RealDisk().create(path).close()
+    file, code = disk.open(path), errno.EIO
+
+    def fsync(_fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for sync in (file.sync, lambda: disk.sync_dir(str(tmp_path))):
+        code = errno.EIO
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            sync()
+        for code in (errno.EROFS, errno.EINVAL):  # noqa: B007 (what fsync says)
+            sync()
+    file.close()
