@@ -1,18 +1,24 @@
 """The control socket against real clients: good, clumsy, broken and rude ones."""
 
+import errno
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
-from ckptd.door.server import FRAME_BYTES_MAX, UNREAD_BYTES_MAX
+from ckptd.door.listen import listen
+from ckptd.door.server import FRAME_BYTES_MAX, UNREAD_BYTES_MAX, Server
 from ckptd.host.config import Ipc
+from ckptd.host.journal import Journal, StreamSink
 from ckptd.protocol import limits
 from tests.raw_client import RawClient
 from tests.unit.daemon.desk import Desk, open_desk
@@ -199,3 +205,65 @@ def test_the_socket_gets_its_mode_and_group() -> None:
     with open_desk(Ipc(group="daemon", mode="0660")) as desk:
         status = Path(desk.path).stat()
         assert (status.st_mode & 0o777, status.st_gid) == (0o660, 1)
+
+
+# --- a path that was removed ---------------------------------------------------------------------
+
+
+class Alone:
+    """A server that nobody but the test calls, and what its journal was told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.told = path, io.StringIO()
+        ipc, journal = Ipc(group="", mode="0600"), Journal(StreamSink(self.told, prefixed=True))
+        self.listening = listen(str(path), ipc, [], journal)
+        self.server = Server(self.listening, ipc, journal)
+
+    def looks(self) -> tuple[int, int]:
+        """Look at the path; return how often its loss and its return were told by now."""
+        self.server.look_at_path()
+        told = self.told.getvalue()
+        return told.count("nobody can reach us"), told.count("made again")
+
+    def is_reached(self) -> bool:
+        with RawClient(f"ipc://{self.path}") as client:
+            client.send("ping", {})
+            until(lambda: self.server.receive(1))
+        return True
+
+
+@pytest.fixture
+def alone() -> Iterator[Alone]:
+    with tempfile.TemporaryDirectory(prefix="ck-", dir="/tmp") as directory:
+        made = Alone(Path(directory) / "ctl.sock")
+        yield made
+        made.server.close()
+
+
+def test_a_path_that_cannot_be_bound_again_is_told_once_and_bound_when_it_can(
+    alone: Alone,
+) -> None:
+    assert alone.looks() == (0, 0)
+    alone.path.unlink()
+    alone.path.write_text("in the way")
+    assert alone.looks() == (1, 0)
+    assert alone.looks() == (1, 0)
+    alone.path.unlink()
+    assert alone.looks() == (1, 1)
+    assert alone.is_reached()
+    assert alone.looks() == (1, 1)
+
+
+def test_a_socket_that_is_bound_again_and_not_served_is_served_at_the_next_look(
+    alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    alone.path.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(alone.listening), "copy", copy)
+        assert alone.looks() == (1, 0)
+        assert not alone.listening.is_lost
+    assert alone.looks() == (1, 1)
+    assert alone.is_reached()
