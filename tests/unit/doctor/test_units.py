@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ckptd.doctor import journald, services
+from ckptd.doctor import disk, journald, place, services
 from ckptd.doctor.finding import Check, Finding
 from ckptd.doctor.log import Log
 from ckptd.doctor.place import Heard, Place, Systemd
 from ckptd.host import config, paths
 from ckptd.protocol.messages import Pong
+from ckptd.storage.disk import RealDisk
 
 GOOD = {
     "Type": "notify",
@@ -200,3 +201,30 @@ def test_a_service_manager_that_is_silent_is_waited_for_once(
     for check in (services.service, services.others, services.watchdog, journald.rate):
         assert list(check(place)) == []
     assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
+def test_a_unit_that_holds_the_store_and_answers_nobody_is_restarted_by_systemd(
+    systemd: Booted, tmp_path: Path
+) -> None:
+    held = RealDisk().lock(f"{tmp_path}/LOCK")
+    systemd.service(MainPID=str(os.getpid()))
+    (of_unit,) = systemd.found(disk.lock).values()
+    systemd.service(MainPID="0")
+    (other,) = systemd.found(disk.lock).values()
+    held.close()
+    assert (of_unit.name, of_unit.level) == (other.name, other.level) == ("lock", "warn")
+    assert of_unit.advice == "systemctl restart ckptd; tasks live on"
+    assert f"who is it? ps -fp {os.getpid()};" in other.advice
+
+
+def test_a_holder_that_nobody_can_name_is_not_taken_for_the_unit(
+    systemd: Booted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose kernel shows no locks of processes outside."""
+    monkeypatch.setattr(place, "holder_of", lambda _: 0)
+    held = RealDisk().lock(f"{tmp_path}/LOCK")
+    systemd.service(MainPID="0")
+    (found,) = systemd.found(disk.lock).values()
+    held.close()
+    assert found.text == f"{tmp_path}/LOCK is held, but no daemon answers"
+    assert f"who is it? fuser -v {tmp_path}/LOCK; a daemon: `kill -HUP PID`" in found.advice
