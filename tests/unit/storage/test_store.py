@@ -23,6 +23,15 @@ def test_two_cannot_have_the_same_store(tmp_path: Path) -> None:
     Store.open(f"{tmp_path}/state").close()
 
 
+def test_a_holder_that_the_kernel_does_not_name_is_nobody_to_be_killed() -> None:
+    """`kill 0` would end the whole job of who types it."""
+    disk = MemoryDisk()
+    open_store(disk)
+    with pytest.raises(Busy, match="another process holds") as refused:
+        open_store(disk)
+    assert "`kill PID` (tasks live on)" in refused.value.hint
+
+
 def test_looking_at_a_directory_that_is_no_store_leaves_nothing_in_it(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="no state directory"):
         Store.open(str(tmp_path), create=False)
