@@ -3,6 +3,8 @@
 The service manager here is a real socket that takes descriptors, as PID 1 does.
 """
 
+import contextlib
+import errno
 import io
 import os
 import shutil
@@ -117,6 +119,22 @@ def test_a_socket_left_behind_is_replaced_and_a_live_one_is_not(directory: str) 
     with pytest.raises(Internal, match="in the way"):
         clear_path(path)
     assert Path(path).read_text() == "no socket"
+
+
+def test_a_live_socket_whose_queue_is_full_is_no_free_path_and_keeps_nobody_waiting(
+    directory: str,
+) -> None:
+    path = f"{directory}/ctl.sock"
+    with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as waiting:
+        busy.bind(path)
+        busy.listen(0)
+        clients = [waiting.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(9)]
+        for client in clients:  # the kernel takes one more than the backlog
+            client.setblocking(False)
+        assert errno.EAGAIN in {client.connect_ex(path) for client in clients}
+        with pytest.raises(Busy, match="another process answers"):
+            clear_path(path)
+        assert Path(path).exists()
 
 
 def test_a_path_that_was_removed_is_bound_again_and_one_that_is_kept_never(
