@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import zmq
 
-from ckptd.door.listen import listen
+from ckptd.door.listen import Listening, listen
 from ckptd.door.server import FRAME_BYTES_MAX, UNREAD_BYTES_MAX, Server
 from ckptd.host.config import Ipc
 from ckptd.host.journal import Journal, StreamSink
 from ckptd.protocol import limits
+from ckptd.protocol.errors import Internal
 from tests.raw_client import RawClient
 from tests.unit.daemon.desk import Desk, open_desk
 from tests.waiting import until
@@ -238,6 +239,16 @@ def alone() -> Iterator[Alone]:
         made = Alone(Path(directory) / "ctl.sock")
         yield made
         made.server.close()
+
+
+def test_a_socket_that_cannot_be_served_is_an_error_at_once(tmp_path: Path) -> None:
+    """A daemon that went on would run tasks and hear nobody."""
+    made = socket.socket(socket.AF_UNIX)
+    listening = Listening(f"{tmp_path}/{'x' * 108}", made, is_ours=False)
+    journal = Journal(StreamSink(io.StringIO(), prefixed=True))
+    with pytest.raises(Internal, match="cannot serve"):
+        Server(listening, Ipc(group="", mode="0600"), journal)
+    assert made.fileno() == -1
 
 
 def test_a_path_that_cannot_be_bound_again_is_told_once_and_bound_when_it_can(
