@@ -97,6 +97,13 @@ def test_one_refused_target_gives_its_own_code_and_one_of_many_gives_1(
     assert "task 8 has ended" in err
 
 
+def test_a_retry_says_whether_the_task_is_queued_or_waits_for_others(scripted: Scripted) -> None:
+    changed = m.Changed((m.TaskChange(7, "queued"), m.TaskChange(8, "waiting")))
+    daemon = scripted({"retry": lambda _: changed})
+    code, out, _ = ctl(daemon.endpoint, "retry", "7,8")
+    assert (code, out) == (0, "task 7: queued again\ntask 8: put back, now waiting\n")
+
+
 def test_logs_are_copied_byte_for_byte(scripted: Scripted) -> None:
     text = b"one\n\xff\x00two\nthree\n"
 
