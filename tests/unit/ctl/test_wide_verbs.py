@@ -168,6 +168,7 @@ def test_a_diff_tells_keys_that_the_file_says_nothing_of_any_more(
     code, _, err = ctl(endpoint, "config", "diff")
     assert code == 78
     assert "unknown key task.retreis" in err
+    assert "hint: every key is explained in etc/ckptd.toml" in err
 
 
 @pytest.mark.parametrize("verb", ["check", "diff"])
