@@ -112,6 +112,7 @@ def test_a_disk_that_takes_nothing_more_costs_no_result(world: BatchWorld, tmp_p
 
 
 FILLS = """
+echo "$2" >>ran
 [ "$2" = b ] && [ ! -e filled ] && touch filled && dd if=/dev/zero of=$1/balloon bs=4k 2>/dev/null
 echo "$2"
 """
@@ -141,6 +142,8 @@ def test_an_item_that_fails_while_the_disk_is_full_has_no_result_and_runs_again(
     assert "No space left on device" in said
     assert "what was recorded before is kept; run it again" in said
     assert world.statuses() == {"a": "pass"}
+    (ran,) = {*tmp_path.rglob("ran")} - {*small_disk.rglob("ran")}
+    assert ran.read_text() == "a\nb\n"  # not over and over, while a small fact still has room
     (small_disk / "balloon").unlink()
     world.run()
     assert world.statuses() == dict.fromkeys(NAMES, "pass")
