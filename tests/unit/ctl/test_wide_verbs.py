@@ -1,6 +1,7 @@
 """What strangers stumbled over: wide selections, bounds in words, formats that a verb lacks."""
 
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -169,6 +170,17 @@ def test_a_diff_tells_keys_that_the_file_says_nothing_of_any_more(
     assert code == 78
     assert "unknown key task.retreis" in err
     assert "hint: every key is explained in etc/ckptd.toml" in err
+
+
+def test_without_a_daemon_the_usual_file_is_checked(short_dir: Path) -> None:
+    usual = Path("/etc") if os.geteuid() == 0 else short_dir
+    file = usual / "ckptd" / "ckptd.toml"
+    if os.geteuid():
+        file.parent.mkdir()
+        file.write_text("[task]\nretreis = 2\n")
+    nobody = f"ipc://{short_dir}/ctl.sock"
+    _, out, _ = ctl(nobody, "config", "check", "-o", "json", XDG_CONFIG_HOME=str(short_dir))
+    assert json.loads(out)["config"]["path"] == (str(file) if file.exists() else None)
 
 
 @pytest.mark.parametrize("verb", ["check", "diff"])
