@@ -12,6 +12,8 @@ from ckptd.runner.files import TaskFiles
 from ckptd.runner.instance import Instance
 from ckptd.runner.marks import Marks
 from ckptd.runner.watch import Watch, Worker
+from ckptd.storage import facts
+from ckptd.storage.lost import JOURNAL_IS_GONE
 from tests.task_world import TASK, TaskWorld
 
 
@@ -64,3 +66,22 @@ def test_a_look_that_met_trouble_misses_no_journal_that_never_was(tmp_path: Path
 
     looks.close()
     assert [(one.checkpoint, one.problem) for one in looks.seen] == [(1, "")]
+
+
+def test_a_journal_that_is_taken_away_under_its_attempt_is_told_until_it_is_back(
+    tmp_path: Path,
+) -> None:
+    world = TaskWorld(tmp_path)
+    looks = Looks(tmp_path, world)
+    world.record(facts.step_done("pay"))
+    looks.look()
+    os.rename(world.path("journal"), world.path("away"))
+    world.publish(1, state="saved")
+    looks.look()
+    os.rename(world.path("away"), world.path("journal"))
+    looks.look()
+    looks.close()
+    before, gone, back = looks.seen
+    assert (before.checkpoint, before.problem, before.cursor != "") == (0, "", True)
+    assert (gone.checkpoint, gone.problem, gone.cursor) == (0, JOURNAL_IS_GONE, "")
+    assert (back.checkpoint, back.problem, back.cursor != before.cursor) == (1, "", True)
