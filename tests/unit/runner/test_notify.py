@@ -1,11 +1,14 @@
 """Notify lines: what tasks say about themselves, well-formed and otherwise."""
 
 import math
+import os
+import tempfile
 
 import pytest
 
 from ckptd.core.port import TelemetrySeen
-from ckptd.runner.notify import TEXT_CHARS_MAX, Said
+from ckptd.runner.notify import TEXT_CHARS_MAX, Hints, Said
+from ckptd.runner.watch import Watch
 
 
 def heard(*datagrams: bytes) -> TelemetrySeen:
@@ -65,3 +68,22 @@ def test_anything_can_be_heard_and_stays_printable_and_short(datagram: bytes) ->
     assert len(said.text) <= TEXT_CHARS_MAX
     assert said.text.isprintable()
     assert math.isfinite(said.done)
+
+
+def test_tasks_of_all_users_reach_their_sockets_and_see_no_names_there() -> None:
+    watch, before = Watch(), os.umask(0o077)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ck-", dir="/tmp") as run:
+            directory = f"{run}/notify"
+            hints = Hints(directory, watch)
+            made = os.stat(directory).st_mode & 0o777
+            os.rmdir(directory)  # as a cleaner does
+            one = hints.listen(7, 1, os.getuid(), lambda: None)
+            again = os.stat(directory).st_mode & 0o777
+            assert os.path.exists(one.path)
+            hints.unlisten(one)
+            hints.close()
+    finally:
+        os.umask(before)
+        watch.close()
+    assert (made, again) == (0o711, 0o711)

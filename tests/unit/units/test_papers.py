@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptd.core.port import EndSeen
+from ckptd.runner import output
 from ckptd.runner.environment import Place
 from ckptd.units.papers import Papers
 from ckptd.units.recorder import Records
@@ -48,3 +49,19 @@ def test_the_exit_of_a_unit_is_blamed_on_the_disk_of_its_output_while_that_is_fu
     assert closed(1) == ("disk", "the disk of its output was full")
     assert closed(0) == ("", "")
     assert closed(2, "limit") == ("limit", "")
+
+
+def test_the_disk_is_looked_at_as_the_user_of_the_task_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a file system keeps for root is no room for others; a user's manager is one of them."""
+    asked: list[int] = []
+    monkeypatch.setattr(output, "is_full", lambda _path, uid: bool(asked.append(uid)))
+    records = Records(
+        f"{tmp_path}/state", f"{tmp_path}/run", "8a0f2fb3-0000-0000-0000-000000000000"
+    )
+    for is_system in (True, False):
+        papers = Papers(f"{tmp_path}/state", f"{tmp_path}/run", records, is_system=is_system)
+        place = Place(str(tmp_path), f"{tmp_path}/7.log", "")
+        papers.close_output(place, EndSeen(7, 1, "exit", 1), 4711)
+    assert asked == [4711, -1]
