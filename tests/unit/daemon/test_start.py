@@ -2,11 +2,29 @@
 
 import errno
 import os
+import tempfile
 
 import pytest
 
 from ckptd.daemon.main import make_run
+from ckptd.door.listen import clear_path
 from ckptd.protocol.errors import BadConfig, CkptdError, DiskFull, Internal
+
+
+@pytest.mark.parametrize(("uid", "mode"), [(0, 0o755), (1_000, 0o700)])
+def test_the_runtime_directory_lets_the_tasks_of_all_users_pass_or_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, uid: int, mode: int
+) -> None:
+    before = os.umask(0o022)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ck-", dir="/tmp") as name:
+            monkeypatch.setattr(os, "geteuid", lambda: uid)
+            make_run(f"{name}/1")
+            clear_path(f"{name}/2/ctl.sock")  # where it was removed under a running daemon
+            made = [os.stat(f"{name}/{each}").st_mode & 0o777 for each in (1, 2)]
+    finally:
+        os.umask(before)
+    assert made == [mode, mode]
 
 
 @pytest.mark.parametrize(
