@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from ckptctl import saving
+from ckptctl.words import oom_text
 from ckptd.protocol import messages as m
 from ckptd.protocol.errors import Denied
 from tests.unit.ctl.conftest import Scripted, ctl
@@ -177,3 +178,26 @@ def test_a_name_that_means_something_else_is_not_exported_to(
     code, out, err = ctl(nowhere, "checkpoint", "export", "7", "3", target, "--timeout", "1s")
     assert (code, out) == (64, "")
     assert told in err
+
+
+def test_show_tells_for_each_attempt_how_it_ended(scripted: Scripted) -> None:
+    ends = [
+        ({"cause": "exit", "code": 3}, "exit 3"),
+        ({"cause": "exit", "code": 3, "blame": "disk"}, "exit 3, disk full"),
+        ({"cause": "oom", "blame": "host"}, oom_text("host", None)),
+        ({"cause": "signal", "signal": 11}, "SIGSEGV"),
+        ({"cause": "reboot"}, "reboot"),
+        ({"cause": "", "ended_ns": 0}, "running"),
+    ]
+    plain = msgspec.structs.replace(attempt(1), signal=None)
+    rows = tuple(msgspec.structs.replace(plain, **changed) for changed, _ in ends)
+    one = msgspec.structs.replace(detail(row(7)), attempts=rows)
+    daemon = scripted({
+        "show": lambda _: m.TaskDetails((one,)),
+        "checkpoints": lambda _: m.CheckpointList(()),
+    })  # fmt: skip
+    shown = ctl(daemon.endpoint, "show", "7", COLUMNS="200")[1].splitlines()
+    (head,) = (index for index, line in enumerate(shown) if line.split()[:2] == ["TRY", "STARTED"])
+    at = shown[head].index("END")
+    told = [line[at:].split("  ")[0] for line in shown[head + 1 : head + 1 + len(ends)]]
+    assert told == [said for _, said in ends]
