@@ -139,6 +139,22 @@ def test_a_task_that_others_wait_for_is_not_cleaned_away() -> None:
     assert world.phase(child) is Phase.STARTING
 
 
+def test_a_task_that_never_ran_does_not_start_behind_a_failure_that_was_cleaned_away() -> None:
+    world = World(slots=8)
+    failed, other = world.submit(), world.submit()
+    child = world.submit(after=(m.Dependency(failed), m.Dependency(other)))
+    world.ask(m.Cancel(ids(child)))
+    world.begins(failed)
+    world.ends(failed, code=1)
+    world.ask(m.Clean(ids(failed)))
+    assert world.state.tasks.get(failed) is None
+    world.ask(m.Retry(ids(child)))
+    assert world.phase(child) is Phase.WAITING
+    world.begins(other)
+    world.ends(other)
+    assert (world.phase(child), world.task(child).reason) == (Phase.BLOCKED, "dependency")
+
+
 def test_a_retry_does_not_make_a_task_overtake_those_that_it_waits_for() -> None:
     world = World()
     child = world.submit(after=(m.Dependency(world.submit()),))
