@@ -214,7 +214,7 @@ def make_run(path: str) -> None:
         DiskFull, Internal: the next start may do it.
     """
     try:
-        os.makedirs(path, mode=locations.run_mode(), exist_ok=True)
+        locations.make_run(path)
     except OSError as bad:
         if bad.errno in NO_ROOM:
             raise DiskFull(f"cannot make {path}: {bad.strerror}") from bad

@@ -156,7 +156,7 @@ def clear_path(path: str) -> None:
             f"socket path of {size} bytes is over {paths.SOCKET_PATH_BYTES_MAX}: {path}",
             "set a shorter daemon.run_dir",
         )
-    os.makedirs(os.path.dirname(path), mode=paths.run_mode(), exist_ok=True)
+    paths.make_run(os.path.dirname(path))
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise Internal(f"{path} is in the way and no socket; it was left alone", "move it")

@@ -43,9 +43,19 @@ def resolve(uid: int, env: Mapping[str, str], *, state_dir: str = "", run_dir: s
     return Paths(state=state, run=run, socket=os.path.join(run, SOCKET_NAME))
 
 
-def run_mode() -> int:
-    """Return the rights of the runtime directory; tasks of all users pass through root's."""
-    return 0o755 if os.geteuid() == 0 else 0o700
+def make_run(path: str) -> None:
+    """Make the runtime directory, whatever the umask; one that is there stays as it is.
+
+    Tasks and clients of all users pass through root's. Raises OSError.
+    """
+    mode = 0o755 if os.geteuid() == 0 else 0o700
+    try:
+        os.makedirs(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    else:
+        os.chmod(path, mode)
 
 
 def check_run(run: str, where: str = "") -> None:

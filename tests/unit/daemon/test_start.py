@@ -11,11 +11,12 @@ from ckptd.door.listen import clear_path
 from ckptd.protocol.errors import BadConfig, CkptdError, DiskFull, Internal
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0])
 @pytest.mark.parametrize(("uid", "mode"), [(0, 0o755), (1_000, 0o700)])
 def test_the_runtime_directory_lets_the_tasks_of_all_users_pass_or_nobody_elses(
-    monkeypatch: pytest.MonkeyPatch, uid: int, mode: int
+    monkeypatch: pytest.MonkeyPatch, uid: int, mode: int, umask: int
 ) -> None:
-    before = os.umask(0o022)
+    before = os.umask(umask)
     try:
         with tempfile.TemporaryDirectory(prefix="ck-", dir="/tmp") as name:
             monkeypatch.setattr(os, "geteuid", lambda: uid)
