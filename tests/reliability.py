@@ -40,11 +40,13 @@ _SHOWN: Final[dict[str, dict[str, str]]] = {
     "torture": {
         "seconds": "s", "struck": "strikes", "boots": "power-ons", "tasks": "tasks",
         "attempts": "attempts", "batches": "batches", "facts": "side effects audited",
+        "marks_missed": "marks never met",
     },
     "soak": {
         "seconds": "s", "struck": "strikes", "tasks": "tasks", "attempts": "attempts",
         "struck_attempts": "of them struck", "batches": "batches",
-        "facts": "side effects audited", "rss_kb.plateau": "kB resident",
+        "facts": "side effects audited", "marks_missed": "marks never met",
+        "rss_kb.plateau": "kB resident",
         "rss_kb.slope_per_1000_tasks": "kB more per 1,000 tasks",
         "rss_kb.grown_in_a_life_max": "kB more in any life's last third than in its second",
         "descriptors.plateau": "descriptors", "files.plateau": "files",
