@@ -14,7 +14,6 @@ from ckptctl import (
     drill_counts,
     drill_daemon,
     drill_watch,
-    offline,
     selectors,
     units,
     words,
@@ -25,7 +24,7 @@ from ckptctl.drill_watch import Before, Story
 from ckptctl.render import facts_lines, json_text
 from ckptctl.saving import short_text
 from ckptd.client import as_error
-from ckptd.protocol.errors import BadRequest, CkptdError, Conflict, NotFound, TimedOut
+from ckptd.protocol.errors import BadRequest, Conflict, NotFound, TimedOut
 from ckptd.protocol.limits import STARVED_BYTES
 from ckptd.protocol.messages import (
     Changed,
@@ -38,7 +37,6 @@ from ckptd.protocol.messages import (
     EventPage,
     Events,
     Pong,
-    Progress,
     Selector,
     Status,
     TaskPage,
@@ -76,7 +74,7 @@ def drill_options(parser: argparse.ArgumentParser) -> None:
 
 
 def drill(call: Call) -> int:
-    """Do the damage and wait: 0 if all that must hold held, 1 if not, 124 if not in time."""
+    """Do the damage and wait: 0 if all that must hold held, 1 if not, 124 if it was not seen."""
     call.takes("json")
     how, within_s = str(call.args.how), _within(call)
     before = _before(call, call.one_id(call.select()))
@@ -179,6 +177,8 @@ class _Run:
 
     def strike(self, target: drill_daemon.Target | None) -> None:
         """Do the damage: to the daemon, or by it to the task. Raises what refuses it."""
+        listed = self._call.ask("checkpoints", Checkpoints(self._task), CheckpointList)
+        self._story.note(listed.checkpoints)
         if target is not None:
             self._restart = drill_daemon.kill(self._call, target)
             self._story.struck_ns = time.time_ns()
@@ -197,7 +197,7 @@ class _Run:
             self._epochs, self._answer_ns = (epoch, pong.epoch), time.time_ns()
             while self._is_adopting():  # Bound: `_until`, past which nothing is answered
                 self._look()
-        is_seen = has_saved = False
+        is_seen = False
         while time.monotonic() < self._until:
             try:
                 self._look()
@@ -207,12 +207,8 @@ class _Run:
             is_new = start is not None and not is_seen
             if start is not None and is_new:
                 is_seen = True
-                self._story.base = self._said_by_resumed(int(start.fields["resumed_from"]))
-            if self._story.has_saved and not has_saved:
-                has_saved = True
-                self._story.first_saved = self._said_by_first_saved()
             goes_on = epoch or start is not None or self._is_finished()
-            if goes_on and self._story.is_over:
+            if goes_on and self._story.is_over and drill_counts.is_settled(self._story):
                 return
             if start is not None and is_new:
                 self._call.aside(f"attempt {start.attempt} runs; waiting until it gets on")
@@ -253,7 +249,10 @@ class _Run:
         while True:  # Bound: `end`, or `_until`; one page may not reach it
             page = self._events(Events(since=self._since, task=self._task, hold_s=LOOK_S))
             self._since = page.next
+            was_to_note = self._story.is_to_note
             self._story.hear(page.events)
+            if was_to_note or self._story.is_to_note:
+                self._note()
             if self._since >= end:
                 break
         status = Status(Selector(ids=(self._task,)), 1)
@@ -262,6 +261,10 @@ class _Run:
             raise NotFound(f"task {self._task} was removed during the drill")
         self._row = rows[0]
         self._story.look(self._row, time.time_ns())
+
+    def _note(self) -> None:
+        """Note what the checkpoints say, at once: the next ones may take their place."""
+        self._story.note(self._saved(self._until, verify=False))
 
     def _events(self, asked: Events) -> EventPage:
         try:
@@ -276,33 +279,12 @@ class _Run:
         death = self._story.death
         return death is not None and death.fields["verdict"]["phase"] not in ("queued", "waiting")
 
-    def _said_by_resumed(self, seq: int) -> Progress | None:
-        """Return how far the checkpoint says it is that the new attempt has to go on from."""
-        rows = self._saved(verify=False)
-        return next((self._said_by(row) for row in rows if row.seq == seq), None)
-
-    def _said_by_first_saved(self) -> Progress | None:
-        """Return how far the oldest checkpoint of the new attempt says it is."""
-        start = self._story.start
-        if start is None or self._story.base is None:
-            return None
-        base_seq = int(start.fields["resumed_from"])
-        rows = [one for one in self._saved(verify=False) if one.seq > base_seq]
-        own = [one for one in rows if one.attempt == start.attempt]
-        return self._said_by(min(own, key=lambda row: row.seq)) if own else None
-
-    @staticmethod
-    def _said_by(row: CheckpointRow) -> Progress | None:
-        """Return what its manifest says; None: not ours to read, pruned by now, or not said."""
-        try:
-            manifest = offline.ask("show", offline.task_dir(row.path), str(row.seq))
-        except (CkptdError, ValueError):
-            return None
-        return drill_counts.said_by(row, manifest)
-
-    def _saved(self, *, verify: bool) -> tuple[CheckpointRow, ...]:
-        asked = Checkpoints(self._task, verify)
+    def _saved_at_last(self) -> tuple[CheckpointRow, ...]:
         until = max(self._until, time.monotonic() + self._call.client.timeout_s)
+        return self._saved(until, verify=True)
+
+    def _saved(self, until: float, *, verify: bool) -> tuple[CheckpointRow, ...]:
+        asked = Checkpoints(self._task, verify)
         return self._call.wait_for("checkpoints", asked, CheckpointList, until).checkpoints
 
     # --- the verdict ----------------------------------------------------------------------------
@@ -321,18 +303,17 @@ class _Run:
         else:
             facts = [*self._facts(), *((check.name, _check_text(check)) for check in checks)]
             self._call.out(facts_lines(facts, self._call.style))
-            self._call.out(
-                ["passed" if is_passed else "FAILED" if is_failed else _not_proven(checks)]
-            )
+            unproven = _not_proven(checks, self._story)
+            self._call.out(["passed" if is_passed else "FAILED" if is_failed else unproven])
         return 0 if is_passed else 1 if is_failed else TimedOut.exit_code
 
     def _checks(self) -> list[Check]:
         if self._how == "daemon":
             drill_checks.check_left_alone(self._story)
-            saved = self._saved(verify=True)
+            saved = self._saved_at_last()
             return drill_checks.checks_of_daemon(self._story, self._row, self._epochs, saved)
         drill_checks.check_hit(self._how, self._story)
-        return drill_checks.checks_of_task(self._how, self._story, self._saved(verify=True))
+        return drill_checks.checks_of_task(self._how, self._story, self._saved_at_last())
 
     def _document(self, checks: list[Check], *, is_passed: bool) -> dict[str, Any]:
         start = self._story.start
@@ -377,10 +358,17 @@ def _exit_text(code: int) -> str:
     return f"exit {code}" if code > 0 else units.signal_name(-code)
 
 
-def _not_proven(checks: list[Check]) -> str:
+def _not_proven(checks: list[Check], story: Story) -> str:
     unseen = [check.name for check in checks if check.holds is None]
-    more = "; a slow task takes a longer --within" if "progress" in unseen else ""
-    return f"not proven, for what was not seen: {', '.join(unseen)}{more}"
+    is_mute = story.handed is not None and story.base is None
+    how = "let it save how far it is: ckpt save --progress 50/400, or ctx.set_progress"
+    hints = (
+        how if "checkpoint" in unseen and is_mute else "",
+        "a slow task takes a longer --within" if "progress" in unseen else "",
+    )
+    return "; ".join(
+        ("not proven, for what was not seen: " + ", ".join(unseen), *filter(None, hints))
+    )
 
 
 def _check_text(check: Check) -> str:

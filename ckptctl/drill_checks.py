@@ -214,11 +214,25 @@ def _resumed(story: Story) -> Check:
         anew = "it goes on from its journal" if has_journal else "it began anew"
         return Check("checkpoint", True, f"none was saved, {anew}")
     text = f"resumed from {used}, the newest was {newest}"
+    if used < newest:
+        return Check("checkpoint", False, text)
     began, base = drill_counts.fallen_back(story), story.base
     if began is not None and base is not None:
         said = f"though checkpoint {used} says {_count_text(base.done, base.total)}"
         text = f"it was at {_count_text(began, base.total)} again, {said}; {text}"
-    return Check("checkpoint", used >= newest and began is None, text)
+    elif not drill_counts.went_on(story):
+        text = f"it was handed checkpoint {used}, the newest was {newest}; {_unseen(story)}"
+    return Check("checkpoint", drill_counts.went_on(story), text)
+
+
+def _unseen(story: Story) -> str:
+    """Return why nobody knows whether it went on from what it was handed."""
+    if story.handed is None:
+        return "that was deleted before it was read; whether it went on, nobody saw"
+    if story.base is None:
+        return "whether it went on from there, nothing says"
+    said = _count_text(story.base.done, story.base.total)
+    return f"that says {said}; its own count was not seen to go on from there"
 
 
 def _count_text(done: float, total: float) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from ckptd.protocol.messages import Event, Progress, TaskRow
+from ckptd.protocol.messages import CheckpointRow, Event, Progress, TaskRow
 
 SECOND_NS: Final = 1_000_000_000
 _SLACK_NS: Final = 1_000_000  # what a time told in seconds may be off
@@ -23,6 +23,13 @@ class Before(msgspec.Struct, frozen=True):
     row: TaskRow
     lsn: int
     ticks: int  # start time of its process; 0: it cannot be seen from here
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """What a checkpoint said when it was listed: by now it may be deleted."""
+
+    attempt: int
+    progress: Progress | None
 
 
 class Story:
@@ -43,9 +50,8 @@ class Story:
         self.grace_s = 0.0
         self.intents: list[Event] = []
         self.start: Event | None = None  # of the attempt that goes on
-        self.base: Progress | None = None  # what the checkpoint says that it goes on from
+        self.noted: dict[int, Noted] = {}  # the valid checkpoints that were seen
         self.tells: list[Progress] = []  # what it says then, as far as it was seen
-        self.first_saved: Progress | None = None  # what its first checkpoint says
         self.has_saved = False
         self.was_gone: bool | None = None  # the old process, when the new one began
         self.is_looked_at = False  # since the blow
@@ -100,6 +106,40 @@ class Story:
         elif self.start is None:  # it works on until the blow ends it
             self.reached = max(self.reached, said.done)
 
+    def note(self, rows: Iterable[CheckpointRow]) -> None:
+        """Take in what lies there now: a task that saves has the older ones deleted."""
+        self.noted |= {row.seq: Noted(row.attempt, row.progress) for row in rows if row.valid}
+
+    @property
+    def is_to_note(self) -> bool:
+        """Tell whether what lies there may be evidence: at the next look it may be gone."""
+        return self.start is None or (self.has_saved and self._first_own is None)
+
+    @property
+    def handed(self) -> Noted | None:
+        """Return the checkpoint that the new attempt has to go on from; None: none, or not seen."""
+        return self.noted.get(self.handed_seq)
+
+    @property
+    def handed_seq(self) -> int:
+        """Return its number, 0 for none."""
+        return int(self.start.fields["resumed_from"]) if self.start is not None else 0
+
+    @property
+    def base(self) -> Progress | None:
+        """Return how far that one says it is."""
+        return self.handed.progress if self.handed is not None else None
+
+    @property
+    def first_saved(self) -> Progress | None:
+        """Return how far the oldest of the new attempt's own says it is."""
+        return self._first_own.progress if self._first_own is not None else None
+
+    @property
+    def _first_own(self) -> Noted | None:
+        own = [seq for seq, one in self.noted.items() if self._is_the_new_one(one.attempt)]
+        return self.noted[min(own)] if own else None
+
     def _lives(self) -> bool:
         return is_process(self.before.row.pid, self.before.ticks)
 
@@ -141,12 +181,9 @@ class Story:
             return
         if self._is_of_before(event, saved_ns):
             return
-        start = self.start
-        if start is not None and self._is_the_new_one(event.attempt):
-            self.has_saved = self.has_saved or saved > int(start.fields["resumed_from"])
+        if self._is_the_new_one(event.attempt):
+            self.has_saved = self.has_saved or saved > self.handed_seq
         self.sign_ns = _earlier(self.sign_ns, event.at_ns)
-        if self.before.row.progress is None and saved >= self.saved:
-            self.back_ns = _earlier(self.back_ns, event.at_ns)
 
     def _is_of_before(self, event: Event, saved_ns: int) -> bool:
         """Tell whether one left alone may have done this before the blow, though it is told now.
@@ -182,10 +219,10 @@ class Story:
             return True
         if self.has_moved:
             return False
-        is_back = bool(self.back_ns) or not self.saved or not self.is_hit
         if not self.is_telling:
             return self.is_running or self.end is not None
-        return bool(self.sign_ns) and is_back
+        says_where = self.is_hit and bool(self.saved) and self.before.row.progress is not None
+        return bool(self.sign_ns) and (bool(self.back_ns) or not says_where)
 
     @property
     def is_finished(self) -> bool:
@@ -197,6 +234,10 @@ class Story:
 def is_pending(ended: Event) -> bool:
     """Tell whether another attempt is to follow."""
     return ended.fields["verdict"]["phase"] in ("queued", "waiting")
+
+
+def _is_done(ended: Event) -> bool:
+    return bool(ended.fields["verdict"]["phase"] == "succeeded")
 
 
 def _earlier(first_ns: int, other_ns: int) -> int:
@@ -242,7 +283,7 @@ def figures(story: Story) -> dict[str, float | None]:
     def since(at_ns: int) -> float | None:
         return max(0.0, (at_ns - from_ns) / SECOND_NS) if at_ns else None
 
-    ended_ns = story.end.fields["ended_ns"] if story.end is not None else 0
+    ended_ns = story.end.fields["ended_ns"] if story.end is not None and _is_done(story.end) else 0
     died_ns = death.fields["ended_ns"] if death is not None else 0
     return {
         "lost_s": death.fields["lost_s"] if death is not None else 0.0,

@@ -76,6 +76,7 @@ class Files:
             problem=generation.fault,
             path=generation.path,
             numbers=numbers_of(manifest),
+            progress=progress_of(manifest),
         )
 
 
@@ -87,6 +88,17 @@ def numbers_of(manifest: dict[str, Any]) -> dict[str, float | str]:
     fit = {_word(name): _number(value) for name, value in said.items()}
     found = {name: value for name, value in fit.items() if value is not None}
     return dict(list(found.items())[:_NUMBERS_MAX])
+
+
+def progress_of(manifest: dict[str, Any]) -> m.Progress | None:
+    """Return how far a checkpoint says it is; None where it says no number."""
+    try:
+        said = manifest["progress"]
+        done, total = float(said["done"]), float(said["total"] or 0)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    is_number = math.isfinite(done) and math.isfinite(total)
+    return m.Progress(done, total, at_ns=manifest.get("at_ns", 0)) if is_number else None
 
 
 def _number(value: object) -> float | str | None:

@@ -505,6 +505,7 @@ class CheckpointRow(Answer, frozen=True):
     problem: str
     path: str
     numbers: dict[str, float | str] = {}  # how saving went, as the saver counts: saves, cost_s, ...
+    progress: Progress | None = None  # how far it says it is; null: it does not, or is bad
 
 
 class CheckpointList(Answer, frozen=True):

@@ -16,7 +16,8 @@ os.chdir(os.environ["CKPTD_DIR"])
 while True:
     count += 1
     open("count", "w").write(str(count))
-    for words in (["progress", f"{count}/100000"], ["save", "count"]):
+    how_far = f"{count}/100000"
+    for words in (["progress", how_far], ["save", "count", "--progress", how_far]):
         subprocess.run(["ckpt", *words], check=True)
     time.sleep(0.2)
 """

@@ -1,6 +1,7 @@
 """`ckptctl drill` against a real daemon: real damage, and the proof that the task came back."""
 
 import json
+import re
 import shlex
 import sys
 
@@ -24,6 +25,20 @@ while not os.path.exists("go"):
 
 FORGETS = COUNTING.replace('os.environ["CKPTD_LAST"]', '""')
 """The same, but it never looks at what was saved."""
+
+MUTE = COUNTING.replace('["progress", how_far], ', "").replace('"--progress", how_far]', "],")
+"""The same as the first, but it does not say how far it is."""
+
+HASTY = """
+import os
+from ckptd.sdk import ckpt
+count = 10_000 if os.environ["CKPTD_ATTEMPT"] == "1" else 0
+while True:
+    count += 1
+    open("count", "w").write(str(count))
+    ckpt.run(["save", "count", "--progress", f"{count}/1000000"])
+"""
+"""Begins anew, and saves so fast that what it was handed is deleted within an instant."""
 
 LEAVES = """
 import json, os, subprocess, sys, time
@@ -86,6 +101,34 @@ def test_a_task_that_never_looks_at_its_checkpoint_fails_the_drill(
     assert list(bad) == ["checkpoint"]
     assert "/1,000,000 again, though checkpoint " in bad["checkpoint"]
     assert lost >= 1
+
+
+def test_a_task_that_never_looks_at_its_checkpoint_and_has_it_deleted_at_once_passes_no_drill(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    task = counting(daemon, code=HASTY)
+    done = daemon.ctl("drill", str(task), "--yes", "--kill9", "--within", "5s", check=False)
+    assert (done.returncode in (1, 124), "passed" in done.stdout) == (True, False), done.stdout
+
+
+@pytest.mark.parametrize("how", ["--kill9", "--sigterm"])
+@pytest.mark.parametrize(
+    "code", [MUTE, MUTE.replace('os.environ["CKPTD_LAST"]', '""')], ids=["goes-on", "forgets"]
+)
+def test_whether_a_task_that_does_not_say_how_far_it_is_went_on_is_told_as_not_seen(
+    start_daemon: StartDaemon, code: str, how: str
+) -> None:
+    daemon = start_daemon()
+    task = counting(daemon, code=code)
+    done = daemon.ctl("drill", str(task), "--yes", how, check=False)
+    told = done.stdout
+    assert done.returncode == 124, told
+    assert re.findall(r"(\w+) +-- +it was handed checkpoint \d+, ", told) == ["checkpoint"], told
+    assert "; whether it went on from there, nothing says" in told
+    assert re.search(r"work lost +(at least |not known)", told)
+    assert "where it was" not in told
+    assert "not proven, for what was not seen: checkpoint; let it save how far it is: " in told
 
 
 def test_a_task_that_stays_until_it_is_killed_fails_the_drill_of_a_shutdown(

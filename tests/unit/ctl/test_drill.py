@@ -57,13 +57,18 @@ INTENT = event(13, "start_intent", 3, 1.1)
 LATER_INTENT = event(14, "start_intent", 3, 1.1)
 STARTED = event(15, "started", 3, 1.5, pid=4712, resumed_from=5)
 GOOD = (ended(), INTENT, STARTED)
-SAVED = CheckpointRow(5, True, True, 1, 2, 10, (), "d", "", "/c")
+SAVED = CheckpointRow(
+    5, True, True, 1, 2, 10, (), "d", "", "/c",
+    progress=Progress(29, 100, at_ns=HIT_NS - int(1.5 * SECOND)),
+)  # fmt: skip
 
 
 def drilled(
     row: TaskRow | None = None, ticks: int = 0, *, lsn: int = 11, is_hit: bool = True
 ) -> Story:
-    return Story(Before(row or task_row(), lsn, ticks), HIT_NS, is_hit=is_hit)
+    found = Story(Before(row or task_row(), lsn, ticks), HIT_NS, is_hit=is_hit)
+    found.note([SAVED])
+    return found
 
 
 def marked(lsn: int, attempt: int, at_s: float, checkpoint: int) -> Event:
@@ -97,6 +102,15 @@ def test_a_task_that_came_back_as_promised_passes_and_its_times_are_told() -> No
     assert drill_watch.figures(found) == {
         "lost_s": 2.5, "ended_s": 1.0, "restart_s": 0.5, "progress_s": 3.0, "back_s": 3.0,
     }  # fmt: skip
+
+
+def test_a_next_attempt_that_only_failed_has_neither_got_on_nor_come_back_to_where_it_was() -> None:
+    for phase, seconds in (("failed", None), ("succeeded", 4.0)):
+        found = drilled()
+        verdict = {"phase": phase, "failures": 0}
+        found.hear([*GOOD, event(20, "ended", 3, 5, ended_ns=HIT_NS + 5 * SECOND, verdict=verdict)])
+        told = drill_watch.figures(found)
+        assert (told["progress_s"], told["back_s"]) == (seconds, seconds)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +193,8 @@ def test_a_task_that_was_not_seen_to_get_on_has_neither_passed_nor_failed() -> N
     assert not silent.is_over
     checks = drill_checks.checks_of_task("kill9", silent, [SAVED])
     assert [(check.name, check.holds) for check in checks if not check.holds] == [
-        ("progress", None)
-    ]
+        ("checkpoint", None), ("progress", None),
+    ]  # fmt: skip
 
 
 def test_where_an_attempt_begins_again_is_no_sign_that_it_gets_on() -> None:
@@ -199,7 +213,9 @@ def test_a_checkpoint_that_the_blow_itself_made_has_to_be_the_one_that_is_resume
         saved, died = marked(9, 2, 0.5, checkpoint=6), ended(lsn=10)
         order = event(11, "start_intent", 3, 1.1)
         start = event(12, "started", 3, 1.5, pid=4712, resumed_from=resumed_from)
-        return story(saved, died, order, start, lsn=8)
+        found = story(saved, died, order, start, lsn=8)
+        found.note([replace(SAVED, seq=6)])
+        return found
 
     assert failed(again(5), "sigterm", replace(SAVED, seq=6)) == ["checkpoint"]
     assert not failed(again(6), "sigterm", replace(SAVED, seq=6))
@@ -463,6 +479,7 @@ def test_a_person_is_asked_first_and_a_no_does_no_harm(
         {
             "events": lambda _: EventPage((), 11),
             "status": lambda _: page(task_row(pid=0)),
+            "checkpoints": lambda _: CheckpointList((SAVED,)),
             "drill": hit,
         }
     )
@@ -480,6 +497,7 @@ def test_a_daemon_that_dies_before_the_blow_is_told_without_a_traceback(
         answers = {
             "events": EventPage((), 11),
             "status": page(task_row(pid=0)),
+            "checkpoints": CheckpointList((SAVED,)),
             "ping": Pong("0.1.0", 1, process.pid, os.geteuid(), 1),
         }
 

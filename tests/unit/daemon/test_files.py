@@ -1,5 +1,6 @@
 import fcntl
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -116,6 +117,31 @@ def test_numbers_of_a_hostile_manifest_are_bounded(
     (row,) = listed(world).checkpoints
     assert row.valid
     assert row.numbers == kept
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"done": 3, "total": 10}, (3.0, 10.0)),
+        ({"done": 3, "total": None}, (3.0, 0.0)),
+        (None, None),
+        ([3, 10], None),
+        ({"done": "much"}, None),
+        ({"done": 10**400, "total": 10}, None),
+        ({"done": math.inf, "total": 10}, None),
+        ({"done": 3, "total": math.nan}, None),
+    ],
+)
+def test_how_far_a_checkpoint_says_it_is_comes_with_it_and_what_is_no_number_does_not(
+    tmp_path: Path, said: object, told: tuple[float, float] | None
+) -> None:
+    world = TaskWorld(tmp_path)
+    save(world.dir, [], {"attempt": 1, "progress": said})
+
+    (row,) = listed(world).checkpoints
+    assert row.valid
+    assert (row.progress and (row.progress.done, row.progress.total)) == told
+    assert row.progress is None or row.progress.at_ns == row.at_ns
 
 
 def test_at_most_a_few_numbers_are_passed_on() -> None:
