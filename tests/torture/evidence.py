@@ -27,6 +27,7 @@ class Fact(NamedTuple):
     pid: int
     what: str
     argument: str
+    lane: str = ""  # whose items come one after the other, "" where only one is under way at all
 
 
 class Attempt:
@@ -181,4 +182,5 @@ class Evidence:
         with (self.place / "facts").open() as file:
             for line in file:
                 work, task, attempt, pid, what, *rest = line.split()
-                yield Fact(work, int(task), int(attempt), int(pid), what, " ".join(rest))
+                told, _, lane = " ".join(rest).partition(" lane ")
+                yield Fact(work, int(task), int(attempt), int(pid), what, told, lane)

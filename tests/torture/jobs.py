@@ -1,14 +1,16 @@
 """What the tortured tasks do: each leaves facts that no daemon had a hand in.
 
 A fact is one line of `$EVIDENCE/facts`: WORK TASK ATTEMPT PID FACT. A line is one write(2) to a
-file opened with O_APPEND, so lines of many processes never mix and no kill takes one back. Every
-instance holds an exclusive flock on the file of its work, which its children inherit: who does
-not get it has found two instances at once.
+file opened with O_APPEND, so lines of many processes never mix and no kill takes one back. Where
+many items are under way, the fact of one ends with `lane THREAD`: a thread that begins another
+item has the result of the one before on disk. Every instance holds an exclusive flock on the file
+of its work, which its children inherit: who does not get it has found two instances at once.
 """
 
 import fcntl
 import os
 import sys
+import threading
 
 from ckptd.sdk import Automatic, Manual, Progress, Time, task
 from ckptd.sdk import SyncResumableContext as Context
@@ -65,7 +67,7 @@ def lanes(ctx: Context) -> int:
     begin()
 
     def one(item: str) -> str:
-        say(f"item {item}")
+        say(f"item {item} lane {threading.get_native_id()}")
         pause()
         return item * 2
 

@@ -30,7 +30,8 @@ def test_whoever_is_killed_for_some_seconds_nothing_is_lost_and_nothing_done_twi
 class Notes:
     """The evidence of a small world in which all went well: a task killed once, a batch, a pause.
 
-    w1 works items off and is killed at item 1; w2 fails twice and then succeeds; w3 is a batch.
+    w1 works items off and is killed at item 1; w2 fails twice and then succeeds; w3 is a batch; w5
+    works items off in four lanes, and is killed while two of them are at their second one.
     """
 
     def __init__(self) -> None:
@@ -43,11 +44,16 @@ class Notes:
             "w4 4 2 105 start", *(f"w4 4 2 105 at {n}" for n in range(4, 30)),
             "w4 4 2 105 end 0",
             *(f"w3 0 0 106 item {n}" for n in range(25)),
+            "w5 5 1 120 start", *(f"w5 5 1 120 item {n} lane {n % 4}" for n in range(6)),
+            "w5 5 2 122 start", *(f"w5 5 2 122 item {n} lane {n % 4}" for n in range(2, 12)),
+            "w5 5 2 122 end 0",
         ]  # fmt: skip
-        kinds = {1: "items", 2: "flaky", 4: "manual"}
+        kinds = {1: "items", 2: "flaky", 4: "manual", 5: "lanes"}
         self.sent = [{"work": work, "kind": kind} for work, kind in kinds.items()]
         self.acked = [{"work": work, "task": work} for work in kinds]
-        self.strikes = [struck(101, task=1, work="w1"), struck(104, task=4, work="w4")]
+        self.strikes = [
+            struck(pid, task=task, work=f"w{task}") for pid, task in ((101, 1), (104, 4), (120, 5))
+        ]
         self.steered = [{"verb": "checkpoint_now", "tasks": [2]}, {"verb": "cancel", "tasks": []}]
         self.batches: list[dict[str, Any]] = [{"name": "w3"}, {"name": "w3", "finished": True}]
         self.events = [
@@ -55,6 +61,7 @@ class Notes:
             *life(1, (101, "signal", 0, "queued"), (111, "exit", 0, "succeeded")),
             *life(2, (102, "exit", 3, "waiting"), (103, "exit", 0, "succeeded")),
             *life(4, (104, "signal", 0, "queued"), (105, "exit", 0, "succeeded")),
+            *life(5, (120, "signal", 0, "queued"), (122, "exit", 0, "succeeded")),
             event("checkpoint_asked", 2, 1),
         ]
         results = [{"key": str(n), "status": "pass", "result": n * 2} for n in range(25)]
@@ -137,6 +144,12 @@ def end_of(notes: Notes, task: int, attempt: int) -> dict[str, Any]:
 def again(notes: Notes) -> None:
     at = notes.facts.index("w1 1 2 111 item 1")
     notes.facts.insert(at, "w1 1 2 111 item 0")
+
+
+def again_beside_others(notes: Notes, item: int) -> None:
+    """An item is begun once more where four are under way, by a lane that is there for a moment."""
+    at = notes.facts.index("w5 5 2 122 item 2 lane 2")
+    notes.facts.insert(at, f"w5 5 2 122 item {item} lane 9")
 
 
 def rerun(notes: Notes) -> None:
@@ -231,6 +244,7 @@ def untold_end(notes: Notes) -> None:
     ("doctor", "told"),
     [
         (again, "item 0 again"),
+        (lambda n: again_beside_others(n, 1), "item 1 again in attempt 2"),
         (unrun, "never ran"),
         (zombie, "went on after its successor"),
         (lambda n: n.facts.append("w2 2 2 103 overlap"), "overlap"),
