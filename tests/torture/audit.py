@@ -134,9 +134,13 @@ def _repeats(work: str, kind: str, facts: list[Fact]) -> Iterator[str]:
     last: dict[str, str] = {}  # of each lane in this attempt
     begun: set[str] = set()
     attempt = 0
-    for fact in (one for one in facts if one.what == "item"):
+    for fact in facts:
         if fact.attempt != attempt:
             attempt, last, begun = fact.attempt, {}, set()
+        if (fact.what, fact.argument) == ("end", "0"):
+            recorded |= done
+        if fact.what != "item":
+            continue
         if fact.argument in begun:
             yield f"{work}: item {fact.argument} twice in attempt {attempt}"
         elif fact.argument in recorded:

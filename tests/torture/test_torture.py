@@ -45,7 +45,7 @@ class Notes:
             "w4 4 2 105 end 0",
             *(f"w3 0 0 106 item {n}" for n in range(25)),
             "w5 5 1 120 start", *(f"w5 5 1 120 item {n} lane {n % 4}" for n in range(6)),
-            "w5 5 2 122 start", *(f"w5 5 2 122 item {n} lane {n % 4}" for n in range(2, 12)),
+            "w5 5 2 122 start", *(f"w5 5 2 122 item {n} lane {n % 4}" for n in range(2, 24)),
             "w5 5 2 122 end 0",
         ]  # fmt: skip
         kinds = {1: "items", 2: "flaky", 4: "manual", 5: "lanes"}
@@ -245,6 +245,7 @@ def untold_end(notes: Notes) -> None:
     [
         (again, "item 0 again"),
         (lambda n: again_beside_others(n, 1), "item 1 again in attempt 2"),
+        (lambda n: n.facts.append("w5 5 3 123 item 23 lane 9"), "item 23 again in attempt 3"),
         (unrun, "never ran"),
         (zombie, "went on after its successor"),
         (lambda n: n.facts.append("w2 2 2 103 overlap"), "overlap"),
