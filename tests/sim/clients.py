@@ -33,6 +33,7 @@ class Client:
         self._frame, self._verb, self._asked_at = b"", "", 0
         self._resend_ns = self._give_up_ns = 0
         self._hold_s = 0.0
+        self.seen_running: list[int] = []  # in the rows that it was told last
         self._then: Callable[[dict[str, Any] | None], None] = lambda _: None
         network.clients[self.identity] = self.hear
 
@@ -107,6 +108,7 @@ class Client:
             self.model.details(rows)
             rows = [row["row"] for row in rows]
         self.model.seen(rows, self._asked_at)
+        self.seen_running = [row["id"] for row in rows if row["phase"] == "running"]
 
 
 class Person(Client):
@@ -229,6 +231,20 @@ class Person(Client):
     def retry(self) -> None:
         self._change("retry", m.Retry(self._select(), fresh=self.dice.random() < 0.3))
 
+    def pause(self) -> None:
+        """Pause what was seen to run, and let most of it go on a moment later."""
+        ids = self.seen_running[-4:] or self.ids[-1:] or [1]
+        chosen = m.Selector(ids=(self.dice.choice(ids),))
+
+        def go_on(_: dict[str, Any] | None) -> None:
+            if self.dice.random() < 0.7:
+                self.agenda.after(self.dice.random() * 5, lambda: self._change("resume", again))
+            else:
+                self._next(None)
+
+        again = m.Resume(chosen)
+        self.call("pause", m.Pause(chosen), go_on, patient=self.dice.random() < 0.7)
+
     def edit(self) -> None:
         self._change("edit", m.Edit(self._select(), priority=self.dice.randint(-9, 9)))
 
@@ -255,8 +271,8 @@ class Person(Client):
 
 _WEIGHTS = {
     "submit": 30, "again": 3, "wait": 20, "status": 6, "show": 10, "cancel": 5, "kill": 2,
-    "signal": 3, "retry": 6, "edit": 2, "group": 2, "clean": 3, "other": 10, "events": 3,
-    "shutdown": 1,
+    "signal": 3, "retry": 6, "edit": 2, "group": 2, "pause": 4, "clean": 3, "other": 10,
+    "events": 3, "shutdown": 1,
 }  # fmt: skip
 _ACTS = (list(_WEIGHTS), list(_WEIGHTS.values()))
 

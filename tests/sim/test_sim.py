@@ -16,11 +16,11 @@ from ckptd.daemon.engine import Engine
 from ckptd.protocol.errors import DiskFull, Internal, NotFound
 from tests.fakes.memory_disk import Directory, Inode
 from tests.fakes.sim_runner import SimMachine, SimRunner, Step
+from tests.sim.asked import Violation
 from tests.sim.crash_states import Broken
 from tests.sim.faults import Climate
 from tests.sim.jobs import JobMachine
 from tests.sim.life import Life
-from tests.sim.model import Violation
 from tests.sim.network import Weather
 
 SEEDS = range(1, 13)
