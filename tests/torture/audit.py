@@ -44,6 +44,7 @@ def audit(root: Path) -> Found:
         kind = evidence.sent.get(work, "")
         violations += _one_work(work, kind, facts, evidence.told)
         violations += ends.of_work(work, kind, facts, evidence.told, evidence.strikes)
+    violations += ends.of_signals(evidence.told, evidence.strikes)
     violations += [*_batches(evidence, by_work), *_steered(evidence), *_rest(evidence)]
     return Found(_figures(evidence, by_work), violations)
 

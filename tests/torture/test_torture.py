@@ -109,7 +109,9 @@ def life(task: int, *attempts: tuple[int, str, int, str]) -> list[dict[str, Any]
     for number, (pid, cause, code, phase) in enumerate(attempts, 1):
         signal = 9 if cause == "signal" else 0
         shim = {"boot_id": "b", "pid": pid + 1000, "ticks": 1}
+        over_ns = pid * 100 * S_NS + S_NS
         end = {"cause": cause, "code": code, "signal": signal, "verdict": {"phase": phase}}
+        end["ended_ns"] = over_ns
         lived = [
             event("start_intent", task, number),
             event("started", task, number, pid=pid, shim=shim),
@@ -150,6 +152,22 @@ def again_beside_others(notes: Notes, item: int) -> None:
     """An item is begun once more where four are under way, by a lane that is there for a moment."""
     at = notes.facts.index("w5 5 2 122 item 2 lane 2")
     notes.facts.insert(at, f"w5 5 2 122 item {item} lane 9")
+
+
+def signalled(notes: Notes, task: int, attempt: int, before_s: int) -> None:
+    """An attempt is answered a signal so long before its end."""
+    at_ns = end_of(notes, task, attempt)["ended_ns"] - before_s * S_NS
+    place = next(n for n, one in enumerate(notes.events) if one["task"] == task and one["attempt"])
+    notes.events.insert(
+        place + 1, event("signal_intent", task, attempt, signal=9) | {"at_ns": at_ns}
+    )
+
+
+def signalled_in_vain(notes: Notes, many: int) -> None:
+    """So many tasks are answered a signal just before they end by themselves."""
+    for task in range(20, 20 + many):
+        notes.events += life(task, (1_000 + task, "exit", 0, "succeeded"))
+        signalled(notes, task, 1, 0)
 
 
 def rerun(notes: Notes) -> None:
@@ -246,6 +264,8 @@ def untold_end(notes: Notes) -> None:
         (again, "item 0 again"),
         (lambda n: again_beside_others(n, 1), "item 1 again in attempt 2"),
         (lambda n: n.facts.append("w5 5 3 123 item 23 lane 9"), "item 23 again in attempt 3"),
+        (lambda n: signalled(n, 2, 2, 3), "task 2, attempt 2: SIGKILL was answered, told as exit"),
+        (lambda n: signalled_in_vain(n, 10), "SIGKILL of 10 attempts was answered, and none died"),
         (unrun, "never ran"),
         (zombie, "went on after its successor"),
         (lambda n: n.facts.append("w2 2 2 103 overlap"), "overlap"),
@@ -321,6 +341,13 @@ def test_the_audit_finds_one_mistake(tmp_path: Path, doctor: Doctor, told: str) 
     [
         lambda n: host_struck(n, 1, 2, 3),
         lambda n: quarantined(n, 3),
+        lambda n: signalled(n, 2, 2, 1),
+        lambda n: signalled_in_vain(n, 9),
+        lambda n: signalled(n, 1, 1, 3),
+        lambda n: (
+            signalled(n, 2, 2, 3),
+            n.events.append(event("daemon_started", 0, 0, boot_id="b") | {"at_ns": 10_302 * S_NS}),
+        ),
         lambda n: (removed(n), n.steered.append({"verb": "clean", "tasks": [2]})),
     ],
 )
