@@ -290,3 +290,12 @@ def test_a_seeded_mistake_is_found_within_few_lives(
         except (Violation, Broken):
             return
     pytest.fail(f"{mistake.__doc__} Nobody noticed in {LIVES_TO_FIND} lives.")
+
+
+def test_lives_in_which_many_steer_keep_every_promise() -> None:
+    carried_out: set[str] = set()
+    for seed in range(1, 7):
+        life = Life(seed, climate=LIVELY)
+        life.run()
+        carried_out |= {one.verb for one in life.model.asked.values() if one.changed()}
+    assert carried_out >= {"hold", "release", "pause", "resume", "edit", "signal"}
