@@ -145,6 +145,7 @@ class Life:
         self.counts["accepted"] = len(self.model.acknowledged)
         self.counts["attempts"] = len(self.machine.begun)
         self.counts["checks"] = self.model.checks
+        self.counts["steered"] = self.model.steering.answered
         self.counts["simulated_s"] = self.agenda.elapsed_ns // S
 
     def _live_while(self, goes_on: Callable[[], bool]) -> None:

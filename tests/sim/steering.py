@@ -11,6 +11,7 @@ from tests.sim.asked import STARTERS, Asked, hold, may_have, standing
 STILL = frozenset({"held", "cancelled", "failed"})  # what is held can be given up, and no more
 LATE_START_NS = 15 * 10**9  # an order on its way is carried out by then, if ever
 UNDONE_BY = {"pause": frozenset({"resume"}), "resume": frozenset({"pause"})}
+STEERS = frozenset({"hold", "pause", "resume", "edit", "signal"})  # tasks; `group_set` a group
 LEAVES_IN = {"pause": "paused", "resume": "running"}
 
 
@@ -20,6 +21,7 @@ class Steering:
     def __init__(self, asked: dict[str, Asked], parallel: int) -> None:
         self._asked = asked
         self._parallel = parallel  # of the one group, until somebody changes that
+        self.answered = 0  # of these verbs, with something to be seen of it
         self._unlooked: list[Asked] = []  # answered by the daemon in this turn
         self._delivered: Counter[tuple[int, int]] = Counter()  # (task, signal), in this turn
 
@@ -106,6 +108,10 @@ class Steering:
         `begun` is when this one was.
         """
         one_turn, self._unlooked = self._unlooked, []
+        self.answered += sum(
+            one.verb == "group_set" or (one.verb in STEERS and bool(one.changed()))
+            for one in one_turn
+        )
         delivered, self._delivered = self._delivered, Counter()
         for one in one_turn:
             if one.verb == "signal" and one.sent > begun:
