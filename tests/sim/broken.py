@@ -2,9 +2,9 @@
 
 import traceback
 
+from tests.sim.asked import Violation
 from tests.sim.crash_states import Broken
 from tests.sim.faults import Blow
-from tests.sim.model import Violation
 
 ENDS = (Exception, Blow)
 """Whatever leaves a life is a violation of its seed. A Blow should have been caught inside."""

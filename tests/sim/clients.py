@@ -17,6 +17,7 @@ from tests.sim.network import Network
 RESEND_S = 2.0
 TIMEOUT_S = 10.0
 NEVER_RESENT = frozenset({"shutdown"})
+PENDING = frozenset({"queued", "waiting"})
 
 
 class Client:
@@ -33,6 +34,8 @@ class Client:
         self._frame, self._verb, self._asked_at = b"", "", 0
         self._resend_ns = self._give_up_ns = 0
         self._hold_s = 0.0
+        self.seen_running: list[int] = []  # in the rows that it was told last
+        self.seen_pending: list[int] = []
         self._then: Callable[[dict[str, Any] | None], None] = lambda _: None
         network.clients[self.identity] = self.hear
 
@@ -107,6 +110,8 @@ class Client:
             self.model.details(rows)
             rows = [row["row"] for row in rows]
         self.model.seen(rows, self._asked_at)
+        self.seen_running = [row["id"] for row in rows if row["phase"] == "running"]
+        self.seen_pending = [row["id"] for row in rows if row["phase"] in PENDING]
 
 
 class Person(Client):
@@ -224,10 +229,35 @@ class Person(Client):
         self._change("kill", m.Kill(self._select()))
 
     def signal(self) -> None:
-        self._change("signal", m.Signal(self._select(), self.dice.choice([10, 15, 9, 17])))
+        chosen = self._one_of(self.seen_running) if self.dice.random() < 0.7 else self._select()
+        self._change("signal", m.Signal(chosen, self.dice.choice([10, 15, 9, 17])))
 
     def retry(self) -> None:
         self._change("retry", m.Retry(self._select(), fresh=self.dice.random() < 0.3))
+
+    def pause(self) -> None:
+        """Pause what was seen to run."""
+        chosen = self._one_of(self.seen_running)
+        self._for_a_while("pause", m.Pause(chosen), "resume", m.Resume(chosen))
+
+    def hold(self) -> None:
+        """Hold what was seen to wait for its turn."""
+        chosen = self._one_of(self.seen_pending)
+        self._for_a_while("hold", m.Hold(chosen), "release", m.Release(chosen))
+
+    def _one_of(self, ids: list[int]) -> m.Selector:
+        return m.Selector(ids=(self.dice.choice(ids[-4:] or self.ids[-1:] or [1]),))
+
+    def _for_a_while(self, verb: str, args: m.Message, back: str, again: m.Message) -> None:
+        """Ask for something, and mostly for the contrary a moment later."""
+
+        def go_on(_: dict[str, Any] | None) -> None:
+            if self.dice.random() < 0.7:
+                self.agenda.after(self.dice.random() * 5, lambda: self._change(back, again))
+            else:
+                self._next(None)
+
+        self.call(verb, args, go_on, patient=self.dice.random() < 0.7)
 
     def edit(self) -> None:
         self._change("edit", m.Edit(self._select(), priority=self.dice.randint(-9, 9)))
@@ -255,8 +285,8 @@ class Person(Client):
 
 _WEIGHTS = {
     "submit": 30, "again": 3, "wait": 20, "status": 6, "show": 10, "cancel": 5, "kill": 2,
-    "signal": 3, "retry": 6, "edit": 2, "group": 2, "clean": 3, "other": 10, "events": 3,
-    "shutdown": 1,
+    "signal": 3, "retry": 6, "edit": 2, "group": 2, "pause": 4, "hold": 4, "clean": 3,
+    "other": 10, "events": 3, "shutdown": 1,
 }  # fmt: skip
 _ACTS = (list(_WEIGHTS), list(_WEIGHTS.values()))
 

@@ -19,9 +19,9 @@ from ckptd.protocol import messages as m
 from ckptd.storage.store import Store
 from tests.fakes.memory_disk import MemoryDisk
 from tests.sim.agenda import SimClock
+from tests.sim.asked import Violation
 from tests.sim.faults import Climate
 from tests.sim.jobs import JobMachine, JobRunner
-from tests.sim.model import Violation
 from tests.sim.network import Network, SimServer
 
 ROOT = "/state"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ckptd.core.port import (
+    Control,
     Delete,
     Deliver,
     DropCheckpoints,
@@ -320,8 +321,10 @@ class JobRunner(SimRunner):
             case DropCheckpoints(task=task):
                 jobs.saved.pop(task, None)
                 model.dropped(task, "success")
-            case Deliver(task=task, attempt=attempt):
-                model.signalled(task, attempt)
+            case Deliver(task=task, attempt=attempt, signal=number):
+                model.signalled(task, attempt, number)
+            case Control(task=task, attempt=attempt, stop=why) if why:
+                model.told_to_stop(task, attempt)
             case _:
                 pass
         super().carry_out(effect)

@@ -19,12 +19,13 @@ from ckptd.storage.store import Store
 from tests.fakes.memory_disk import MemoryDisk
 from tests.fakes.sim_runner import SimAttempt
 from tests.sim.agenda import Agenda, S, SimClock
+from tests.sim.asked import Violation
 from tests.sim.clients import Janitor, Person
 from tests.sim.crash_states import Broken, CrashStates
 from tests.sim.daemon import PARALLEL, ROOT, Daemon, Descriptors, Told
 from tests.sim.faults import Blow, Climate, Killed, PowerCut, draw
 from tests.sim.jobs import JobMachine
-from tests.sim.model import Model, Violation
+from tests.sim.model import Model
 from tests.sim.network import Network, Weather
 
 AMPLE_BYTES = 1 << 40
@@ -37,6 +38,7 @@ ROOM_TOLD_S = 60  # until then an answer may be of before: a disk that stalls ho
 KEPT_PER_ACTIVE_BYTES, ASKED_BYTES_MAX, HEADER_BYTES = 2 << 10, 2 << 10, 4 << 10
 KEPT_FOR_EVER = 10_000  # ended tasks: more than there are in any life
 FIRST_RECORDS_MAX = 64  # of a reign, before it serves anybody
+SEEN_AT_ONCE = frozenset({"hold", "pause", "resume", "edit"})
 NO_DISK = frozenset({"reply", "adopt", "order"})
 EDGES = (
     "any", "any", "any", "order", "reply", "adopt", "sync", "write", "sync_dir", "rename", "create",
@@ -143,6 +145,7 @@ class Life:
         self.counts["accepted"] = len(self.model.acknowledged)
         self.counts["attempts"] = len(self.machine.begun)
         self.counts["checks"] = self.model.checks
+        self.counts["steered"] = self.model.steering.answered
         self.counts["simulated_s"] = self.agenda.elapsed_ns // S
 
     def _live_while(self, goes_on: Callable[[], bool]) -> None:
@@ -161,7 +164,7 @@ class Life:
         self._room()
         self.disk.faults = []
         self.clock.skew_ns = 0
-        self.model.jumped()
+        self.model.attendance.jumped(self.agenda.elapsed_ns)
         self.network.weather = Weather()
         self.machine.accidents = 0.0
         for person in self.people:
@@ -208,6 +211,7 @@ class Life:
         if self._survives(lambda: daemon.start(self.machine, self.network, self.fds, self._edge)):
             assert daemon.runner is not None
             daemon.runner.on_news = self._poke
+            self.model.attendance.serves(self.agenda.elapsed_ns)
             self._take_bounds(daemon)
             self._inspect(daemon)
             self._turn_in(0)
@@ -216,20 +220,28 @@ class Life:
 
     def _inspect(self, daemon: Daemon) -> None:
         """See what a client sees, and let the model judge it."""
-        rows: list[dict[str, Any]] = []
-        cursor = 0
-        for _ in range(1_000):
-            page = daemon.ask("status", m.Status(limit=200, cursor=cursor))
-            rows += page["tasks"]
-            cursor = page["next"]
-            if not cursor:
-                break
+        rows = _rows(daemon)
         self.model.recovered(rows)
+        self._look_at_groups(daemon)
         ids = [row["id"] for row in rows]
         for first in range(0, len(ids), 100):
             chosen = m.Selector(ids=tuple(ids[first : first + 100]))
             self.model.details(daemon.ask("show", m.Show(chosen))["tasks"])
         self.counts["recoveries"] += 1
+
+    def _look_at_groups(self, daemon: Daemon) -> None:
+        groups = daemon.ask("groups", m.Empty())["groups"]
+        self.model.steering.check_groups(groups, self.model.now + 1)
+
+    def _look_at_changes(self, daemon: Daemon) -> None:
+        """See at once what became of what a turn has answered: later it may be undone."""
+        verbs = {one.verb: one for one in self.model.turn_is_over()}
+        if "group_set" in verbs:
+            self._look_at_groups(daemon)
+        changed = {row["id"] for one in verbs.values() for row in one.changed()}
+        if SEEN_AT_ONCE & verbs.keys():
+            rows = [row for row in _rows(daemon) if row["id"] in changed]
+            self.model.seen(rows, self.model.now + 1)
 
     def _turn_in(self, delay_ns: int) -> None:
         """Let the daemon have its turn then, unless it is to have one sooner."""
@@ -253,6 +265,7 @@ class Life:
         if not self._survives(daemon.loop.turn):
             return
         self._take_bounds(daemon)
+        self._look_at_changes(daemon)
         if daemon.loop.is_over:
             if self._survives(daemon.end):
                 self._gone("it ended in order")
@@ -326,6 +339,7 @@ class Life:
         if daemon is not None:
             self.disk.watch = None
             daemon.bury()
+        self.model.attendance.is_gone()
         self._turn_ns = 0
         self._due.clear()
         self.network.daemon_gone()
@@ -387,11 +401,13 @@ class Life:
     def _stall(self) -> None:
         """The disk takes its time; the world goes on, the daemon does not."""
         self._is_stalled = True
+        self.model.attendance.stands_still(is_so=True, now_ns=self.agenda.elapsed_ns)
         try:
             until_ns = self.agenda.elapsed_ns + int(self.dice.choice([0.1, 5.0, 40.0]) * S)
             self.agenda.pass_until(until_ns)
         finally:
             self._is_stalled = False
+            self.model.attendance.stands_still(is_so=False, now_ns=self.agenda.elapsed_ns)
 
     def _trouble_later(self) -> None:
         if not self.is_quiet:
@@ -426,7 +442,7 @@ class Life:
         self.counts["jump"] += 1
         self.tell(f"the wall clock jumps to {skew_s} s beside the truth")
         self.clock.skew_ns = skew_s * S
-        self.model.jumped()
+        self.model.attendance.jumped(self.agenda.elapsed_ns)
 
     def _enospc(self) -> None:
         used = self.disk.capacity - self.disk.free_bytes("")
@@ -525,6 +541,19 @@ class Life:
         task = left.tasks.get(one.start.task)
         run = task.run if task is not None else None
         self.model.check_intent(*one.key, run.attempt if run is not None else 0)
+
+
+def _rows(daemon: Daemon) -> list[dict[str, Any]]:
+    """Return all tasks, as `status` tells them."""
+    rows: list[dict[str, Any]] = []
+    cursor = 0
+    for _ in range(1_000):
+        page = daemon.ask("status", m.Status(limit=200, cursor=cursor))
+        rows += page["tasks"]
+        cursor = page["next"]
+        if not cursor:
+            break
+    return rows
 
 
 def _recovered(disk: MemoryDisk) -> tuple[int, bytes]:

@@ -7,12 +7,15 @@ lives: by chance a run falls below less than once in ten thousand.
 
 from collections.abc import Mapping
 
-WORK = {"accepted": 20.0, "attempts": 22.0, "recoveries": 2.3, "checks": 260.0, "task_death": 4.0}
+WORK = {
+    "accepted": 18.6, "attempts": 20.5, "recoveries": 2.2, "checks": 220.0, "task_death": 3.8,
+    "steered": 9.2,
+}  # fmt: skip
 FAULTS = {
-    "kill": 0.56, "power": 0.76, "in_recovery": 0.43, "gave_up": 0.57, "disk_errors": 0.83,
-    "eio_write": 0.16, "eio_sync": 0.2, "eio_sync_dir": 0.28, "stall": 0.2, "enospc": 1.5,
-    "jump": 2.1, "sigterm": 0.32, "shim_death": 0.68, "oom": 0.55, "messages_lost": 7.6,
-    "messages_doubled": 9.9, "messages_late": 1.7, "examined": 46.0,
+    "kill": 0.51, "power": 0.57, "in_recovery": 0.43, "gave_up": 0.67, "disk_errors": 0.91,
+    "eio_write": 0.2, "eio_sync": 0.27, "eio_sync_dir": 0.26, "stall": 0.18, "enospc": 1.6,
+    "jump": 2.0, "sigterm": 0.35, "shim_death": 0.63, "oom": 0.38, "messages_lost": 6.9,
+    "messages_doubled": 10.3, "messages_late": 1.6, "examined": 35.6,
 }  # fmt: skip
 """How often each happens in a life, on average."""
 _WORK_FREE, _WORK_SHARE = 5, 1 / 4

@@ -5,53 +5,20 @@ answered (as plain JSON values), what the machine's world did, and what a client
 recovery. What a request may have done is bounded by when it was sent and when it was answered.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.sim.asked import NEVER, STARTERS, Asked, hold, may_have
+from tests.sim.attendance import TOLD_LATE_NS, Attendance
+from tests.sim.steering import Steering
 
 FINISHED = frozenset({"succeeded", "failed", "cancelled", "quarantined", "blocked"})
 ACTIVE = frozenset({"starting", "running", "paused", "stopping"})
 OWN_STOPS = frozenset({"cancel", "kill", "timeout", "deadline", "shutdown"})
 PERMANENT = frozenset({64, 65, 66, 67, 68, 70, 72, 73, 76, 77, 78, 126, 127})
-STARTERS = frozenset({"retry", "release", "resume"})
 CLEANERS = frozenset({"clean"})
-NEVER = 1 << 62
-TOLD_LATE_NS = 2 * 10**9  # a start or an end is told by then
-
-
-class Violation(AssertionError):
-    """A promise is broken."""
-
-
-def hold(is_true: bool, what: str) -> None:  # noqa: FBT001 - it reads as the promise
-    if not is_true:
-        raise Violation(what)
-
-
-@dataclass
-class Asked:
-    """One mutating request: it takes effect, if at all, between its two moments."""
-
-    request: str
-    verb: str
-    args: dict[str, Any]
-    sent: int
-    answered: int = NEVER
-    result: dict[str, Any] | None = None
-    is_refused: bool = False
-    copies: int = 1  # sent so far: a refused request may be carried out by a later copy
-    wire: bytes = b""
-
-    def may_concern(self, task: int) -> bool:
-        """Tell whether it may have changed the task."""
-        if self.is_refused:
-            return False
-        if self.result is None:
-            ids = self.args.get("select", {}).get("ids")
-            return not ids or task in ids
-        return any(
-            row["id"] == task and row.get("error") is None for row in self.result.get("tasks", ())
-        )
 
 
 @dataclass
@@ -69,6 +36,7 @@ class Instance:
     was_told: bool = False  # somebody was told that it runs
     told: int = NEVER  # when somebody was told first how it ended: nothing changes that later
     was_signalled: bool = False
+    was_told_to_stop: bool = False
     is_excused: bool = False  # the disk of its output was full: a failure counts for nothing
     began_ns: int = 0  # of time that really passed, here and below
     ended_ns: int = 0
@@ -111,8 +79,9 @@ class Model:
         self.succeeded: set[int] = set()
         self.checks = 0
         self.elapsed_ns: Callable[[], int] = lambda: 0
-        self.reigns = 0
-        self._jumps_ns: list[int] = []
+        self.attendance = Attendance()
+        self.steering = Steering(self.asked, parallel)
+        self._reign_began = 0
 
     # --- what clients say and hear ----------------------------------------------------------------
 
@@ -131,15 +100,19 @@ class Model:
 
     def issued(self, request: str, wire: bytes, *, is_ok: bool) -> None:
         """The daemon answers a mutating request: once carried out, the same answer for ever."""
-        if request not in self.asked or self.asked[request].verb == "shutdown":
+        one = self.asked.get(request)
+        if one is None or one.verb == "shutdown":
             return
         first = self._issued.get(request)
         hold(
             first is None or (is_ok and wire == first),
-            f"{self.asked[request].verb} {request} was carried out, and answered anew",
+            f"{one.verb} {request} was carried out, and answered anew",
         )
-        if is_ok:
+        if is_ok and first is None:
             self._issued[request] = wire
+            self.now += 1
+            one.issued, one.issued_ns, one.given = self.now, self.elapsed_ns(), json.loads(wire)
+            self.steering.issued(one)
 
     def refused(self, request: str, code: str, *, is_full: bool, is_stopping: bool) -> None:
         """The daemon refuses a mutating request: the climate, or the request itself, is why."""
@@ -229,13 +202,7 @@ class Model:
 
     def _may_have(self, task: int, verbs: frozenset[str], since: int, until: int = NEVER) -> bool:
         """Tell whether a request of these verbs may have changed the task between the two."""
-        return any(
-            one.verb in verbs
-            and one.answered > since
-            and one.sent < until
-            and one.may_concern(task)
-            for one in self.asked.values()
-        )
+        return may_have(self.asked.values(), task, verbs, since, until)
 
     # --- what really happens ----------------------------------------------------------------------
 
@@ -248,11 +215,13 @@ class Model:
             hold(one.attempt < attempt, f"task {task}: attempt {attempt} after {one.attempt}")
         self._check_wanted(task, attempt, job)
         self._check_parallel()
+        self.steering.check_start(task, self._spec(task), self.elapsed_ns())
         want = 0 if job.fresh else job.saved
         hold(done == want, f"task {task}.{attempt} resumes at item {done}, saved were {want}")
         job.fresh = False
         since = job.instances[-1].ended if job.instances else 0
-        one = Instance(attempt, since, self.now, began_ns=self.elapsed_ns(), reign=self.reigns)
+        now_ns, reign = self.elapsed_ns(), self.attendance.reigns
+        one = Instance(attempt, since, self.now, began_ns=now_ns, reign=reign)
         job.instances.append(one)
 
     def _check_wanted(self, task: int, attempt: int, job: Job) -> None:
@@ -265,7 +234,7 @@ class Model:
                 )
         for request in self.asked.values():
             if request.verb in {"cancel", "kill"} and request.result is not None:
-                if not self._ended_by(request, task, "cancelled"):
+                if not request.has_put(task, "cancelled"):
                     continue
                 hold(
                     self._may_have(task, STARTERS, request.sent),
@@ -279,14 +248,6 @@ class Model:
         alive = sum(any(not one.cause for one in job.instances) for job in self.jobs.values())
         limit = max(limit, self._parallel)
         hold(alive < limit, f"{alive} tasks run and one more starts: {limit} may")
-
-    @staticmethod
-    def _ended_by(request: Asked, task: int, phase: str) -> bool:
-        assert request.result is not None
-        rows = request.result.get("tasks", ())
-        return any(
-            row["id"] == task and row["phase"] == phase and row.get("error") is None for row in rows
-        )
 
     def _is_final(self, task: int, job: Job, one: Instance) -> bool:
         """Tell whether nobody but a person may start the task after this end."""
@@ -340,6 +301,18 @@ class Model:
         self.now += 1
         job = self.jobs[task]
         hold(item > job.saved, f"task {task}.{attempt} repeats item {item}, saved: {job.saved}")
+        self._check_timeout(task, self._last(task, attempt))
+
+    def _check_timeout(self, task: int, one: Instance) -> None:
+        """Nothing runs on for long when its time is over, but where it was told to stop."""
+        timeout_s = self._spec(task).get("timeout_s")
+        if not timeout_s or one.was_signalled or one.was_told_to_stop:
+            return
+        self.checks += 1
+        is_late = self.attendance.must_have_stopped(
+            timeout_s, one.began_ns, one.reign, self.elapsed_ns()
+        )
+        hold(not is_late, f"task {task}.{one.attempt} runs on after its {timeout_s} s")
 
     def saved(self, task: int, attempt: int, checkpoint: int, items: int) -> None:
         self.now += 1
@@ -356,20 +329,28 @@ class Model:
     ) -> None:
         self.now += 1
         one = self._last(task, attempt)
+        self._check_timeout(task, one)
         one.is_excused = blame == "disk"
         one.cause, one.code, one.signal, one.ended = cause, code, signal, self.now
-        one.ended_ns, one.last_reign = self.elapsed_ns(), self.reigns
+        one.ended_ns, one.last_reign = self.elapsed_ns(), self.attendance.reigns
 
     def vanished(self, task: int, attempt: int) -> None:
         """The power went while it ran."""
         self.ended(task, attempt, "reboot", 0, 0)
         self._last(task, attempt).is_known = False
 
-    def signalled(self, task: int, attempt: int) -> None:
+    def signalled(self, task: int, attempt: int, signal: int) -> None:
         self.now += 1
+        self.steering.delivered(task, signal)
         for one in self.jobs.get(task, Job()).instances:
             if one.attempt == attempt:
                 one.was_signalled = True
+
+    def told_to_stop(self, task: int, attempt: int) -> None:
+        """Its control file says so."""
+        for one in self.jobs.get(task, Job()).instances:
+            if one.attempt == attempt:
+                one.was_told_to_stop = True
 
     # --- what the daemon orders -------------------------------------------------------------------
 
@@ -444,6 +425,8 @@ class Model:
             assert last is not None
             last.was_told = True
         self._check_cancel(task, row["phase"], asked_at)
+        first = self._spec(task).get("priority", 0)
+        self.steering.check_row(row, NEVER if last is None else last.began, first, asked_at)
 
     def _check_cancel(self, task: int, phase: str, asked_at: int) -> None:
         for request in self.asked.values():
@@ -451,8 +434,8 @@ class Model:
                 continue
             if request.result is None:
                 continue
-            ends = self._ended_by(request, task, "cancelled")
-            if not ends and not self._ended_by(request, task, "stopping"):
+            ends = request.has_put(task, "cancelled")
+            if not ends and not request.has_put(task, "stopping"):
                 continue
             hold(
                 phase == "cancelled"
@@ -502,20 +485,19 @@ class Model:
 
         Set between a start and the news of it, it may: the news carries the clock of before.
         """
-        told_ns = one.began_ns + TOLD_LATE_NS
-        if one.reign != one.last_reign or any(
-            one.began_ns <= at <= told_ns for at in self._jumps_ns
-        ):
+        is_unseen = self.attendance.was_set_unseen(one.began_ns, is_adopted=False)
+        if one.reign != one.last_reign or is_unseen:
             return timeout_s > 0
         return 0 < timeout_s * 1e9 <= one.ended_ns - one.began_ns + TOLD_LATE_NS
 
-    def jumped(self) -> None:
-        """The wall clock is set."""
-        self._jumps_ns.append(self.elapsed_ns())
-
     def begins_to_reign(self) -> None:
         """A daemon starts."""
-        self.reigns += 1
+        self.attendance.begins()
+        self._reign_began = self.now
+
+    def turn_is_over(self) -> list[Asked]:
+        """The daemon has lived through a turn; return what it has answered in it."""
+        return self.steering.turn_is_over(self._reign_began)
 
     def recovered(self, rows: list[dict[str, Any]]) -> None:
         """All tasks, as the first client after a recovery sees them."""

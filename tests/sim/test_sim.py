@@ -5,22 +5,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from ckptd.core import plan
+from ckptd.core.decide import Case, decide
 from ckptd.core.outcome import _Judge
 from ckptd.core.port import EndSeen, Sighting
-from ckptd.core.records import Phase, StopIntent, Verdict
-from ckptd.core.state import State
+from ckptd.core.records import AnyRecord, Phase, SignalIntent, StopIntent, Verdict
+from ckptd.core.state import State, Task
 from ckptd.daemon.engine import Engine
+from ckptd.protocol import messages as m
 from ckptd.protocol.errors import DiskFull, Internal, NotFound
 from tests.fakes.memory_disk import Directory, Inode
 from tests.fakes.sim_runner import SimMachine, SimRunner, Step
+from tests.sim.asked import Violation
 from tests.sim.crash_states import Broken
 from tests.sim.faults import Climate
 from tests.sim.jobs import JobMachine
 from tests.sim.life import Life
-from tests.sim.model import Violation
 from tests.sim.network import Weather
 
 SEEDS = range(1, 13)
@@ -216,15 +220,52 @@ def unwilling(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("ckptd.daemon.requests.decide", find_none)
 
 
+def answered_only(command: type[m.Message]) -> Mistake:
+    """Return a daemon that answers such commands and does nothing of it."""
+
+    def forget(patch: pytest.MonkeyPatch) -> None:
+        def decide_nothing(case: Case, asked: m.Message) -> tuple[list[AnyRecord], m.Answer]:
+            records, answer = decide(case, asked)
+            return ([] if isinstance(asked, command) else records), answer
+
+        patch.setattr("ckptd.daemon.requests.decide", decide_nothing)
+
+    forget.__doc__ = f"{command.__name__} is answered, and not recorded."
+    return forget
+
+
+def timeless(patch: pytest.MonkeyPatch) -> None:
+    """No timeout is ever over."""
+    due = plan._due
+
+    def due_but_timeouts(case: Case, observed: plan.Observed, task: Task) -> list[AnyRecord]:
+        found = due(case, observed, task)
+        return [one for one in found if getattr(one, "why", "") != "timeout"]
+
+    patch.setattr(plan, "_due", due_but_timeouts)
+
+
+def mute(patch: pytest.MonkeyPatch) -> None:
+    """Signals are answered and recorded, and not sent."""
+
+    def effects_but_signals(*seen: Any) -> list[Any]:
+        *before, news = seen
+        return plan.effects(*before, [one for one in news if not isinstance(one, SignalIntent)])
+
+    patch.setattr("ckptd.daemon.engine.effects", effects_but_signals)
+
+
 DEADLY = Climate(
-    busy_s=60, people=4, acts=20, pause_s=0.5, segment_bytes=16 << 10,
+    busy_s=60, people=4, acts=50, pause_s=0.5, segment_bytes=16 << 10,
     snapshot_every_bytes=16 << 10, finished_max=100_000, checkpoints_age_s=86_400.0,
     reign_edges=60, cut_short=1.0, power=0.0, keep=-1.0,
     weather=Weather(), delay_s=1.0, looks=0.0, trouble_s=5.0, kinds=("kill",),
 )  # fmt: skip
 """Nothing happens but that daemons are killed while their orders are on their way."""
-CALM = replace(DEADLY, people=1, cut_short=0.0, kinds=())
+CALM = replace(DEADLY, people=1, acts=20, cut_short=0.0, kinds=())
 """No fault at all: jobs fail by themselves."""
+LIVELY = replace(CALM, people=4, acts=50)
+"""The same, and many who steer."""
 
 
 @pytest.mark.parametrize(
@@ -234,7 +275,9 @@ CALM = replace(DEADLY, people=1, cut_short=0.0, kinds=())
         (twice, None), (forgetful, None), (flattering, None), (restless, None),
         (deaf_to_cancel, None), (overlooking, CALM), (praising, CALM), (harsh, CALM),
         (resigning, CALM), (unrecorded_stop, CALM), (refusing, CALM), (refusing, None),
-        (unwilling, CALM),
+        (unwilling, CALM), (timeless, None), (mute, None),
+        *((answered_only(one), LIVELY) for one in (m.Hold, m.Pause, m.Resume)),
+        *((answered_only(one), None) for one in (m.Edit, m.GroupSet)),
     ],
 )  # fmt: skip
 def test_a_seeded_mistake_is_found_within_few_lives(
@@ -247,3 +290,12 @@ def test_a_seeded_mistake_is_found_within_few_lives(
         except (Violation, Broken):
             return
     pytest.fail(f"{mistake.__doc__} Nobody noticed in {LIVES_TO_FIND} lives.")
+
+
+def test_lives_in_which_many_steer_keep_every_promise() -> None:
+    carried_out: set[str] = set()
+    for seed in range(1, 7):
+        life = Life(seed, climate=LIVELY)
+        life.run()
+        carried_out |= {one.verb for one in life.model.asked.values() if one.changed()}
+    assert carried_out >= {"hold", "release", "pause", "resume", "edit", "signal"}

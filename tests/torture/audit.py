@@ -44,6 +44,7 @@ def audit(root: Path) -> Found:
         kind = evidence.sent.get(work, "")
         violations += _one_work(work, kind, facts, evidence.told)
         violations += ends.of_work(work, kind, facts, evidence.told, evidence.strikes)
+    violations += ends.of_signals(evidence.told, evidence.strikes)
     violations += [*_batches(evidence, by_work), *_steered(evidence), *_rest(evidence)]
     return Found(_figures(evidence, by_work), violations)
 
@@ -127,21 +128,31 @@ def _one_work(work: str, kind: str, facts: list[Fact], told: Told) -> Iterator[s
 
 
 def _repeats(work: str, kind: str, facts: list[Fact]) -> Iterator[str]:
+    """None twice in one attempt, and none again but those that were the last of their lane."""
     lanes = works.LANES[kind]
     done: set[str] = set()
-    current: list[str] = []  # what the attempt before may have had under way
-    begun: list[str] = []
+    recorded: set[str] = set()
+    last: dict[str, str] = {}  # of each lane in this attempt
+    begun: set[str] = set()
     attempt = 0
     for fact in facts:
         if fact.attempt != attempt:
-            attempt, current, begun = fact.attempt, (begun or current), []
-        if fact.what == "item":
-            if fact.argument in begun:
-                yield f"{work}: item {fact.argument} twice in attempt {attempt}"
-            if fact.argument in done and lanes == 1 and fact.argument != current[-1]:
-                yield f"{work}: item {fact.argument} again in attempt {attempt}"
-            begun.append(fact.argument)
-            done.add(fact.argument)
+            attempt, last, begun = fact.attempt, {}, set()
+        if (fact.what, fact.argument) == ("end", "0"):
+            recorded |= done
+        if fact.what != "item":
+            continue
+        if fact.argument in begun:
+            yield f"{work}: item {fact.argument} twice in attempt {attempt}"
+        elif fact.argument in recorded:
+            yield f"{work}: item {fact.argument} again in attempt {attempt}"
+        if lanes == 1:  # what comes before it in line, and is not begun, was known as done
+            recorded |= done - {fact.argument}
+        elif fact.lane in last:
+            recorded.add(last[fact.lane])
+        last[fact.lane] = fact.argument
+        begun.add(fact.argument)
+        done.add(fact.argument)
     attempts = len({fact.attempt for fact in facts})
     repeats = sum(fact.what == "item" for fact in facts) - len(done)
     if repeats > lanes * (attempts - 1):

@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 from signal import SIGKILL
+from typing import Final
 
 from tests.torture import works
 from tests.torture.evidence import Attempt, Fact, Strikes, Told
+
+_DELIVERED_NS: Final = 2_000_000_000  # a signal has arrived by then
+_REVIVED_NS: Final = 10_000_000_000  # a daemon that was killed has a successor by then
+_ENOUGH: Final = 10  # signals, so that none of them may miss its mark by chance
 
 
 def of_work(work: str, kind: str, facts: list[Fact], told: Told, strikes: Strikes) -> Iterator[str]:
@@ -27,6 +32,34 @@ def of_work(work: str, kind: str, facts: list[Fact], told: Told, strikes: Strike
         is_hit = strikes.hit(task, number, found, pid)
         yield from _exit(where, found, ends.get(number), is_hit=is_hit, kind=kind)
         yield from _cause(where, found, strikes, is_hit=is_hit)
+
+
+def of_signals(told: Told, strikes: Strikes) -> Iterator[str]:
+    """Yield where SIGKILL was answered, and nobody died of it.
+
+    Most tasks are over soon, and a daemon may be killed before it sends what it has promised: so
+    one alone shows something only if its task lived on for long, and so did the daemon.
+    """
+    asked = arrived = 0
+    for task, attempts in told.attempts.items():
+        for number, one in attempts.items():
+            if not one.is_signalled or not one.is_ended:
+                continue
+            asked += 1
+            is_hit = strikes.hit(task, number, one, one.pid)
+            arrived += (one.cause, one.signal) == ("signal", SIGKILL) and not is_hit
+            if one.cause == "exit" and _has_outlived(one, told.starts_ns):
+                yield f"task {task}, attempt {number}: SIGKILL was answered, {_as_told(one)}"
+    if asked >= _ENOUGH and not arrived:
+        yield f"SIGKILL of {asked} attempts was answered, and none died of it"
+
+
+def _has_outlived(one: Attempt, starts_ns: list[int]) -> bool:
+    """Tell whether an attempt went on long after its signal, under the daemon that had it sent."""
+    until_ns = one.over_ns + _REVIVED_NS
+    if any(one.signalled_ns < at_ns <= until_ns for at_ns in starts_ns):
+        return False
+    return one.over_ns > one.signalled_ns + _DELIVERED_NS
 
 
 def _as_told(one: Attempt) -> str:

@@ -27,26 +27,34 @@ class Fact(NamedTuple):
     pid: int
     what: str
     argument: str
+    lane: str = ""  # whose items come one after the other, "" where only one is under way at all
 
 
 class Attempt:
     """What the daemon told of one attempt."""
 
     __slots__ = (
-        "began_ns", "boot", "cause", "code", "ended_ns", "ended_under", "is_ended", "is_signalled",
-        "is_stopped", "pid", "shim", "signal",
+        "began_ns", "boot", "cause", "code", "ended_ns", "ended_under", "is_ended", "is_stopped",
+        "over_ns", "pid", "shim", "signal", "signalled_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.began_ns = self.ended_ns = 0
+        self.over_ns = 0  # when it really ended: `ended_ns` is when that was known
+        self.signalled_ns = 0  # by a verb of a client, for the first time; 0: never
         self.pid = 0
         self.shim = 0
         self.boot = self.ended_under = ""  # the boot it ran under, and that of whoever told its end
         self.is_ended = False
-        self.is_stopped = self.is_signalled = False  # by a verb of a client
+        self.is_stopped = False  # by a verb of a client
         self.cause = ""
         self.code = 0
         self.signal = 0
+
+    @property
+    def is_signalled(self) -> bool:
+        """Tell whether a client's verb has sent it a signal, as the daemon says."""
+        return bool(self.signalled_ns)
 
     @property
     def is_touched(self) -> bool:
@@ -66,6 +74,7 @@ class Told:
         self.heard: Counter[tuple[int, str]] = Counter()
         self.attempts: dict[int, dict[int, Attempt]] = defaultdict(dict)
         self.faults: list[str] = []
+        self.starts_ns: list[int] = []  # of daemons
         self._boot = ""
         for event in events:
             self._take(event)
@@ -75,6 +84,7 @@ class Told:
         self.heard[task, kind] += 1
         if kind == "daemon_started":
             self._boot = fields["boot_id"]
+            self.starts_ns.append(event["at_ns"])
         if kind == "submitted":
             if task in self.phase or task in self.removed:
                 self.faults.append(f"id {task} was given twice")
@@ -113,11 +123,12 @@ class Told:
                     where = f"task {event['task']}, attempt {event['attempt']}"
                     self.faults.append(f"{where}: its end was told twice")
                 one.is_ended, one.ended_ns, one.ended_under = True, event["at_ns"], self._boot
+                one.over_ns = fields["ended_ns"]
                 one.cause, one.code, one.signal = fields["cause"], fields["code"], fields["signal"]
             case "stop_intent":
                 one.is_stopped = True
             case "signal_intent":
-                one.is_signalled = True
+                one.signalled_ns = one.signalled_ns or event["at_ns"]
             case _:
                 return
 
@@ -181,4 +192,5 @@ class Evidence:
         with (self.place / "facts").open() as file:
             for line in file:
                 work, task, attempt, pid, what, *rest = line.split()
-                yield Fact(work, int(task), int(attempt), int(pid), what, " ".join(rest))
+                told, _, lane = " ".join(rest).partition(" lane ")
+                yield Fact(work, int(task), int(attempt), int(pid), what, told, lane)

@@ -1,14 +1,16 @@
 """What the tortured tasks do: each leaves facts that no daemon had a hand in.
 
 A fact is one line of `$EVIDENCE/facts`: WORK TASK ATTEMPT PID FACT. A line is one write(2) to a
-file opened with O_APPEND, so lines of many processes never mix and no kill takes one back. Every
-instance holds an exclusive flock on the file of its work, which its children inherit: who does
-not get it has found two instances at once.
+file opened with O_APPEND, so lines of many processes never mix and no kill takes one back. Where
+many items are under way, the fact of one ends with `lane THREAD`: a thread that begins another
+item has the result of the one before on disk. Every instance holds an exclusive flock on the file
+of its work, which its children inherit: who does not get it has found two instances at once.
 """
 
 import fcntl
 import os
 import sys
+import threading
 
 from ckptd.sdk import Automatic, Manual, Progress, Time, task
 from ckptd.sdk import SyncResumableContext as Context
@@ -17,6 +19,8 @@ from tests.waiting import let_pass
 TURNS = 30
 ITEMS = 12
 LANES = 4
+IN_LANES = 24
+LANE_S = 0.05  # of the shortest item there: a kill finds some recorded, some not
 STEPS = ("fetch", "unpack", "check", "pay", "tell")
 
 
@@ -43,9 +47,9 @@ def begin() -> None:
     say("start")
 
 
-def pause() -> None:
+def pause(moment_s: float = 0.005) -> None:
     """Take a moment, so that there is something to hit."""
-    let_pass(float(os.environ.get("MOMENT_S", "0.005")))
+    let_pass(moment_s)
 
 
 def items(ctx: Context) -> int:
@@ -65,15 +69,15 @@ def lanes(ctx: Context) -> int:
     begin()
 
     def one(item: str) -> str:
-        say(f"item {item}")
-        pause()
+        say(f"item {item} lane {threading.get_native_id()}")
+        pause(LANE_S * (1 + int(item) % 3))  # no two lanes in step
         return item * 2
 
-    ctx.items([str(n) for n in range(ITEMS)], concurrency=LANES).run(one)
+    ctx.items([str(n) for n in range(IN_LANES)], concurrency=LANES).run(one)
     done = ctx.item_results()
-    _check(done == {str(n): str(n) * 2 for n in range(ITEMS)}, f"results {done}")
+    _check(done == {str(n): str(n) * 2 for n in range(IN_LANES)}, f"results {done}")
     say("end 0")
-    return ITEMS
+    return IN_LANES
 
 
 def steps(ctx: Context) -> str:

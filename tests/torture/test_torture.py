@@ -30,7 +30,8 @@ def test_whoever_is_killed_for_some_seconds_nothing_is_lost_and_nothing_done_twi
 class Notes:
     """The evidence of a small world in which all went well: a task killed once, a batch, a pause.
 
-    w1 works items off and is killed at item 1; w2 fails twice and then succeeds; w3 is a batch.
+    w1 works items off and is killed at item 1; w2 fails twice and then succeeds; w3 is a batch; w5
+    works items off in four lanes, and is killed while two of them are at their second one.
     """
 
     def __init__(self) -> None:
@@ -43,11 +44,16 @@ class Notes:
             "w4 4 2 105 start", *(f"w4 4 2 105 at {n}" for n in range(4, 30)),
             "w4 4 2 105 end 0",
             *(f"w3 0 0 106 item {n}" for n in range(25)),
+            "w5 5 1 120 start", *(f"w5 5 1 120 item {n} lane {n % 4}" for n in range(6)),
+            "w5 5 2 122 start", *(f"w5 5 2 122 item {n} lane {n % 4}" for n in range(2, 24)),
+            "w5 5 2 122 end 0",
         ]  # fmt: skip
-        kinds = {1: "items", 2: "flaky", 4: "manual"}
+        kinds = {1: "items", 2: "flaky", 4: "manual", 5: "lanes"}
         self.sent = [{"work": work, "kind": kind} for work, kind in kinds.items()]
         self.acked = [{"work": work, "task": work} for work in kinds]
-        self.strikes = [struck(101, task=1, work="w1"), struck(104, task=4, work="w4")]
+        self.strikes = [
+            struck(pid, task=task, work=f"w{task}") for pid, task in ((101, 1), (104, 4), (120, 5))
+        ]
         self.steered = [{"verb": "checkpoint_now", "tasks": [2]}, {"verb": "cancel", "tasks": []}]
         self.batches: list[dict[str, Any]] = [{"name": "w3"}, {"name": "w3", "finished": True}]
         self.events = [
@@ -55,6 +61,7 @@ class Notes:
             *life(1, (101, "signal", 0, "queued"), (111, "exit", 0, "succeeded")),
             *life(2, (102, "exit", 3, "waiting"), (103, "exit", 0, "succeeded")),
             *life(4, (104, "signal", 0, "queued"), (105, "exit", 0, "succeeded")),
+            *life(5, (120, "signal", 0, "queued"), (122, "exit", 0, "succeeded")),
             event("checkpoint_asked", 2, 1),
         ]
         results = [{"key": str(n), "status": "pass", "result": n * 2} for n in range(25)]
@@ -102,7 +109,9 @@ def life(task: int, *attempts: tuple[int, str, int, str]) -> list[dict[str, Any]
     for number, (pid, cause, code, phase) in enumerate(attempts, 1):
         signal = 9 if cause == "signal" else 0
         shim = {"boot_id": "b", "pid": pid + 1000, "ticks": 1}
+        over_ns = pid * 100 * S_NS + S_NS
         end = {"cause": cause, "code": code, "signal": signal, "verdict": {"phase": phase}}
+        end["ended_ns"] = over_ns
         lived = [
             event("start_intent", task, number),
             event("started", task, number, pid=pid, shim=shim),
@@ -137,6 +146,28 @@ def end_of(notes: Notes, task: int, attempt: int) -> dict[str, Any]:
 def again(notes: Notes) -> None:
     at = notes.facts.index("w1 1 2 111 item 1")
     notes.facts.insert(at, "w1 1 2 111 item 0")
+
+
+def again_beside_others(notes: Notes, item: int) -> None:
+    """An item is begun once more where four are under way, by a lane that is there for a moment."""
+    at = notes.facts.index("w5 5 2 122 item 2 lane 2")
+    notes.facts.insert(at, f"w5 5 2 122 item {item} lane 9")
+
+
+def signalled(notes: Notes, task: int, attempt: int, before_s: int) -> None:
+    """An attempt is answered a signal so long before its end."""
+    at_ns = end_of(notes, task, attempt)["ended_ns"] - before_s * S_NS
+    place = next(n for n, one in enumerate(notes.events) if one["task"] == task and one["attempt"])
+    notes.events.insert(
+        place + 1, event("signal_intent", task, attempt, signal=9) | {"at_ns": at_ns}
+    )
+
+
+def signalled_in_vain(notes: Notes, many: int) -> None:
+    """So many tasks are answered a signal just before they end by themselves."""
+    for task in range(20, 20 + many):
+        notes.events += life(task, (1_000 + task, "exit", 0, "succeeded"))
+        signalled(notes, task, 1, 0)
 
 
 def rerun(notes: Notes) -> None:
@@ -231,6 +262,10 @@ def untold_end(notes: Notes) -> None:
     ("doctor", "told"),
     [
         (again, "item 0 again"),
+        (lambda n: again_beside_others(n, 1), "item 1 again in attempt 2"),
+        (lambda n: n.facts.append("w5 5 3 123 item 23 lane 9"), "item 23 again in attempt 3"),
+        (lambda n: signalled(n, 2, 2, 3), "task 2, attempt 2: SIGKILL was answered, told as exit"),
+        (lambda n: signalled_in_vain(n, 10), "SIGKILL of 10 attempts was answered, and none died"),
         (unrun, "never ran"),
         (zombie, "went on after its successor"),
         (lambda n: n.facts.append("w2 2 2 103 overlap"), "overlap"),
@@ -306,6 +341,13 @@ def test_the_audit_finds_one_mistake(tmp_path: Path, doctor: Doctor, told: str) 
     [
         lambda n: host_struck(n, 1, 2, 3),
         lambda n: quarantined(n, 3),
+        lambda n: signalled(n, 2, 2, 1),
+        lambda n: signalled_in_vain(n, 9),
+        lambda n: signalled(n, 1, 1, 3),
+        lambda n: (
+            signalled(n, 2, 2, 3),
+            n.events.append(event("daemon_started", 0, 0, boot_id="b") | {"at_ns": 10_302 * S_NS}),
+        ),
         lambda n: (removed(n), n.steered.append({"verb": "clean", "tasks": [2]})),
     ],
 )

@@ -67,11 +67,11 @@ leave 85
 _FUNCTIONS: Final = (
     "items", "lanes", "steps", "manual", "by_time", "by_share", "automatic",
 )  # fmt: skip
-_ODDS: Final = {"plain": 60, "short": 20, "flaky": 4, "hopeless": 2, "patient": 2}
+_ODDS: Final = {"plain": 60, "short": 20, "flaky": 4, "hopeless": 2, "patient": 2, "lanes": 12}
 
 LANES: Final = {"verbs": 1, "items": 1, "steps": 1, "lanes": 4}
 """How many items are under way at once, for the kinds that have any."""
-ITEMS: Final = {"verbs": 3, "items": 12, "steps": 5, "lanes": 12}
+ITEMS: Final = {"verbs": 3, "items": 12, "steps": 5, "lanes": 24}
 """How many there are in all."""
 TURNS: Final = {
     "saver": 3,
