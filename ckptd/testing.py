@@ -391,6 +391,7 @@ def _forked(attempt: Callable[[], dict[str, Any]], told_fd: int) -> int:
 
 def _waited(pid: int, timeout_s: float) -> int | None:
     """Return the wait status, or None if the child had to be killed for its time."""
+    is_ended = False
     fd = os.pidfd_open(pid)
     try:
         is_ended = bool(select.select([fd], [], [], timeout_s)[0])

@@ -135,6 +135,28 @@ def test_a_resume_that_hangs_is_killed_and_told(tmp_path: Path) -> None:
         check_resumable(hangs, tmp_path, timeout=0.5)
 
 
+def test_an_interrupt_while_a_child_is_waited_for_ends_it_and_is_told_as_what_it_is(
+    tmp_path: Path,
+) -> None:
+    def interrupts(_: SyncResumableContext) -> None:
+        until(lambda: is_asleep(os.getppid()))
+        os.kill(os.getppid(), signal.SIGINT)
+        signal.pause()
+
+    others, before = children(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            check_resumable(interrupts, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert children() <= others
+
+
+def is_asleep(pid: int) -> bool:
+    """Tell whether a process waits, as it does for its child and nowhere else."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def test_a_child_that_dies_of_something_else_is_no_crash_of_ours(tmp_path: Path) -> None:
     def exits(ctx: SyncResumableContext) -> None:
         os._exit(3)
