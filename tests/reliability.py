@@ -64,7 +64,7 @@ _SHOWN: Final[dict[str, dict[str, str]]] = {
     "mutants": {"mutants": "mistakes", "killed": "noticed", "canaries": "canaries"},
     "golden": {
         "files_kept": "files kept", "tests": "tests of them",
-        "records": "kinds of record",
+        "records": "records among them",
     },
 }  # fmt: skip
 """What the table tells of each rig, by the name in its file; the file has all."""
