@@ -31,6 +31,14 @@ def phases(world: World, *numbers: int) -> list[str]:
     return [world.phase(number).word for number in numbers]
 
 
+def end_in_turn(world: World, *ends: tuple[int, int]) -> None:
+    """Let each of these (task, exit code) run, one after the other."""
+    for number, code in ends:
+        world.begins(number)
+        world.ends(number, code=code)
+        world.at_ns += SECOND
+
+
 # --- deadlines ------------------------------------------------------------------------------
 
 
@@ -177,9 +185,7 @@ def test_what_is_cancelled_and_retried_together_runs_in_its_order_again() -> Non
 
 def test_what_has_ended_and_is_retried_together_runs_in_its_order_again() -> None:
     world, first, second, third = chain()
-    for number, code in ((first, 0), (second, 1)):
-        world.begins(number)
-        world.ends(number, code=code)
+    end_in_turn(world, (first, 0), (second, 1))
     assert phases(world, first, second, third) == ["succeeded", "failed", "blocked"]
     world.ask(m.Retry(ids(first, second, third)))
     assert phases(world, first, second, third) == ["starting", "waiting", "waiting"]
@@ -208,9 +214,7 @@ def test_a_cancelled_task_that_is_retried_alone_is_blocked_by_what_was_cancelled
 
 def test_a_task_that_has_run_or_is_blocked_is_retried_whatever_became_of_what_it_needed() -> None:
     world, first, second, third = chain()
-    for number, code in ((first, 0), (second, 1)):
-        world.begins(number)
-        world.ends(number, code=code)
+    end_in_turn(world, (first, 0), (second, 1))
     world.ask(m.Clean(ids(first)))
     world.ask(m.Retry(ids(third)))
     assert world.phase(third) is Phase.STARTING
@@ -222,9 +226,7 @@ def test_what_was_cleaned_since_a_task_ran_does_not_block_it_when_it_waits_again
     world = World(slots=8)
     cleaned, again = world.submit(), world.submit()
     child = world.submit(after=(m.Dependency(cleaned), m.Dependency(again)))
-    for number, code in ((cleaned, 0), (again, 0), (child, 1)):
-        world.begins(number)
-        world.ends(number, code=code)
+    end_in_turn(world, (cleaned, 0), (again, 0), (child, 1))
     world.ask(m.Clean(ids(cleaned)))
     world.ask(m.Retry(ids(again, child)))
     assert world.phase(child) is Phase.WAITING
@@ -237,10 +239,7 @@ def test_what_fails_while_a_task_that_ran_before_waits_again_does_block_it() -> 
     world = World(slots=8)
     first = world.submit()
     child = world.submit(after=(m.Dependency(first),))
-    for number, code in ((first, 0), (child, 1)):
-        world.begins(number)
-        world.ends(number, code=code)
-        world.at_ns += SECOND
+    end_in_turn(world, (first, 0), (child, 1))
     world.ask(m.Retry(ids(first, child)))
     world.begins(first)
     world.ends(first, code=1)
@@ -251,10 +250,7 @@ def test_a_task_that_was_released_beside_a_failure_is_not_blocked_by_it_once_mor
     world = World(slots=8)
     failed, again = world.submit(), world.submit()
     child = world.submit(after=(m.Dependency(failed), m.Dependency(again)))
-    for number, code in ((failed, 1), (again, 0)):
-        world.begins(number)
-        world.ends(number, code=code)
-        world.at_ns += SECOND
+    end_in_turn(world, (failed, 1), (again, 0))
     world.ask(m.Release(ids(child)))
     world.begins(child)
     world.ends(child, code=1)
@@ -358,10 +354,7 @@ def test_a_need_that_fails_by_a_clock_that_was_set_back_is_not_taken_for_one_jud
     world = World(slots=8)
     first = world.submit()
     child = world.submit(after=(m.Dependency(first),))
-    for number, code in ((first, 0), (child, 1)):
-        world.begins(number)
-        world.ends(number, code=code)
-        world.at_ns += SECOND
+    end_in_turn(world, (first, 0), (child, 1))
     world.at_ns -= 100 * SECOND
     world.ask(m.Retry(ids(first, child)))
     world.at_ns += SECOND
